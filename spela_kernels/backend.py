@@ -1,0 +1,93 @@
+"""Which back-ends exist and which one runs: by device, SPELA_BACKEND or `use_backend`.
+
+Each op package (`linear`, ...) holds one module per back-end with the same functions; `select` returns
+the name of the module to call. `auto` takes the fastest available one for the tensor's device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+__all__ = ["BACKENDS", "available_backends", "select_backend", "use_backend"]
+
+# Fastest first; `reference` runs everywhere and is what the others are judged by.
+BACKENDS: tuple[str, ...] = ("reference",)
+
+_requested: ContextVar[str | None] = ContextVar("spela_backend", default=None)
+
+
+def _check_name(name: str, source: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        known = ", ".join(("auto", *BACKENDS))
+        raise ValueError(f"unknown back-end {name!r} in {source}: use one of {known}")
+    return name
+
+
+def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """List the back-ends that can run on a device here, fastest first.
+
+    Args:
+        device: A torch device.
+
+    Returns:
+        Back-end names; `reference` is always the last.
+
+    Example:
+        >>> available_backends("cpu")[-1]
+        'reference'
+    """
+    torch.device(device)
+    return BACKENDS
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops called inside the `with` block (in this thread or task) on one back-end.
+
+    Args:
+        name: `reference`, another of `available_backends()`, or `auto`. Overrides SPELA_BACKEND.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     select_backend(torch.device("cpu"))
+        'reference'
+    """
+    token = _requested.set(_check_name(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def select_backend(device: torch.device) -> str:
+    """Name the back-end that ops on `device` run on now.
+
+    Args:
+        device: The device of the op's tensors.
+
+    Returns:
+        A name from `BACKENDS`. A name asked for is never replaced by another.
+
+    Raises:
+        ValueError: If SPELA_BACKEND is unknown, or the requested back-end cannot run on `device`.
+    """
+    name = _requested.get()
+    if name is None:
+        name = _check_name(os.environ.get("SPELA_BACKEND", "auto"), "SPELA_BACKEND")
+    available = available_backends(device)
+    if name == "auto":
+        return available[0]
+    if name not in available:
+        raise ValueError(
+            f"back-end {name!r} cannot run on device {str(device)!r}: use one of "
+            f"{', '.join(available)}, or move the tensors"
+        )
+    return name

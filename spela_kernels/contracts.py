@@ -1,0 +1,177 @@
+"""Argument checks shared by every back-end: shapes, dtypes, devices, labels.
+
+Metadata checks run on real and fake tensors alike; label values are read on the CPU only, since a GPU
+would have to wait for them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from spela_kernels.activations import get_activation
+from spela_kernels.objectives import get_objective
+
+__all__ = ["Settings", "check_labels", "check_linear", "check_state", "check_target"]
+
+
+class Settings(NamedTuple):
+    """What a layer computes, apart from its tensors.
+
+    Attributes:
+        activation: A name from `ACTIVATIONS`.
+        negative_slope: Slope of leaky_relu below zero, >= 0.
+        objective: A name from `OBJECTIVES`.
+        scale: Factor of the cosines in `softmax` (its inverse temperature), > 0; others ignore it.
+    """
+
+    activation: str = "leaky_relu"
+    negative_slope: float = 1e-3
+    objective: str = "log"
+    scale: float = 20.0
+
+
+def _check_matrix(name: str, tensor: Tensor, axes: str) -> None:
+    if tensor.dim() != 2:
+        raise ValueError(
+            f"`{name}` must be {axes}, got shape {tuple(tensor.shape)}: flatten each sample to a row"
+        )
+
+
+def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    if tensor.device != reference.device:
+        raise ValueError(
+            f"`{name}` is on {tensor.device} but `{reference_name}` on {reference.device}: "
+            "move both to one device"
+        )
+    if tensor.dtype != reference.dtype:
+        raise TypeError(
+            f"`{name}` is {tensor.dtype} but `{reference_name}` is {reference.dtype}: convert one"
+        )
+
+
+def check_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    vectors: Tensor,
+    settings: Settings,
+) -> None:
+    """Check the tensors of a linear layer against each other.
+
+    Args:
+        x: (B, I) float layer input.
+        weight: (O, I) float.
+        bias: (O,) or None.
+        slope: (1,) learnable slope, for `prelu` only.
+        vectors: (C, O) class vectors.
+        settings: The layer's activation and objective.
+
+    Raises:
+        ValueError: On a shape, device, or name that does not fit.
+        TypeError: On dtypes that differ or are not floating point.
+    """
+    activation, negative_slope = settings.activation, settings.negative_slope
+    get_activation(activation)
+    get_objective(settings.objective)
+    if not settings.scale > 0:
+        raise ValueError(f"`scale` must be > 0, got {settings.scale}")
+    _check_matrix("x", x, "(B, I)")
+    _check_matrix("weight", weight, "(O, I)")
+    _check_matrix("vectors", vectors, "(C, O)")
+    if not weight.is_floating_point():
+        raise TypeError(f"`weight` must be floating point, got {weight.dtype}")
+    if x.shape[0] == 0:
+        raise ValueError("`x` has no rows: a batch needs at least one sample")
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"`x` has {x.shape[1]} features but `weight` takes {weight.shape[1]}: "
+            f"x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+        )
+    if vectors.shape[1] != weight.shape[0]:
+        raise ValueError(
+            f"`vectors` have dimension {vectors.shape[1]} but the layer has {weight.shape[0]} "
+            f"outputs: vectors must be (C, {weight.shape[0]})"
+        )
+    _check_like("x", x, "weight", weight)
+    _check_like("vectors", vectors, "weight", weight)
+    if bias is not None:
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"`bias` must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+        _check_like("bias", bias, "weight", weight)
+    if (slope is not None) != (activation == "prelu"):
+        raise ValueError(f"`slope` is the tensor of `prelu` and of no other activation ({activation})")
+    if slope is not None:
+        if slope.shape != (1,):
+            raise ValueError(f"`slope` must have shape (1,), got {tuple(slope.shape)}")
+        _check_like("slope", slope, "weight", weight)
+    if activation == "leaky_relu" and not negative_slope >= 0:
+        raise ValueError(
+            f"`negative_slope` must be >= 0, got {negative_slope}: the sign of y must tell that of z"
+        )
+
+
+def check_target(x: Tensor, target: Tensor) -> None:
+    """Check the metadata of labels.
+
+    Args:
+        x: (B, ...) the batch the labels belong to.
+        target: (B,) int64 labels.
+
+    Raises:
+        ValueError: On a shape or device that does not fit.
+        TypeError: If labels are not int64.
+    """
+    if target.dim() != 1 or target.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"`target` must be one label per sample, ({x.shape[0]},), got {tuple(target.shape)}"
+        )
+    if target.dtype != torch.int64:
+        raise TypeError(f"`target` must be int64 class indices, got {target.dtype}: use .long()")
+    if target.device != x.device:
+        raise ValueError(f"`target` is on {target.device} but `x` on {x.device}: move one")
+
+
+def check_labels(target: Tensor, num_classes: int) -> None:
+    """Check label values, on the CPU only (elsewhere the back-end guards the addresses it forms).
+
+    Args:
+        target: (B,) int64 labels.
+        num_classes: C.
+
+    Raises:
+        ValueError: If a label is not in 0..C-1.
+    """
+    if target.device.type != "cpu" or isinstance(target, FakeTensor):
+        return
+    low, high = (int(v) for v in target.aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"`target` must hold labels 0..{num_classes - 1}, got {low if low < 0 else high}"
+        )
+
+
+def check_state(name: str, state: Tensor | None, parameter: Tensor | None) -> None:
+    """Check an optimizer buffer against its parameter.
+
+    Args:
+        name: The argument's name, for the message.
+        state: Buffer or None.
+        parameter: The parameter the buffer belongs to, or None.
+
+    Raises:
+        ValueError: If shapes or devices differ, or the buffer has no parameter.
+    """
+    if state is None:
+        return
+    if parameter is None:
+        raise ValueError(f"`{name}` is given but its parameter is None")
+    if state.shape != parameter.shape or state.device != parameter.device:
+        raise ValueError(
+            f"`{name}` must be {tuple(parameter.shape)} on {parameter.device}, got "
+            f"{tuple(state.shape)} on {state.device}"
+        )

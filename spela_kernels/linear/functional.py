@@ -1,0 +1,244 @@
+"""The linear layer's public functions: documentation and defaults over the ops.
+
+The same arguments everywhere: x (B, I) layer input; weight (O, I); bias (O,) or None; vectors (C, O) unit
+class vectors; target (B,) int64 labels, all on one device in one float dtype. Losses and cosines come back
+in at least float32. Every function raises ValueError for shapes, devices, labels or names that do not fit
+and TypeError for dtypes that do not. Source: spec sections 3 and 5; TMLR 2025, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
+from spela_kernels.linear.types import Gradient, Parameters
+
+__all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor(value, dtype=dtype, device=like.device)
+
+
+def linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vectors: Tensor,
+    *,
+    slope: Tensor | None = None,
+    activation: str = "leaky_relu",
+    negative_slope: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """Layer output y = phi(x W^T + b) and its cosines to all class vectors; no gradients.
+
+    Args:
+        x: (B, I) layer input.
+        weight: (O, I).
+        bias: (O,) or None.
+        vectors: (C, O) unit rows.
+        slope: (1,) learnt slope, for `prelu` only.
+        activation: A name from `ACTIVATIONS`.
+        negative_slope: Slope of leaky_relu below zero, >= 0.
+
+    Returns:
+        y (B, O) and scores (B, C); a row of zeros scores 0 for every class.
+
+    Example:
+        >>> eye = torch.eye(2)
+        >>> linear_forward(torch.tensor([[3.0, 4.0]]), eye, None, eye)[1]
+        tensor([[0.6000, 0.8000]])
+    """
+    y, scores = forward_op(
+        x, weight, bias, slope, vectors, activation, negative_slope, "log", 1.0
+    )
+    return y, scores
+
+
+def linear_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vectors: Tensor,
+    target: Tensor,
+    *,
+    slope: Tensor | None = None,
+    activation: str = "leaky_relu",
+    negative_slope: float = 1e-3,
+    objective: str = "log",
+    scale: float = 20.0,
+) -> tuple[Tensor, Tensor]:
+    """The local loss, differentiable in weight, bias and slope only, and the layer output.
+
+    Args:
+        x: (B, I); never receives a gradient.
+        weight, bias, vectors, slope, activation, negative_slope: As in `linear_forward`.
+        target: (B,) int64 labels in 0..C-1.
+        objective: A name from `OBJECTIVES`.
+        scale: Factor of the cosines in `softmax`, > 0.
+
+    Returns:
+        loss () mean over the batch, and y (B, O) without a graph.
+
+    Example:
+        >>> eye, w = torch.eye(2), torch.eye(2, requires_grad=True)
+        >>> loss, y = linear_loss(eye, w, None, eye, torch.tensor([0, 1]), objective="cosine")
+        >>> loss.item(), y.requires_grad
+        (-1.0, False)
+    """
+    loss, y, *_ = loss_op(
+        x, weight, bias, slope, vectors, target, activation, negative_slope, objective, scale
+    )
+    return loss, y
+
+
+@torch.no_grad()
+def linear_gradient(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vectors: Tensor,
+    target: Tensor,
+    *,
+    slope: Tensor | None = None,
+    activation: str = "leaky_relu",
+    negative_slope: float = 1e-3,
+    objective: str = "log",
+    scale: float = 20.0,
+) -> tuple[Tensor, Tensor, Gradient]:
+    """Loss, output and closed-form local gradients, outside autograd.
+
+    Args:
+        x, weight, bias, vectors, target, slope, activation, negative_slope, objective, scale: As in
+            `linear_loss`.
+
+    Returns:
+        loss (), y (B, O), and a `Gradient` (weight (O, I), bias (O,) or None, slope (1,) or None).
+
+    Example:
+        >>> eye = torch.eye(2)
+        >>> x, target = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> linear_gradient(x, eye, None, eye, target, objective="cosine")[2].weight
+        tensor([[-0.3536, -0.3536],
+                [ 0.3536,  0.3536]])
+    """
+    tensors = (x, weight, bias, slope, vectors, target)
+    settings = (activation, negative_slope, objective, scale)
+    loss, *saved = loss_op(*tensors, *settings)
+    dweight, dbias, dslope = loss_backward_op(None, *tensors, *saved, *settings)
+    gradient = Gradient(
+        dweight, None if bias is None else dbias, None if slope is None else dslope
+    )
+    return loss, saved[0], gradient
+
+
+@torch.no_grad()
+def linear_sgd_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vectors: Tensor,
+    target: Tensor,
+    lr: float | Tensor,
+    *,
+    momentum_buffers: Parameters | None = None,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    slope: Tensor | None = None,
+    activation: str = "leaky_relu",
+    negative_slope: float = 1e-3,
+    objective: str = "log",
+    scale: float = 20.0,
+) -> tuple[Tensor, Tensor]:
+    """One forward and one SGD step of a layer, in place: torch.optim.SGD's rule with dampening 0.
+
+    Args:
+        x, weight, bias, vectors, target, slope, activation, negative_slope, objective, scale: As in
+            `linear_loss`; weight, bias and slope are updated.
+        lr: Learning rate per mean-sample loss; a 0-d float tensor keeps a schedule from recompiling.
+        momentum_buffers: One buffer a parameter (zeros before the first step), updated; None for
+            plain SGD.
+        momentum: Factor of the old buffer.
+        weight_decay: L2 penalty added to the gradient.
+        nesterov: Nesterov momentum.
+
+    Returns:
+        loss () and y (B, O), both from before the update.
+
+    Example:
+        >>> w, eye = torch.eye(2), torch.eye(2)
+        >>> x, target = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> loss, y = linear_sgd_(x, w, None, eye, target, 1.0, objective="cosine")
+        >>> w
+        tensor([[ 1.3536,  0.3536],
+                [-0.3536,  0.6464]])
+    """
+    if momentum_buffers is None and momentum != 0:
+        raise ValueError("momentum needs `momentum_buffers`: pass one zero tensor a parameter")
+    buffers = momentum_buffers or (None, None, None)
+    loss, y = sgd_op(
+        x, weight, bias, slope, vectors, target, *buffers, _scalar(lr, weight),
+        momentum, weight_decay, nesterov, activation, negative_slope, objective, scale,
+    )  # fmt: skip
+    return loss, y
+
+
+@torch.no_grad()
+def linear_adam_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    vectors: Tensor,
+    target: Tensor,
+    lr: float | Tensor,
+    *,
+    exp_avgs: Parameters,
+    exp_avg_sqs: Parameters,
+    step: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    slope: Tensor | None = None,
+    activation: str = "leaky_relu",
+    negative_slope: float = 1e-3,
+    objective: str = "log",
+    scale: float = 20.0,
+) -> tuple[Tensor, Tensor]:
+    """One forward and one Adam step of a layer, in place: torch.optim.Adam's rule.
+
+    Args:
+        x, weight, bias, vectors, target, slope, activation, negative_slope, objective, scale: As in
+            `linear_loss`; weight, bias and slope are updated.
+        lr: Learning rate, a float or a 0-d float tensor.
+        exp_avgs: First moments, one buffer a parameter (zeros before the first step), updated.
+        exp_avg_sqs: Second moments, likewise.
+        step: Number of this step, counted from 1; a float or a 0-d tensor.
+        betas: Decay of the two moments.
+        eps: Added to the denominator.
+        weight_decay: L2 penalty added to the gradient.
+
+    Returns:
+        loss () and y (B, O), both from before the update.
+
+    Example:
+        >>> w, eye = torch.eye(2), torch.eye(2)
+        >>> first, second = (Parameters(torch.zeros(2, 2), None, None) for _ in range(2))
+        >>> x, target = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
+        >>> _ = linear_adam_(
+        ...     x, w, None, eye, target, 0.1, exp_avgs=first, exp_avg_sqs=second, step=1
+        ... )
+        >>> w
+        tensor([[ 1.1000,  0.1000],
+                [-0.1000,  0.9000]])
+    """
+    loss, y = adam_op(
+        x, weight, bias, slope, vectors, target, *exp_avgs, *exp_avg_sqs,
+        _scalar(step, weight), _scalar(lr, weight), *betas, eps, weight_decay,
+        activation, negative_slope, objective, scale,
+    )  # fmt: skip
+    return loss, y
