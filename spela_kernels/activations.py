@@ -62,9 +62,7 @@ ACTIVATIONS: dict[str, Activation] = {
             lambda z, slope: torch.nn.functional.elu(z),
             lambda y, slope: torch.where(y > 0, torch.ones_like(y), y + 1),
         ),
-        Activation(
-            "gelu", True, lambda z, slope: torch.nn.functional.gelu(z), _gelu_derivative
-        ),
+        Activation("gelu", True, lambda z, slope: torch.nn.functional.gelu(z), _gelu_derivative),
         Activation(
             "identity", False, lambda z, slope: z.clone(), lambda y, slope: torch.ones_like(y)
         ),

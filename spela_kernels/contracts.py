@@ -104,7 +104,9 @@ def check_linear(
             raise ValueError(f"`bias` must be ({weight.shape[0]},), got {tuple(bias.shape)}")
         _check_like("bias", bias, "weight", weight)
     if (slope is not None) != (activation == "prelu"):
-        raise ValueError(f"`slope` is the tensor of `prelu` and of no other activation ({activation})")
+        raise ValueError(
+            f"`slope` is the tensor of `prelu` and of no other activation ({activation})"
+        )
     if slope is not None:
         if slope.shape != (1,):
             raise ValueError(f"`slope` must have shape (1,), got {tuple(slope.shape)}")

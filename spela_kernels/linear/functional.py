@@ -53,9 +53,7 @@ def linear_forward(
         >>> linear_forward(torch.tensor([[3.0, 4.0]]), eye, None, eye)[1]
         tensor([[0.6000, 0.8000]])
     """
-    y, scores = forward_op(
-        x, weight, bias, slope, vectors, activation, negative_slope, "log", 1.0
-    )
+    y, scores = forward_op(x, weight, bias, slope, vectors, activation, negative_slope, "log", 1.0)
     return y, scores
 
 
@@ -130,9 +128,7 @@ def linear_gradient(
     settings = (activation, negative_slope, objective, scale)
     loss, *saved = loss_op(*tensors, *settings)
     dweight, dbias, dslope = loss_backward_op(None, *tensors, *saved, *settings)
-    gradient = Gradient(
-        dweight, None if bias is None else dbias, None if slope is None else dslope
-    )
+    gradient = Gradient(dweight, None if bias is None else dbias, None if slope is None else dslope)
     return loss, saved[0], gradient
 
 

@@ -21,7 +21,10 @@ from spela_kernels.objectives import get_objective
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
-_MODULES = {"reference": "spela_kernels.linear.reference"}
+_MODULES = {
+    "triton": "spela_kernels.linear.launch",
+    "reference": "spela_kernels.linear.reference",
+}
 
 _LAYER = "Tensor x, Tensor weight, Tensor? bias, Tensor? slope, Tensor vectors"
 _UPDATED = "Tensor x, Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)? slope, Tensor vectors"

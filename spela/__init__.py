@@ -1,0 +1,22 @@
+"""SPELA: training neural networks without a backward pass.
+
+Layers that learn on their own in one forward pass, drop in for torch's, and can each answer.
+"""
+
+from spela import optim
+from spela.layers import LocalLayer, RowNorm, SpelaLinear
+from spela.network import SpelaSequential
+from spela.vectors import coulomb_energy, random_vectors, symmetric_vectors
+
+__all__ = [
+    "LocalLayer",
+    "RowNorm",
+    "SpelaLinear",
+    "SpelaSequential",
+    "coulomb_energy",
+    "optim",
+    "random_vectors",
+    "symmetric_vectors",
+]
+
+__version__ = "0.1.0"

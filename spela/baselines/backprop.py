@@ -1,0 +1,39 @@
+"""Backpropagation on the same shapes: hidden layers as given, a linear output layer, cross-entropy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BackpropSequential"]
+
+
+class BackpropSequential(nn.Sequential):
+    """nn.Sequential trained end to end by cross-entropy, with the training loop's method names.
+
+    Args:
+        *modules: As nn.Sequential; the last one's output is the logits (B, C).
+
+    Example:
+        >>> net = BackpropSequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> net.local_step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), optimizer).shape
+        torch.Size([1])
+    """
+
+    def layer_scores(self, x: Tensor) -> list[Tensor]:
+        """The logits: only the last layer of a backprop network answers."""
+        return [self(x)]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Labels (B,)."""
+        with torch.no_grad():
+            return self(x).argmax(dim=1)
+
+    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        """One step of backprop: loss (1,) from before the update."""
+        optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.cross_entropy(self(x), target)
+        loss.backward()
+        optimizer.step()
+        return loss.detach().reshape(1)

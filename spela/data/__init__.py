@@ -1,0 +1,22 @@
+"""Datasets by name or from a user's files, and mini-batches on the training device."""
+
+from __future__ import annotations
+
+from spela.data.batches import Batches, epoch_generator
+from spela.data.dataset import Dataset
+from spela.data.inputs import read_inputs
+from spela.data.prepare import prepare
+from spela.data.registry import dataset_names, is_available, load_dataset
+from spela.data.source import default_data_root
+
+__all__ = [
+    "Batches",
+    "Dataset",
+    "dataset_names",
+    "default_data_root",
+    "epoch_generator",
+    "is_available",
+    "load_dataset",
+    "prepare",
+    "read_inputs",
+]

@@ -1,0 +1,148 @@
+"""The rules by which a NumPy array of a file becomes samples or labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_labels", "as_samples", "count_classes", "split_indices"]
+
+_CHANNELS = (1, 3, 4)
+
+
+def as_samples(array: np.ndarray, where: str) -> Tensor:
+    """Turn an array of images or features into samples as `Dataset` keeps them.
+
+    uint8 stays uint8 and means pixels (0..255); floats become float32 and keep their values; other
+    integers and booleans are refused, because nothing says whether they are pixels or features.
+
+    Args:
+        array: (N, F) features; (N, H, W), (N, H, W, C) or (N, C, H, W) images. Four axes are
+            channels-last if the last is 1, 3 or 4 and the second is not.
+        where: file or array name for messages.
+
+    Returns:
+        uint8 or float32, (N, F) or (N, C, H, W).
+
+    Raises:
+        ValueError: another dtype or number of axes.
+
+    Example:
+        >>> as_samples(np.zeros((2, 5, 6, 3), np.uint8), "photos").shape
+        torch.Size([2, 3, 5, 6])
+    """
+    if array.dtype == np.uint8:
+        target: type[np.uint8 | np.float32] = np.uint8
+    elif array.dtype.kind == "f":
+        target = np.float32
+    else:
+        raise ValueError(
+            f"{where} must be uint8 (pixels 0..255) or float (features), got {array.dtype}; "
+            "convert with .astype('uint8') or .astype('float32')"
+        )
+    if array.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"{where} must be (N, F) features or (N, H, W), (N, H, W, C), (N, C, H, W) images, "
+            f"got shape {array.shape}"
+        )
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[3] in _CHANNELS and array.shape[1] not in _CHANNELS:
+        array = array.transpose(0, 3, 1, 2)
+    with np.errstate(over="ignore"):  # what overflows float32 becomes Inf, which Dataset refuses
+        array = np.ascontiguousarray(array, dtype=target)
+    return torch.from_numpy(array)
+
+
+def as_labels(array: np.ndarray, where: str) -> Tensor:
+    """Turn an array of class indices into labels.
+
+    Args:
+        array: (N,) or (N, 1) integers.
+        where: file or array name for messages.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        ValueError: floats (also integral ones), booleans, text, or another shape.
+
+    Example:
+        >>> as_labels(np.array([2, 0], np.uint8), "y")
+        tensor([2, 0])
+    """
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{where} must be class indices of shape (N,), got shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{where} must be integer class indices 0..C-1, got {array.dtype}; "
+            "convert with .astype('int64')"
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def count_classes(labels: Tensor, where: str) -> int:
+    """The number of classes C where nothing else names it: the training labels must be 0..C-1.
+
+    Args:
+        labels: (N,) int64, the training labels.
+        where: file or array name for messages.
+
+    Raises:
+        ValueError: no labels, a negative one, only one class, or a class without a sample (as with
+            labels that start at 1).
+
+    Example:
+        >>> count_classes(torch.tensor([0, 2, 1, 1]), "y")
+        3
+    """
+    if labels.numel() == 0:
+        raise ValueError(f"{where} holds no labels")
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0:
+        raise ValueError(f"{where} must hold class indices 0..C-1, found {low}")
+    if high == 0:
+        raise ValueError(f"{where} holds only class 0; a classifier needs at least 2 classes")
+    # With more classes than samples one is missing for sure: a huge label must allocate nothing.
+    if high < labels.numel():
+        missing = (torch.bincount(labels) == 0).nonzero().flatten().tolist()
+    else:
+        missing = sorted(set(range(labels.numel() + 1)) - set(labels.tolist()))
+    if missing:
+        raise ValueError(
+            f"{where} goes up to {high} but class {missing[0]} has no training sample; number the "
+            "classes 0..C-1, or store a class_names array of length C beside the data"
+        )
+    return high + 1
+
+
+def split_indices(
+    labels: Tensor, *, every: int = 5, seed: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Split samples into training and test, each class in the same proportion (within one sample).
+
+    The samples are sorted by class and every fifth is taken for the test; both parts keep the
+    order of the file.
+
+    Args:
+        labels: (N,) int64.
+        every: one sample in `every` goes to the test part.
+        seed: which sample of a class is taken: shuffled by this seed, or file order if None.
+
+    Returns:
+        Training and test indices, int64, ascending.
+
+    Example:
+        >>> split_indices(torch.tensor([0, 1, 0, 1, 0, 1]), every=3)
+        (tensor([2, 3, 4, 5]), tensor([0, 1]))
+    """
+    order = torch.arange(labels.numel())
+    if seed is not None:
+        order = torch.randperm(labels.numel(), generator=torch.Generator().manual_seed(seed))
+    order = order[torch.argsort(labels[order], stable=True)]
+    in_test = torch.zeros(labels.numel(), dtype=torch.bool)
+    in_test[order[::every]] = True
+    return (~in_test).nonzero().flatten(), in_test.nonzero().flatten()

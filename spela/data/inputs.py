@@ -1,0 +1,185 @@
+"""Files to label: arrays and images turned into samples of a trained network's shape."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from spela.data.arrays import as_samples
+from spela.data.idx import looks_like_idx, read_idx
+from spela.data.npz import npz_keys, read_npy, read_npz
+from spela.data.reading import one_line
+
+__all__ = ["image_files", "read_inputs"]
+
+_logger = logging.getLogger(__name__)
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_KEYS = ("x", "test_x", "x_test", "test_images")
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def read_inputs(
+    path: Paths, sample_shape: Sequence[int], *, train_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Read what is to be labelled, as a tensor like a dataset's train_x.
+
+    Args:
+        path: an .npz (its array x, else its only array, else test_x), .npy or idx file; a PNG or
+            JPEG image, several of them, or a folder of them (sorted by name, see `image_files`).
+            An image is converted to the network's number of channels and, where its size differs,
+            resized (bilinear, without keeping proportions), which is logged as a warning.
+        sample_shape: the network's (C, H, W) or (F,). Arrays may be flat or not, as long as the
+            number of values fits; one sample without a batch axis is accepted.
+        train_dtype: the dtype the network was trained from, if known: after uint8 pixels, floats
+            outside 0..1 are refused as wrongly scaled.
+
+    Returns:
+        (N, *sample_shape), uint8 or float32; `prepare` makes network inputs of it.
+
+    Raises:
+        ValueError: a missing, unreadable or empty file, a shape that does not fit, NaN or Inf.
+    """
+    shape = tuple(sample_shape)
+    if not isinstance(path, (str, os.PathLike)):
+        files = [Path(item) for item in path]
+    else:
+        files = [Path(path).expanduser()]
+    if len(files) != 1 or files[0].is_dir() or _is_image(files[0]):
+        images = [file for item in files for file in image_files(item)]
+        if not images:
+            raise ValueError("path is an empty list; give at least one image file")
+        return _read_images(images, shape)
+    return _read_array(files[0], shape, train_dtype)
+
+
+def image_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The image files behind a path, in the order of the rows that `read_inputs` returns.
+
+    Args:
+        path: one image file, or a folder (not searched below).
+
+    Raises:
+        ValueError: nothing there, or no PNG or JPEG file in it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        if not _is_image(path):
+            raise ValueError(f"{path} is not a PNG or JPEG file")
+        return [path]
+    files = sorted(file for file in path.iterdir() if _is_image(file))
+    if not files:
+        raise ValueError(f"{path} holds no PNG or JPEG file; give a folder of images")
+    return files
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGE_SUFFIXES
+
+
+def _read_images(files: list[Path], shape: tuple[int, ...]) -> Tensor:
+    if len(shape) != 3 or shape[0] not in _MODES:
+        raise ValueError(
+            f"images need a network for (1, H, W), (3, H, W) or (4, H, W) samples, this one takes "
+            f"{shape}; give an .npz or .npy file"
+        )
+    channels, height, width = shape
+    batch = np.empty((len(files), height, width, channels), np.uint8)
+    resized = []
+    for row, file in enumerate(files):
+        image = _open_image(file, _MODES[channels])
+        if image.size != (width, height):
+            resized.append(f"{file} ({image.width}x{image.height})")
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        batch[row] = np.asarray(image, np.uint8).reshape(height, width, channels)
+    if resized:
+        _logger.warning(
+            "resized %d of %d images to %dx%d, the first: %s",
+            len(resized),
+            len(files),
+            width,
+            height,
+            resized[0],
+        )
+    return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+
+
+def _open_image(file: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            if image.mode.startswith(("I", "F")):
+                # Pillow would clip such pixels at 255 instead of scaling them.
+                raise ValueError(f"it has {image.mode} pixels; save it with 8 bits a channel")
+            return ImageOps.exif_transpose(image).convert(mode)
+    # Pillow reports damage as OSError, SyntaxError or DecompressionBombError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {file} as an image: {one_line(error)}") from error
+
+
+def _read_array(file: Path, shape: tuple[int, ...], train_dtype: torch.dtype | None) -> Tensor:
+    suffix = file.suffix.lower()
+    if suffix == ".npz":
+        key = _choose_key(file)
+        where, array = f"{file}: {key}", read_npz(file, key)
+    elif suffix == ".npy":
+        where, array = str(file), read_npy(file)
+    elif looks_like_idx(file):
+        where, array = str(file), read_idx(file)
+    else:
+        raise ValueError(
+            f"{file} is not a known kind of input; expected .npz, .npy, an idx file, "
+            ".png, .jpg or a folder of images"
+        )
+    x = _fit(array, shape, where)
+    if x.dtype == torch.float32:
+        low, high = (float(value) for value in torch.aminmax(x))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{where} holds NaN or Inf; remove or replace them")
+        if train_dtype == torch.uint8 and (low < 0.0 or high > 1.0):
+            raise ValueError(
+                f"{where} holds floats from {low:g} to {high:g}, but this network was trained on "
+                "pixels; give uint8 pixels 0..255, or floats divided by 255"
+            )
+    return x
+
+
+def _choose_key(file: Path) -> str:
+    keys = npz_keys(file)
+    known = next((key for key in _KEYS if key in keys), None)
+    if known is not None:
+        return known
+    if len(keys) == 1:
+        return keys[0]
+    raise ValueError(
+        f"{file} must hold the inputs as x (or as its only array); "
+        f"it holds {', '.join(keys) or 'no array'}"
+    )
+
+
+def _fit(array: np.ndarray, shape: tuple[int, ...], where: str) -> Tensor:
+    """Bring an array to (N, *shape) if its axes say the same samples."""
+    single = (shape, shape[1:] if len(shape) == 3 and shape[0] == 1 else shape)
+    if array.shape in single or (len(shape) == 3 and array.shape == (*shape[1:], shape[0])):
+        array = array[None]
+    # (N, C, H, W) as the network has it may look channels-last to the general rule: leave it.
+    if array.shape[1:] == shape and array.ndim == 4:
+        array = array.reshape(len(array), -1)
+    x = as_samples(array, where)
+    same = tuple(x.shape[1:]) == shape
+    one_is_flat = x.ndim == 2 or len(shape) == 1
+    if len(x) == 0 or not (same or (one_is_flat and math.prod(x.shape[1:]) == math.prod(shape))):
+        raise ValueError(
+            f"{where} has shape {array.shape}, expected (N, {', '.join(map(str, shape))}) "
+            f"with at least one sample, or {math.prod(shape)} values in each row"
+        )
+    return x.reshape(len(x), *shape)

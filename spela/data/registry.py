@@ -1,0 +1,123 @@
+"""Datasets by name, and the one function that loads any of them or a user's own file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from spela.data.cifar import cifar_sources
+from spela.data.dataset import Dataset
+from spela.data.digits import digits_source
+from spela.data.files import load_file
+from spela.data.mnist import mnist_sources
+from spela.data.reading import reading
+from spela.data.source import Source, default_data_root, download_into
+from spela.data.svhn import svhn_source
+
+__all__ = ["dataset_names", "is_available", "load_dataset"]
+
+_SOURCES = {
+    source.name: source
+    for source in (digits_source(), *mnist_sources(), *cifar_sources(), svhn_source())
+}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names `load_dataset` knows.
+
+    Example:
+        >>> dataset_names()
+        ('digits', 'fashion-mnist', 'mnist', 'kmnist', 'cifar10', 'cifar100', 'svhn')
+    """
+    return tuple(_SOURCES)
+
+
+def is_available(name: str, data_root: str | os.PathLike[str] | None = None) -> bool:
+    """Whether a named dataset can be loaded without a download (its files are not read).
+
+    Args:
+        name: one of `dataset_names()`.
+        data_root: the folder for datasets; None for `default_data_root()`.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> is_available("digits")
+        True
+    """
+    source = _SOURCES.get(_canonical(name))
+    if source is None:
+        raise ValueError(_unknown(name))
+    return _find(source, _root(data_root)) is not None
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike[str],
+    data_root: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = True,
+    split_seed: int = 0,
+) -> Dataset:
+    """Load a dataset into CPU memory, by name or from a user's own file.
+
+    Args:
+        name_or_path: one of `dataset_names()`; or an .npz file or a folder with four idx files
+            (`spela.data.files.load_file` says what they hold).
+        data_root: the folder for datasets; None for `default_data_root()`.
+        download: download a named dataset that is not there.
+        split_seed: which samples of an .npz file with only x and y become test samples.
+
+    Raises:
+        ValueError: an unknown name, missing files, a failed download, or unreadable or wrong data.
+
+    Example:
+        >>> load_dataset("digits").train_x.shape
+        torch.Size([1437, 1, 8, 8])
+    """
+    text = os.fspath(name_or_path)
+    source = _SOURCES.get(_canonical(text))
+    if source is not None:
+        return _load(source, _root(data_root), download)
+    path = Path(text).expanduser()
+    if os.path.exists(path):  # False, not an error, where a folder on the way may not be searched
+        return load_file(path, split_seed=split_seed)
+    if len(path.parts) > 1 or path.suffix:
+        raise ValueError(f"data file {text} does not exist; check the path")
+    raise ValueError(_unknown(text))
+
+
+def _load(source: Source, data_root: Path, download: bool) -> Dataset:
+    folder = _find(source, data_root)
+    if folder is None and download:
+        download_into(data_root, source)
+        folder = _find(source, data_root)
+    if folder is None:
+        raise ValueError(
+            f"dataset {source.name!r} is not under {data_root}: {source.placement(data_root)}, "
+            "choose another data root, or allow the download"
+        )
+    return source.read(folder)
+
+
+def _find(source: Source, data_root: Path) -> Path | None:
+    with reading(data_root, "a data root"):
+        return source.find(data_root)
+
+
+def _root(data_root: str | os.PathLike[str] | None) -> Path:
+    return default_data_root() if data_root is None else Path(data_root).expanduser()
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(_canonical(name), _SOURCES, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return (
+        f"unknown dataset {name!r}: {hint}known are {', '.join(_SOURCES)}; "
+        "or give an .npz file or a folder with idx files"
+    )

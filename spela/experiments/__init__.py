@@ -1,0 +1,15 @@
+"""Recipes, the networks they build, and runs as files."""
+
+from spela.experiments.models import build_network, build_optimizer
+from spela.experiments.recipes import RECIPES, make_config
+from spela.experiments.runs import LoadedRun, load_run, run
+
+__all__ = [
+    "RECIPES",
+    "LoadedRun",
+    "build_network",
+    "build_optimizer",
+    "load_run",
+    "make_config",
+    "run",
+]

@@ -1,0 +1,102 @@
+"""Runs as files: start one, resume one, load a trained one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spela.baselines import BackpropSequential
+from spela.data import Dataset
+from spela.experiments.models import build_network, build_optimizer
+from spela.network import SpelaSequential
+from spela.training import (
+    Checkpoint,
+    Listener,
+    RunConfig,
+    RunFolder,
+    Trainer,
+    load_checkpoint,
+    restore,
+)
+
+__all__ = ["LoadedRun", "load_run", "run"]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network and what it was trained on."""
+
+    net: SpelaSequential | BackpropSequential
+    checkpoint: Checkpoint
+
+
+def run(
+    config: RunConfig,
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Train a run into a folder, from the start or from its last checkpoint.
+
+    Args:
+        config: The run's settings; when resuming they must be those it was started with.
+        dataset: Its data.
+        out: The run folder.
+        resume: Continue the run in `out` instead of starting one.
+        device: Where to train.
+        listener: Told of progress, or None.
+
+    Returns:
+        The summary, also in `out`/summary.json.
+
+    Raises:
+        ValueError: If `out` already holds a run (or none, when resuming), or settings differ.
+        TrainingDivergedError: If a loss becomes NaN or infinite.
+    """
+    folder = RunFolder(out)
+    checkpoint = _checked_checkpoint(folder, config) if resume else None
+    dataset = dataset.to(device)
+    net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
+    trainer = Trainer(config, net, build_optimizer(config, net), dataset, folder, listener)
+    if checkpoint is None:
+        trainer.start()
+    else:
+        trainer.resume(checkpoint)
+    return trainer.fit()
+
+
+def _checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
+    checkpoint = load_checkpoint(folder.checkpoint)
+    saved, asked = checkpoint.config.to_dict(), config.to_dict()
+    changed = [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]
+    if changed:
+        raise ValueError(
+            f"{folder.path} was started with other settings ({', '.join(changed)}): "
+            "resume with the same ones, or start a new run in another --out"
+        )
+    return checkpoint
+
+
+def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
+    """Read a run's network from its checkpoint, in eval mode.
+
+    Args:
+        path: The run folder.
+        device: Where to put the network.
+
+    Returns:
+        A `LoadedRun`.
+
+    Raises:
+        ValueError: If the folder holds no readable checkpoint.
+    """
+    checkpoint = load_checkpoint(RunFolder(path).checkpoint)
+    net = build_network(checkpoint.config, checkpoint.sample_shape, len(checkpoint.class_names))
+    restore(checkpoint, net)
+    return LoadedRun(net.to(device).eval(), checkpoint)

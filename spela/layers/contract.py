@@ -1,0 +1,77 @@
+"""What every SPELA layer offers, and what an optimizer must offer to update one inside its op."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FusedOptimizer", "LocalLayer", "step_by_gradient"]
+
+
+class FusedOptimizer(ABC):
+    """An optimizer that can run forward, gradient and update of a layer as one op."""
+
+    @abstractmethod
+    def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
+        """Whether these parameters of one layer share one set of hyper-parameters here."""
+
+    @abstractmethod
+    def linear_step(
+        self,
+        x: Tensor,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        slope: nn.Parameter | None,
+        vectors: Tensor,
+        target: Tensor,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss () and output (B, O) of a linear layer, whose parameters are updated in place."""
+
+
+class LocalLayer(nn.Module, ABC):
+    """A layer that classifies and learns on its own: the contract that networks rely on."""
+
+    num_classes: int
+
+    @abstractmethod
+    def scores(self, y: Tensor) -> Tensor:
+        """Cosines (B, C) of layer outputs `y` to the class vectors."""
+
+    @abstractmethod
+    def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss () differentiable in this layer's parameters only, and the detached output."""
+
+    @abstractmethod
+    def local_step(
+        self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, Tensor]:
+        """Loss () and output, both from before the update that `optimizer` makes in place."""
+
+
+def step_by_gradient(
+    layer: LocalLayer, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
+) -> tuple[Tensor, Tensor]:
+    """The unfused local step: the layer's gradients, then `optimizer.step()` on them alone.
+
+    Args:
+        layer: The layer to train.
+        x: Its input.
+        target: (B,) int64 labels.
+        optimizer: Any torch optimizer that holds the layer's parameters. Parameters without a
+            gradient are skipped by torch's optimizers, so every other layer stays as it is.
+
+    Returns:
+        loss () and the layer output, both from before the update.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        loss, y = layer.local_loss(x, target)
+    if loss.requires_grad:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), y

@@ -1,0 +1,212 @@
+"""SpelaLinear: a drop-in for nn.Linear that classifies and learns on its own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from spela.layers.contract import FusedOptimizer, LocalLayer, step_by_gradient
+from spela.vectors import class_vectors
+from spela_kernels import linear_loss
+from spela_kernels.activations import get_activation
+from spela_kernels.objectives import get_objective
+
+__all__ = ["SpelaLinear"]
+
+
+class SpelaLinear(LocalLayer, nn.Linear):
+    """y = phi(x W^T + b), trained to turn y towards the fixed vector of the sample's class.
+
+    The loss is mean_i f(cos(y_i, v_label(i))), or a function of the cosines to all class vectors.
+    Weights are initialised U(+-sqrt(6 / in_features)), the bias with zeros. Class vectors are the
+    buffer `vectors` and part of the state_dict.
+
+    Args:
+        in_features: I.
+        out_features: O; more outputs than classes help (paper, Table 2).
+        num_classes: C.
+        bias: Whether the layer has a bias.
+        activation: leaky_relu, relu, tanh, elu, gelu, identity, or prelu (one learnt slope).
+        negative_slope: Slope of leaky_relu below zero, or prelu's initial one.
+        objective: log, cosine, angular, euclidean, mse, or softmax (over all classes).
+        scale: Factor of the cosines in `softmax`; other objectives ignore it.
+        vectors: symmetric, gaussian or uniform, or a (C, O) tensor of rows to normalise.
+        generator: Source of the class vectors and initial weights; None: torch's default one.
+        device: Where parameters and vectors live.
+        dtype: Their dtype; None: torch's default dtype.
+
+    Shape:
+        Input (*, I), output (*, O). Local losses and steps take (B, I).
+
+    Raises:
+        ValueError: If a size is not positive, a name is unknown or `vectors` has the wrong shape.
+
+    Source: TMLR 2025, Section 3; spec sections 2 and 3.
+
+    Example:
+        >>> layer = SpelaLinear(4, 8, num_classes=3)
+        >>> y = layer(torch.randn(5, 4))
+        >>> layer.scores(y).shape
+        torch.Size([5, 3])
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None  # type: ignore[assignment]
+    slope: nn.Parameter | None
+    vectors: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_classes: int,
+        *,
+        bias: bool = True,
+        activation: str = "leaky_relu",
+        negative_slope: float = 1e-3,
+        objective: str = "log",
+        scale: float = 20.0,
+        vectors: str | Tensor = "symmetric",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (
+            ("in_features", in_features),
+            ("out_features", out_features),
+            ("num_classes", num_classes),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        get_activation(activation)
+        get_objective(objective)
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self.num_classes = num_classes
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.objective = objective
+        self.scale = scale
+        slope = None
+        if activation == "prelu":
+            slope = nn.Parameter(self.weight.new_full((1,), negative_slope))
+        self.register_parameter("slope", slope)
+        self.register_buffer("vectors", self._class_vectors(vectors, generator))
+        self._initialise(generator)
+
+    def _class_vectors(self, vectors: str | Tensor, generator: torch.Generator | None) -> Tensor:
+        if isinstance(vectors, str):
+            rows = class_vectors(vectors, self.num_classes, self.out_features, generator=generator)
+        else:
+            if vectors.shape != (self.num_classes, self.out_features):
+                raise ValueError(
+                    f"`vectors` must be ({self.num_classes}, {self.out_features}), "
+                    f"got {tuple(vectors.shape)}"
+                )
+            rows = nn.functional.normalize(vectors.double(), dim=1)
+        return rows.to(self.weight)
+
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        bound = math.sqrt(6 / self.in_features)
+        with torch.no_grad():
+            # Drawn on the generator's device, so that a seed means the same weights everywhere.
+            where = "cpu" if generator is None else generator.device
+            draw = torch.empty(self.weight.shape, device=where)
+            if not self.weight.is_meta:
+                self.weight.copy_(draw.uniform_(-bound, bound, generator=generator))
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights again from torch's default generator and zero the bias."""
+        self._initialise(None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Layer output: x (*, I) -> y (*, O); plain torch, so autograd, hooks and export work."""
+        z = nn.functional.linear(x, self.weight, self.bias)
+        slope = self.negative_slope if self.slope is None else self.slope
+        return get_activation(self.activation).forward(z, slope)
+
+    def scores(self, y: Tensor) -> Tensor:
+        """Cosines of layer outputs to the class vectors.
+
+        Args:
+            y: (*, O) outputs of this layer.
+
+        Returns:
+            (*, C); a row of zeros scores 0 for every class.
+        """
+        return nn.functional.normalize(y, dim=-1) @ self.vectors.T
+
+    def _settings(self) -> dict[str, str | float]:
+        return {
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+            "objective": self.objective,
+            "scale": self.scale,
+        }
+
+    def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss () differentiable in this layer's parameters only, and the detached output.
+
+        Args:
+            x: (B, I); receives no gradient.
+            target: (B,) int64 labels.
+
+        Returns:
+            loss (), y (B, O).
+
+        Raises:
+            ValueError: On a shape, device or label that does not fit.
+            TypeError: On dtypes that do not fit.
+
+        Example:
+            >>> layer = SpelaLinear(4, 8, num_classes=3)
+            >>> loss, y = layer.local_loss(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+            >>> loss.backward()
+            >>> layer.weight.grad.shape
+            torch.Size([8, 4])
+        """
+        return linear_loss(
+            x,
+            self.weight,
+            self.bias,
+            self.vectors,
+            target,
+            slope=self.slope,
+            **self._settings(),  # type: ignore[arg-type]
+        )
+
+    def local_step(
+        self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, Tensor]:
+        """Forward and update in place.
+
+        Args:
+            x: (B, I).
+            target: (B,) int64 labels.
+            optimizer: `LocalSGD` or `LocalAdam` (one fused op), or any torch optimizer that holds
+                this layer's parameters. A frozen layer (requires_grad False) only runs forward.
+
+        Returns:
+            loss () and y (B, O), both from before the update.
+
+        Raises:
+            ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
+            TypeError: On dtypes that do not fit.
+        """
+        parameters = [p for p in (self.weight, self.bias, self.slope) if p is not None]
+        trainable = all(p.requires_grad for p in parameters)
+        if isinstance(optimizer, FusedOptimizer) and trainable and optimizer.can_fuse(parameters):
+            return optimizer.linear_step(
+                x, self.weight, self.bias, self.slope, self.vectors, target, **self._settings()
+            )
+        return step_by_gradient(self, x, target, optimizer)
+
+    def extra_repr(self) -> str:
+        """nn.Linear's line, then what makes this layer a SPELA layer."""
+        return (
+            f"{nn.Linear.extra_repr(self)}, num_classes={self.num_classes}, "
+            f"activation={self.activation}, objective={self.objective}"
+        )

@@ -1,0 +1,162 @@
+"""Checkpoints: network and optimizer state in one safetensors file, the run's facts in its metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spela.training.config import RunConfig
+from spela.training.records import write_atomically
+
+__all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint"]
+
+_FORMAT = "spela-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back.
+
+    Attributes:
+        config: The run's settings.
+        epoch: Epochs done.
+        sample_shape: Shape of one input.
+        class_names: Name of each class.
+        tensors: Named tensors: `model.*` and `optimizer.*`.
+    """
+
+    config: RunConfig
+    epoch: int
+    sample_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    tensors: dict[str, Tensor]
+
+
+def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{name}.{key}": value.detach().contiguous()
+        for name, parameter in net.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def save_checkpoint(
+    path: Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: RunConfig,
+    epoch: int,
+    sample_shape: tuple[int, ...],
+    class_names: tuple[str, ...],
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: The file to create or replace.
+        net: The network.
+        optimizer: Its optimizer; per-parameter tensors are kept, hyper-parameters are the config's.
+        config: The run's settings.
+        epoch: Epochs done.
+        sample_shape: Shape of one input.
+        class_names: Name of each class.
+
+    Raises:
+        OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
+    """
+    tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
+    tensors |= _optimizer_tensors(net, optimizer)
+    facts = {
+        "config": config.to_dict(),
+        "epoch": epoch,
+        "sample_shape": list(sample_shape),
+        "class_names": list(class_names),
+    }
+    metadata = {"format": _FORMAT, "run": json.dumps(facts)}
+
+    def write(name: str) -> None:
+        try:
+            save_file(tensors, name, metadata)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from None
+
+    write_atomically(path, write)
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is not a readable checkpoint ({why}): it is damaged or not SPELA's")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing is unpickled.
+
+    Args:
+        path: A file written by `save_checkpoint`.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        ValueError: If the file is missing, truncated, or not a checkpoint of this library.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the folder holds no finished epoch of a run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise _damaged(path, f"format is not {_FORMAT}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+    try:
+        facts: dict[str, Any] = json.loads(metadata["run"])
+        return Checkpoint(
+            RunConfig.from_dict(facts["config"]),
+            int(facts["epoch"]),
+            tuple(int(n) for n in facts["sample_shape"]),
+            tuple(str(name) for name in facts["class_names"]),
+            tensors,
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+
+
+def restore(
+    checkpoint: Checkpoint, net: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Put a checkpoint's tensors into a network, and into its optimizer.
+
+    Args:
+        checkpoint: From `load_checkpoint`.
+        net: A network of the checkpoint's architecture.
+        optimizer: An optimizer built from net.parameters(), or None.
+
+    Raises:
+        ValueError: If tensors are missing, left over or of another shape.
+    """
+    prefix = "model."
+    state = {k[len(prefix) :]: v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())
+        raise ValueError(f"the checkpoint does not fit the network: {first}") from None
+    if optimizer is None:
+        return
+    for name, parameter in net.named_parameters():
+        start = f"optimizer.{name}."
+        for key, value in checkpoint.tensors.items():
+            if not key.startswith(start):
+                continue
+            field = key[len(start) :]
+            if field != "step" and value.shape != parameter.shape:
+                raise ValueError(f"the checkpoint's {key} has shape {tuple(value.shape)}")
+            optimizer.state[parameter][field] = value.to(parameter.device)

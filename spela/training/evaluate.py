@@ -1,0 +1,78 @@
+"""Accuracy of every layer on a dataset's split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spela.data import Batches
+
+__all__ = ["Evaluation", "LayerwiseClassifier", "evaluate"]
+
+# Large enough for full-speed GEMMs, small enough that a wide layer's output stays in cache.
+EVALUATION_BATCH = 1000
+
+
+class LayerwiseClassifier(Protocol):
+    """What evaluation and training need of a network: SPELA's and the baselines' have it."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> object:
+        """As nn.Module."""
+
+    def layer_scores(self, x: Tensor) -> list[Tensor]:
+        """Class scores (B, C) of every layer that can answer."""
+
+    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        """One update; losses (L,)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of `evaluate`.
+
+    Attributes:
+        accuracy: Share of samples each layer gets right, 0..1, first layer first.
+        vote_accuracy: The same for the mean of all layers' scores.
+        confusion: (C, C) int64 counts of the last layer, rows the true class.
+    """
+
+    accuracy: list[float]
+    vote_accuracy: float
+    confusion: Tensor
+
+
+@torch.no_grad()
+def evaluate(net: LayerwiseClassifier, x: Tensor, y: Tensor) -> Evaluation:
+    """Accuracy of every layer, in eval mode; the mode is put back afterwards.
+
+    Args:
+        net: A network with `layer_scores`.
+        x: (N, ...) samples as stored by a dataset.
+        y: (N,) int64 labels.
+
+    Returns:
+        An `Evaluation`.
+    """
+    was_training = net.training
+    net.train(False)
+    try:
+        correct, confusion = None, None
+        for batch, target in Batches(x, y, EVALUATION_BATCH, shuffle=False):
+            scores = net.layer_scores(batch)
+            labels = torch.stack([*(s.argmax(dim=1) for s in scores), sum(scores).argmax(dim=1)])  # type: ignore[union-attr]
+            hits = (labels == target).sum(dim=1)  # (L + 1,)
+            classes = scores[-1].shape[1]
+            counts = torch.bincount(target * classes + labels[-2], minlength=classes * classes)
+            correct = hits if correct is None else correct + hits
+            confusion = counts if confusion is None else confusion + counts
+    finally:
+        net.train(was_training)
+    if correct is None or confusion is None:
+        raise ValueError("cannot evaluate on no samples")
+    shares = (correct.double() / len(y)).tolist()
+    return Evaluation(shares[:-1], shares[-1], confusion.reshape(classes, classes).cpu())

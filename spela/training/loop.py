@@ -1,0 +1,202 @@
+"""The training loop: fit -> epoch -> step, with records and checkpoints; it knows networks by protocol."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spela.data import Batches, Dataset, epoch_generator
+from spela.training.checkpoint import Checkpoint, restore, save_checkpoint
+from spela.training.config import RunConfig
+from spela.training.evaluate import LayerwiseClassifier, evaluate
+from spela.training.records import RunFolder
+from spela.training.schedule import learning_rate
+from spela_kernels import select_backend
+
+__all__ = ["Listener", "Trainer", "TrainingDivergedError"]
+
+# Steps between looks at the losses: each look waits for the device.
+LOG_EVERY = 50
+
+
+class TrainingDivergedError(ValueError):
+    """A layer's loss became NaN or infinite."""
+
+
+class Listener(Protocol):
+    """What a caller may watch; the command line draws its progress bar with it."""
+
+    def on_epoch_start(self, epoch: int, epochs: int, steps: int) -> None:
+        """Before an epoch; epochs count from 1."""
+
+    def on_progress(self, steps_done: int, losses: list[float]) -> None:
+        """Every LOG_EVERY steps, with the mean loss of each layer in this epoch."""
+
+    def on_epoch_end(self, record: dict[str, Any]) -> None:
+        """After an epoch, with the line written to metrics.jsonl."""
+
+
+class Trainer:
+    """Trains one network on one dataset as a `RunConfig` says, into a run folder.
+
+    Randomness inside an epoch is seeded by (seed, epoch), and the learning rate is a function of the
+    position, so a run resumed from the checkpoint of any epoch ends in the same bits.
+
+    Args:
+        config: The run's settings.
+        net: Network with `local_step` and `layer_scores`; an nn.Module.
+        optimizer: Built from the network's parameters.
+        dataset: Data, on the network's device.
+        folder: Where config, records and checkpoints go.
+        listener: Told of progress, or None.
+
+    Raises:
+        TrainingDivergedError: From `fit`, naming the layer, when a loss is no longer finite.
+        OSError: From `fit`, when the folder cannot be written; the last checkpoint stays whole.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        net: LayerwiseClassifier,
+        optimizer: torch.optim.Optimizer,
+        dataset: Dataset,
+        folder: RunFolder,
+        listener: Listener | None = None,
+    ) -> None:
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+        self.config = config
+        self.net = net
+        self.module: nn.Module = net
+        self.optimizer = optimizer
+        self.dataset = dataset
+        self.folder = folder
+        self.listener = listener
+        self.epochs_done = 0
+
+    def start(self) -> None:
+        """Create the run folder and the checkpoint of the untrained network."""
+        self.folder.create(self.config.to_dict())
+        self._checkpoint()
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of the same run."""
+        restore(checkpoint, self.module, self.optimizer)
+        self.epochs_done = checkpoint.epoch
+        self.folder.keep_metrics(self.epochs_done)
+
+    def fit(self) -> dict[str, Any]:
+        """Train the epochs that are left, evaluate, and write summary.json.
+
+        Returns:
+            The summary.
+        """
+        while self.epochs_done < self.config.epochs:
+            record = self.run_epoch(self.epochs_done)
+            self.epochs_done += 1
+            # Record first: a record beyond the checkpoint is dropped on resume, a missing one is lost.
+            self.folder.append_metrics(record)
+            self._checkpoint()
+            if self.listener is not None:
+                self.listener.on_epoch_end(record)
+        summary = self.summarise()
+        self.folder.write_json(self.folder.summary, summary)
+        return summary
+
+    def run_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train one epoch (counted from 0) and evaluate; returns the record."""
+        config, data = self.config, self.dataset
+        generator = epoch_generator(config.seed, epoch)
+        torch.manual_seed(generator.initial_seed())  # dropout draws from torch's default generator
+        batches = Batches(
+            data.train_x,
+            data.train_y,
+            config.batch_size,
+            shuffle=config.shuffle,
+            generator=generator,
+        )
+        if self.listener is not None:
+            self.listener.on_epoch_start(epoch + 1, config.epochs, len(batches))
+        self.net.train(True)
+        started = time.perf_counter()
+        total: Tensor | None = None
+        means: list[float] = []
+        for step, (x, target) in enumerate(batches):
+            self._set_learning_rate(learning_rate(config, epoch, step, len(batches)))
+            losses = self.train_step(x, target)
+            total = losses.double() if total is None else total + losses
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == len(batches):
+                means = self._finite_means(total, step + 1, epoch)
+                if self.listener is not None:
+                    self.listener.on_progress(step + 1, means)
+        seconds = time.perf_counter() - started
+        result = evaluate(self.net, data.test_x, data.test_y)
+        return {
+            "epoch": epoch + 1,
+            "train_loss": means,
+            "test_accuracy": result.accuracy,
+            "vote_accuracy": result.vote_accuracy,
+            "weight_norm": self._weight_norms(),
+            "learning_rate": learning_rate(config, epoch, 0, len(batches)),
+            "seconds": seconds,
+        }
+
+    def train_step(self, x: Tensor, target: Tensor) -> Tensor:
+        """One update on one batch; losses (L,) stay on the device."""
+        return self.net.local_step(x, target, self.optimizer)
+
+    def summarise(self) -> dict[str, Any]:
+        """The run's result from its records."""
+        records = self.folder.read_metrics()
+        last = records[-1]
+        seconds = sorted(record["seconds"] for record in records)
+        device = next(self.module.parameters()).device
+        return {
+            "test_accuracy": last["test_accuracy"],
+            "vote_accuracy": last["vote_accuracy"],
+            "train_loss": last["train_loss"],
+            "weight_norm": last["weight_norm"],
+            "epochs": last["epoch"],
+            "seconds_per_epoch": seconds[len(seconds) // 2],
+            "backend": select_backend(device) if self.config.method == "spela" else "torch",
+            "seed": self.config.seed,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+            "dataset": self.dataset.name,
+            "config": self.config.to_dict(),
+        }
+
+    def _set_learning_rate(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _finite_means(self, total: Tensor, steps: int, epoch: int) -> list[float]:
+        means = (total / steps).tolist()
+        for layer, mean in enumerate(means, start=1):
+            if mean - mean != 0:
+                raise TrainingDivergedError(
+                    f"the loss of layer {layer} became {mean} in epoch {epoch + 1}: lower --lr "
+                    "(the last checkpoint is from before this epoch)"
+                )
+        return means
+
+    def _weight_norms(self) -> list[float]:
+        weights = [m.weight for m in self.module.modules() if isinstance(m, nn.Linear)]
+        return [float(torch.linalg.vector_norm(w.detach().double())) for w in weights]
+
+    def _checkpoint(self) -> None:
+        save_checkpoint(
+            self.folder.checkpoint,
+            self.module,
+            self.optimizer,
+            self.config,
+            self.epochs_done,
+            self.dataset.sample_shape,
+            self.dataset.class_names,
+        )

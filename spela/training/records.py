@@ -1,0 +1,113 @@
+"""The run folder: what is in it, and writes that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RunFolder", "write_atomically"]
+
+
+def write_atomically(path: Path, write: Callable[[str], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it into place.
+
+    Args:
+        path: The file to create or replace.
+        write: Called with the temporary file's name.
+
+    Raises:
+        OSError: If the disk is full or the folder not writable; `path` is then as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(str(temporary))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+class RunFolder:
+    """Files of one run: config.json, checkpoint.safetensors, metrics.jsonl, summary.json, report.html.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+
+    def holds_run(self) -> bool:
+        """Whether a run was started here."""
+        return any(file.exists() for file in (self.config, self.checkpoint, self.metrics))
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder for a new run and write its config.
+
+        Raises:
+            ValueError: If it already holds a run, or is not a folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file: give --out a folder")
+        if self.holds_run():
+            raise ValueError(
+                f"{self.path} already holds a run: continue it with --resume, or choose another --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json(self.config, config)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write one JSON file of this folder, whole or not at all."""
+        _write_text(path, json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, path: Path) -> Any:
+        """Read one JSON file of this folder.
+
+        Raises:
+            ValueError: If it is missing or not JSON.
+        """
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: {self.path} holds no run") from None
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path} is not valid JSON ({error}): the file is damaged") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of the epochs done, oldest first; a torn last line (a killed run) is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if not isinstance(record, dict) or "epoch" not in record:
+                break
+            records.append(record)
+        return records
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop records of epochs after the first `epochs`: the checkpoint does not know them."""
+        kept = [record for record in self.read_metrics() if record["epoch"] <= epochs]
+        _write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

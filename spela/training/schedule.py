@@ -1,0 +1,30 @@
+"""Learning rate as a pure function of the position in the run, so that resuming needs no state."""
+
+from __future__ import annotations
+
+import math
+
+from spela.training.config import RunConfig
+
+__all__ = ["learning_rate"]
+
+
+def learning_rate(config: RunConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of one step.
+
+    Args:
+        config: The run.
+        epoch: Epochs done before this step.
+        step: Steps done in this epoch.
+        steps_per_epoch: Steps in an epoch.
+
+    Returns:
+        A rate >= 0: constant; (1 + cos(pi t)) / 2 of the initial one with t the share of all steps
+        done; or the initial one less lr_drop for every 10 epochs done (spec section 5, `tmlr`).
+    """
+    if config.schedule == "cosine":
+        done = (epoch * steps_per_epoch + step) / (config.epochs * steps_per_epoch)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "drop":
+        return max(config.lr - config.lr_drop * (epoch // 10), 0.0)
+    return config.lr

@@ -1,0 +1,375 @@
+"""Symmetric vectors: fixed unit vectors, one per class, as far apart on the sphere as possible.
+
+Axes: N vectors, d their dimension, k mutually orthogonal simplices. Everything here runs on the CPU
+in float64; layers round the result to their own dtype and move it to their own device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "VECTOR_KINDS",
+    "class_vectors",
+    "coulomb_energy",
+    "random_vectors",
+    "symmetric_vectors",
+]
+
+# (N, d) unit rows -> (value, gradient with respect to the rows up to a radial part)
+_Objective = Callable[[Tensor], tuple[float, Tensor]]
+
+# Every start gets a short run, only the best one a long one: a local minimum shows its rank within
+# a few hundred steps, the last digits take thousands.
+_SHORT_RUN = 200
+_BLOCK_ROWS = 256  # pairs are formed 256 x N at a time: stays in cache, and memory grows as N only
+_MIN_SQUARED = 1e-15  # keeps pairs that round to coincident finite
+
+
+def symmetric_vectors(
+    num_vectors: int,
+    dim: int,
+    *,
+    generator: torch.Generator | None = None,
+    like: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Return unit vectors of least Coulomb energy sum_{i<j} 1/|v_i - v_j|, randomly rotated.
+
+    N <= d+1: the regular simplex, every cosine -1/(N-1), exact. N <= 2d: N-d orthogonal simplices
+    of equal size +- 1, closed form, best known (proven at N = 2d: the cross-polytope). d = 2: the
+    regular N-gon. Else: best of max(1, min(16, 800 // N)) L-BFGS runs, a local minimum.
+
+    Args:
+        num_vectors: N, at least 1; at most 2 when ``dim`` is 1.
+        dim: d, at least 1.
+        generator: CPU generator all randomness comes from; None: torch's default generator.
+        like: (N, d0) float, non-zero rows (their lengths are ignored): the vectors of another layer
+            whose pairwise distances are kept. Exact where their rank is at most d; else classical
+            scaling to d dimensions, then least squared distance error on the sphere.
+        dtype: of the result; float64 by default, layers round it to their own dtype.
+
+    Returns:
+        (N, d) ``dtype`` tensor on the CPU, unit rows.
+
+    Raises:
+        TypeError: a size is not an int, ``dtype`` or ``like`` is not floating point.
+        ValueError: a size below 1, more than 2 vectors in one dimension, ``like`` of another shape,
+            not finite or with a zero row, a generator that is not on the CPU.
+
+    Source: "Learning Using a Single Forward Pass", symmetric vectors; spec section 2.
+
+    Example:
+        >>> vectors = symmetric_vectors(10, 16, generator=torch.Generator().manual_seed(0))
+        >>> cosines = vectors @ vectors.T
+        >>> torch.allclose(cosines[~torch.eye(10, dtype=torch.bool)], -torch.ones(90).double() / 9)
+        True
+
+        The authors' convolution layers use h x w matrices: the same vectors, reshaped.
+
+        >>> vectors.reshape(10, 4, 4).shape
+        torch.Size([10, 4, 4])
+    """
+    _check_request(num_vectors, dim, generator, dtype)
+    if dim == 1 and num_vectors > 2:
+        raise ValueError(
+            "Expected argument `num_vectors` to be at most 2 when `dim` is 1, because only +1 and "
+            f"-1 exist there and more would coincide, but got {num_vectors}; use `dim` of 2 or more"
+        )
+    if like is not None:
+        vectors = _same_geometry(_checked_like(like, num_vectors), like.dtype, dim, generator)
+    elif num_vectors <= 2 * dim:
+        vectors = _orthogonal_simplices(num_vectors, dim, generator)
+    elif dim == 2:
+        vectors = _polygon(num_vectors, generator)
+    else:
+        vectors = _best_minimum(_coulomb, _random_starts(num_vectors, dim, generator))
+    return _unit_rows(vectors).to(dtype)
+
+
+def random_vectors(
+    num_vectors: int,
+    dim: int,
+    distribution: str,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Return random unit vectors, the ablation of the symmetric ones.
+
+    Args:
+        num_vectors: N, at least 1.
+        dim: d, at least 1.
+        distribution: of every entry before normalising, "gaussian" N(0, 1) or "uniform" U(-1, 1).
+        generator: CPU generator; None: torch's default generator.
+        dtype: of the result.
+
+    Returns:
+        (N, d) ``dtype`` tensor on the CPU, unit rows.
+
+    Raises:
+        TypeError: a size is not an int or ``dtype`` is not floating point.
+        ValueError: a size below 1, an unknown distribution, a generator that is not on the CPU.
+
+    Source: the paper's ablations; spec section 2.
+
+    Example:
+        >>> random_vectors(3, 5, "uniform").norm(dim=1).round(decimals=12)
+        tensor([1., 1., 1.], dtype=torch.float64)
+    """
+    _check_request(num_vectors, dim, generator, dtype)
+    shape = (num_vectors, dim)
+    if distribution == "gaussian":
+        vectors = _normal(shape, generator)
+    elif distribution == "uniform":
+        vectors = torch.empty(shape, dtype=torch.float64, device="cpu")
+        vectors.uniform_(-1.0, 1.0, generator=generator)
+    else:
+        raise ValueError(
+            "Expected argument `distribution` to be one of 'gaussian', 'uniform' "
+            f"but got {distribution!r}"
+        )
+    return _unit_rows(vectors).to(dtype)
+
+
+VECTOR_KINDS: dict[str, Callable[..., Tensor]] = {
+    "symmetric": symmetric_vectors,
+    "gaussian": partial(random_vectors, distribution="gaussian"),
+    "uniform": partial(random_vectors, distribution="uniform"),
+}
+
+
+def class_vectors(
+    kind: str,
+    num_vectors: int,
+    dim: int,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Return class vectors of a kind given by name.
+
+    Args:
+        kind: a key of ``VECTOR_KINDS``.
+        num_vectors, dim, generator, dtype: passed on to the function of that kind.
+
+    Returns:
+        (N, d) ``dtype`` tensor on the CPU, unit rows.
+
+    Raises:
+        ValueError: an unknown kind; what the function of that kind raises comes through.
+
+    Source: spec section 2.
+
+    Example:
+        >>> class_vectors("symmetric", 4, 3).shape
+        torch.Size([4, 3])
+    """
+    if kind not in VECTOR_KINDS:
+        known = ", ".join(repr(name) for name in VECTOR_KINDS)
+        raise ValueError(f"Expected argument `kind` to be one of {known} but got {kind!r}")
+    return VECTOR_KINDS[kind](num_vectors, dim, generator=generator, dtype=dtype)
+
+
+def coulomb_energy(vectors: Tensor) -> Tensor:
+    """Return the energy sum_{i<j} 1/|v_i - v_j| that symmetric vectors minimise.
+
+    Args:
+        vectors: (N, d) of any real dtype, taken as they are (not normalised).
+
+    Returns:
+        0-d float64 tensor; inf when two rows coincide, 0 for a single row.
+
+    Raises:
+        ValueError: ``vectors`` does not have two axes.
+
+    Source: spec section 2 (Thomson's problem).
+
+    Example:
+        >>> coulomb_energy(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        tensor(0.5000, dtype=torch.float64)
+    """
+    if vectors.dim() != 2:
+        raise ValueError(
+            "Expected argument `vectors` to have shape (N, d) but got shape "
+            f"{tuple(vectors.shape)}; reshape h x w matrices to rows of h * w"
+        )
+    return torch.pdist(vectors.to(torch.float64)).reciprocal().sum()
+
+
+def _simplex(size: int) -> Tensor:
+    """Return the regular simplex of ``size`` unit vectors in the least dimension: (n, n-1)."""
+    # The Householder reflection that takes e_1 to 1/sqrt(n): its other columns are an orthonormal
+    # basis of the hyperplane orthogonal to 1, and the rows of that basis are the simplex.
+    axis = torch.full((size,), size**-0.5, dtype=torch.float64, device="cpu")
+    axis[0] -= 1.0
+    reflection = torch.eye(size, dtype=torch.float64, device="cpu")
+    reflection -= (2.0 / axis.dot(axis)) * torch.outer(axis, axis)
+    return reflection[:, 1:] * math.sqrt(size / (size - 1))
+
+
+def _orthogonal_simplices(count: int, dim: int, generator: torch.Generator | None) -> Tensor:
+    """Return N <= 2d vectors: one simplex, or N-d simplices in mutually orthogonal subspaces."""
+    if count == 1:
+        return _frame(1, dim, generator)
+    groups = max(1, count - dim)
+    small, larger = divmod(count, groups)
+    sizes = [small + 1] * larger + [small] * (groups - larger)
+    vectors = torch.block_diag(*[_simplex(size) for size in sizes])  # (N, N - groups)
+    if groups > 1:  # else neighbouring class numbers would always share a simplex
+        vectors = vectors[torch.randperm(count, generator=generator, device="cpu")]
+    return vectors @ _frame(count - groups, dim, generator)
+
+
+def _polygon(count: int, generator: torch.Generator | None) -> Tensor:
+    """Return the regular polygon in random order and orientation: (N, 2)."""
+    order = torch.randperm(count, generator=generator, device="cpu").to(torch.float64)
+    angles = order * (2.0 * math.pi / count)
+    return torch.stack([angles.cos(), angles.sin()], dim=1) @ _frame(2, 2, generator)
+
+
+def _same_geometry(
+    like: Tensor, like_dtype: torch.dtype, dim: int, generator: torch.Generator | None
+) -> Tensor:
+    """Return (N, dim) rows whose pairwise distances are those of the unit rows ``like``."""
+    count = like.shape[0]
+    left, scales, _ = torch.linalg.svd(like, full_matrices=False)
+    # Rounding unit rows to a dtype moves no singular value by more than eps * sqrt(N) / 2.
+    noise = max(torch.finfo(like_dtype).eps, 1e-12) * math.sqrt(count)
+    rank = max(1, int((scales > noise).sum()))
+    if rank <= dim:
+        return (left[:, :rank] * scales[:rank]) @ _frame(rank, dim, generator)
+
+    distances = torch.cdist(like, like, compute_mode="donot_use_mm_for_euclid_dist")
+    squared = distances.square()
+    centred = squared - squared.mean(0) - squared.mean(1, keepdim=True) + squared.mean()
+    values, axes = torch.linalg.eigh(centred.mul(-0.5))
+    scaled = axes[:, -dim:] * values[-dim:].clamp(min=0.0).sqrt()  # classical scaling, (N, dim)
+    scaled = scaled @ _frame(dim, dim, generator)
+    # Rows that scaling puts at the origin or on top of each other have no direction to move in.
+    scaled = scaled + 1e-3 * _normal((count, dim), generator)
+    starts = torch.cat([_unit_rows(scaled)[None], _random_starts(count, dim, generator)[1:]])
+    return _best_minimum(partial(_stress, distances=distances), starts)
+
+
+def _coulomb(vectors: Tensor) -> tuple[float, Tensor]:
+    """Return the Coulomb energy of unit rows (N, d) and its gradient, less its radial part."""
+    energy = torch.zeros((), dtype=torch.float64, device="cpu")
+    gradient = torch.empty_like(vectors)
+    for start in range(0, vectors.shape[0], _BLOCK_ROWS):
+        rows = vectors[start : start + _BLOCK_ROWS]
+        squared = torch.mm(rows, vectors.T).mul_(-2.0).add_(2.0).clamp_(min=_MIN_SQUARED)
+        squared.diagonal(start).fill_(math.inf)
+        inverse = squared.rsqrt_()
+        energy += inverse.sum()
+        # dE/dv_i = -sum_j (v_i - v_j) / r_ij^3, and its v_i part is radial
+        cubed = inverse.square().mul_(inverse)
+        torch.mm(cubed, vectors, out=gradient[start : start + _BLOCK_ROWS])
+    return 0.5 * energy.item(), gradient
+
+
+def _stress(vectors: Tensor, distances: Tensor) -> tuple[float, Tensor]:
+    """Return sum_{i<j} (|v_i - v_j| - D_ij)^2 and its gradient, less its radial part."""
+    squared = torch.mm(vectors, vectors.T).mul_(-2.0).add_(2.0).clamp_(min=_MIN_SQUARED)
+    squared.fill_diagonal_(_MIN_SQUARED)
+    error = squared.sqrt().sub_(distances)
+    error.fill_diagonal_(0.0)
+    return 0.5 * error.square().sum().item(), torch.mm(error * squared.rsqrt(), vectors).mul_(-2.0)
+
+
+def _best_minimum(objective: _Objective, starts: Tensor) -> Tensor:
+    """Return the unit rows (N, d) of the lowest minimum reached from ``starts`` (S, N, d)."""
+    runs = [_minimise(objective, start, _SHORT_RUN) for start in starts]
+    best = min(runs, key=lambda run: run[0])[1]
+    # A step costs about N^2 d, so many vectors get fewer of them: 500 steps at N = 1000.
+    return _minimise(objective, best, max(500, 400_000 // starts.shape[1]))[1]
+
+
+def _minimise(objective: _Objective, start: Tensor, max_steps: int) -> tuple[float, Tensor]:
+    """Return the value and unit rows where L-BFGS ends; the sphere is kept as v = x/|x|."""
+    from scipy.optimize import minimize  # here: few sizes need it, and it loads slowly
+
+    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        points = torch.from_numpy(flat).view(start.shape)
+        lengths = points.norm(dim=1, keepdim=True)
+        rows = points / lengths
+        value, gradient = objective(rows)
+        tangent = gradient - (gradient * rows).sum(dim=1, keepdim=True) * rows
+        return value, (tangent / lengths).view(-1).numpy()
+
+    options = {"maxiter": max_steps, "maxfun": 2 * max_steps, "ftol": 1e-14, "gtol": 1e-10}
+    found = minimize(
+        evaluate, start.reshape(-1).numpy(), jac=True, method="L-BFGS-B", options=options
+    )
+    return float(found.fun), _unit_rows(torch.from_numpy(found.x).view(start.shape))
+
+
+def _random_starts(count: int, dim: int, generator: torch.Generator | None) -> Tensor:
+    """Return (S, N, d) unit rows; fewer starts for many vectors, one from N = 401 on."""
+    starts = max(1, min(16, 800 // count))
+    points = _normal((starts, count, dim), generator)
+    return points / points.norm(dim=-1, keepdim=True)
+
+
+def _frame(rows: int, dim: int, generator: torch.Generator | None) -> Tensor:
+    """Return uniformly distributed orthonormal rows: (rows, dim), rows <= dim."""
+    basis, upper = torch.linalg.qr(_normal((dim, rows), generator))
+    # QR fixes signs by its own convention; drawing them from the matrix makes the frame uniform.
+    return (basis * upper.diagonal().sign()).T
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    # device is named because a layer may be built under torch.device("meta") or a GPU default
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _unit_rows(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+def _check_request(
+    num_vectors: int, dim: int, generator: torch.Generator | None, dtype: torch.dtype
+) -> None:
+    for name, value in (("num_vectors", num_vectors), ("dim", dim)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(
+                f"Expected argument `{name}` to be an int but got {value!r} "
+                f"of type {type(value).__name__}"
+            )
+        if value < 1:
+            raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value}")
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(
+            "Expected argument `generator` to be a CPU generator but got one on "
+            f"{generator.device}; use torch.Generator()"
+        )
+    if not dtype.is_floating_point:
+        raise TypeError(f"Expected argument `dtype` to be a floating point dtype but got {dtype}")
+
+
+def _checked_like(like: Tensor, num_vectors: int) -> Tensor:
+    """Return ``like`` as float64 unit rows on the CPU."""
+    if not isinstance(like, Tensor) or not like.is_floating_point():
+        kind = like.dtype if isinstance(like, Tensor) else type(like).__name__
+        raise TypeError(f"Expected argument `like` to be a floating point Tensor but got {kind}")
+    if like.dim() != 2 or like.shape[0] != num_vectors or like.shape[1] < 1:
+        raise ValueError(
+            f"Expected argument `like` to have shape ({num_vectors}, d0), one row for each of "
+            f"`num_vectors`, but got shape {tuple(like.shape)}"
+        )
+    rows = like.detach().to(device="cpu", dtype=torch.float64)
+    if not bool(rows.isfinite().all()):
+        raise ValueError("Expected argument `like` to be finite but got NaN or Inf in it")
+    zero = (rows == 0).all(dim=1).nonzero().flatten().tolist()
+    if zero:
+        raise ValueError(
+            f"Expected argument `like` to have non-zero rows but got zeros in row {zero[0]}; "
+            "pass the unit class vectors of another layer"
+        )
+    return _unit_rows(rows)

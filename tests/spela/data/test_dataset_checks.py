@@ -1,0 +1,83 @@
+"""The Dataset itself: what it refuses, moves and shrinks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spela.data import Dataset, load_dataset
+
+
+def _make(**changes: object) -> Dataset:
+    fields: dict = {
+        "name": "toy",
+        "train_x": torch.rand(6, 3),
+        "train_y": torch.tensor([0, 1, 2, 0, 1, 2]),
+        "test_x": torch.rand(3, 3),
+        "test_y": torch.tensor([2, 1, 0]),
+        "num_classes": 3,
+        "class_names": ("a", "b", "c"),
+        "source": "toy.npz",
+    }
+    return Dataset(**{**fields, **changes})
+
+
+def _with(value: float) -> torch.Tensor:
+    x = torch.rand(6, 3)
+    x[4, 1] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_x": _with(float("nan"))}, "train_x has 1 values that are NaN.* sample 4"),
+        ({"train_x": _with(float("-inf"))}, "train_x has 1 values that are NaN.* sample 4"),
+        ({"train_y": torch.tensor([0, 1, 2, 0, 3, 2])}, r"in 0\.\.2, but label 4 is 3"),
+        ({"test_y": torch.tensor([0, -1, 2])}, "test_y.*label 1 is -1"),
+        ({"test_y": torch.tensor([0, 1])}, "3 samples but test_y has 2"),
+        ({"train_y": torch.rand(6)}, "int64 class indices"),
+        ({"train_x": torch.rand(6, 3, dtype=torch.float64)}, "float32"),
+        ({"train_x": torch.rand(6)}, "at least one sample"),
+        ({"train_x": torch.rand(0, 3), "train_y": torch.zeros(0).long()}, "at least one sample"),
+        ({"test_x": torch.rand(3, 4)}, r"samples are \(3,\).*\(4,\)"),
+        ({"num_classes": 1, "class_names": ("a",)}, "at least 2"),
+        ({"class_names": ("a", "b")}, "3 entries, got 2"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_dataset_checks_itself(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        _make(**changes)
+    assert str(caught.value).startswith("dataset 'toy' (toy.npz): ")
+
+
+def test_dataset_refuses_what_is_no_tensor():
+    with pytest.raises(TypeError, match="train_x and train_y must be tensors"):
+        _make(train_x=np.zeros((6, 3)))
+
+
+def test_dataset_moves_and_shrinks():
+    data = _make()
+    moved = data.to("cpu")
+    assert torch.equal(moved.train_x, data.train_x)
+    assert torch.equal(moved.test_y, data.test_y)
+    small = data.subset(train=3, test=1)
+    assert torch.equal(small.train_x, data.train_x[[0, 2, 4]])
+    assert small.train_y.tolist() == [0, 2, 1]
+    assert small.test_y.tolist() == [2]
+    assert small.num_classes == 3
+    with pytest.raises(ValueError, match="train must be between 1 and 6, got 7"):
+        data.subset(train=7)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_dataset_on_a_gpu():
+    data = load_dataset("digits").to("cuda")
+    assert data.train_x.is_cuda
+    assert data.test_y.is_cuda
+    assert torch.equal(
+        data.subset(train=9).train_y.cpu(), load_dataset("digits").subset(train=9).train_y
+    )

@@ -1,0 +1,170 @@
+"""A user's own .npz file or idx folder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spela.data import load_dataset
+
+RNG = np.random.default_rng(3)
+TRAIN_X = RNG.random((6, 4))
+TRAIN_Y = np.array([0, 1, 2, 0, 1, 2], np.uint8)
+TEST_X = RNG.random((3, 4))
+TEST_Y = np.array([2, 1, 0])
+
+
+def _save(path, names=("train_x", "train_y", "test_x", "test_y"), **changes):
+    arrays = dict(zip(names, (TRAIN_X, TRAIN_Y, TEST_X, TEST_Y), strict=True))
+    np.savez(path, **{**arrays, **changes})
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_x", "train_y", "test_x", "test_y"),
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+    ],
+    ids=["ours", "keras", "medmnist"],
+)
+def test_npz_values(tmp_path, names):
+    data = load_dataset(_save(tmp_path / "own.npz", names))
+    assert data.name == "own"
+    assert data.class_names == ("0", "1", "2")
+    assert data.train_x.dtype == torch.float32
+    np.testing.assert_array_equal(data.train_x.numpy(), TRAIN_X.astype(np.float32))
+    np.testing.assert_array_equal(data.train_y.numpy(), TRAIN_Y)
+    np.testing.assert_array_equal(data.test_x.numpy(), TEST_X.astype(np.float32))
+    np.testing.assert_array_equal(data.test_y.numpy(), TEST_Y)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((6, 10), (10,)),
+        ((6, 5, 7), (1, 5, 7)),
+        ((6, 5, 7, 3), (3, 5, 7)),
+        ((6, 5, 7, 1), (1, 5, 7)),
+        ((6, 3, 5, 7), (3, 5, 7)),
+        ((6, 2, 5, 7), (2, 5, 7)),
+        ((6, 3, 5, 3), (3, 5, 3)),
+    ],
+    ids=str,
+)
+def test_image_layouts(tmp_path, shape, wanted):
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    path = _save(tmp_path / "images.npz", train_x=images, test_x=images[:3])
+    data = load_dataset(path)
+    assert data.train_x.dtype == torch.uint8
+    assert data.sample_shape == wanted
+    moved = images.transpose(0, 3, 1, 2) if shape[1:] in ((5, 7, 3), (5, 7, 1)) else images
+    np.testing.assert_array_equal(data.train_x.numpy(), moved.reshape(6, *wanted))
+
+
+def test_x_and_y_are_split_by_class_and_seed(tmp_path):
+    x = np.arange(100, dtype=np.float32)[:, None]
+    y = np.repeat([0, 1, 2, 3], 25)
+    path = tmp_path / "whole.npz"
+    np.savez(path, x=x, y=y)
+    first, again = load_dataset(path), load_dataset(path)
+    other = load_dataset(path, split_seed=1)
+    assert torch.bincount(first.test_y).tolist() == [5, 5, 5, 5]
+    assert torch.equal(first.test_x, again.test_x)
+    assert not torch.equal(first.test_x, other.test_x)
+    together = torch.cat([first.train_x, first.test_x]).flatten().sort().values
+    assert torch.equal(together, torch.arange(100.0))
+    assert torch.equal(first.train_y, first.train_x.flatten().long() // 25)
+
+
+def test_class_names_allow_a_class_without_samples(tmp_path):
+    names = np.array(["ant", "bee", "cow", "dog"])
+    data = load_dataset(_save(tmp_path / "named.npz", class_names=names))
+    assert data.num_classes == 4
+    assert data.class_names == ("ant", "bee", "cow", "dog")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_x": np.full((6, 4), np.nan)}, "24 values that are NaN"),
+        ({"test_x": np.full((3, 4), 1e300)}, "12 values that are NaN, Inf or beyond float32"),
+        ({"train_x": np.zeros((6, 4), np.int64)}, "train_x must be uint8 .*got int64"),
+        ({"train_x": np.zeros((6, 4), bool)}, "got bool"),
+        ({"train_x": np.zeros(6)}, r"got shape \(6,\)"),
+        ({"train_x": np.array([{}] * 6)}, "array of Python objects"),
+        ({"train_x": np.zeros((5, 4))}, "5 samples but train_y has 6"),
+        ({"test_x": np.zeros((3, 5))}, r"test_x samples are \(5,\)"),
+        ({"train_y": TRAIN_Y.astype(float)}, r"got float64; convert with .astype\('int64'\)"),
+        ({"train_y": np.eye(3, dtype=int)[TRAIN_Y]}, r"class indices of shape \(N,\)"),
+        ({"train_y": TRAIN_Y + 1}, "class 0 has no training sample"),
+        ({"train_y": np.array([0, 1, 2, 0, 1, 2**40])}, "class 3 has no training sample"),
+        ({"train_y": np.array([0, 1, 2, 0, 1, -1])}, "found -1"),
+        ({"train_y": np.zeros(6, int)}, "only class 0"),
+        ({"test_y": np.array([0, 1, 3])}, r"test_y must be in 0\.\.2, but label 2 is 3"),
+        ({"class_names": np.array([1, 2, 3])}, "class_names must be a text array"),
+        ({"class_names": np.array(["a", "b"])}, r"train_y must be in 0\.\.1"),
+    ],
+    ids=[
+        "nan",
+        "overflow",
+        "int-samples",
+        "bool-samples",
+        "one-axis",
+        "objects",
+        "unequal",
+        "widths",
+        "float-labels",
+        "one-hot",
+        "labels-from-1",
+        "huge-label",
+        "negative-label",
+        "one-class",
+        "test-label",
+        "number-names",
+        "few-names",
+    ],
+)
+def test_wrong_npz_data_names_the_file(tmp_path, changes, message):
+    path = _save(tmp_path / "wrong.npz", **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_dataset(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_keys_are_listed(tmp_path):
+    path = tmp_path / "keys.npz"
+    np.savez(path, data=TRAIN_X, target=TRAIN_Y)
+    with pytest.raises(ValueError, match=r"must hold train_x.*it holds data, target"):
+        load_dataset(path)
+
+
+def test_a_missing_path_a_text_file_and_an_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"data file .*none\.npz does not exist"):
+        load_dataset(tmp_path / "none.npz")
+    (tmp_path / "table.csv").write_text("1,2\n")
+    with pytest.raises(ValueError, match=r"cannot read .*table\.csv as an \.npz file"):
+        load_dataset(tmp_path / "table.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="does not hold four idx files"):
+        load_dataset(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_idx_folder(tmp_path, mnist_folder, packed):
+    arrays = mnist_folder(tmp_path / "mine", packed=packed)
+    data = load_dataset(tmp_path / "mine")
+    assert data.name == "mine"
+    assert data.num_classes == 10
+    np.testing.assert_array_equal(data.test_x[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
+
+
+def test_idx_folder_with_float_features(tmp_path, mnist_folder):
+    train, test = RNG.random((12, 6)).astype(np.float32), RNG.random((4, 6)).astype(np.float32)
+    mnist_folder(tmp_path, train_images=train, t10k_images=test)
+    data = load_dataset(tmp_path)
+    assert data.sample_shape == (6,)
+    np.testing.assert_array_equal(data.train_x.numpy(), train)

@@ -1,0 +1,141 @@
+"""Who may import whom: reads the imports and fails on an upward one, a cycle, a star or a missing __all__."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("spela_kernels", "spela")
+
+# Lowest first; a module may import its own row and the rows above it.
+LAYERS = [
+    ("spela_kernels",),
+    ("spela.vectors", "spela.grouping"),
+    ("spela.layers",),
+    ("spela.optim",),
+    ("spela.network", "spela.convert"),
+    ("spela.data",),
+    ("spela.training",),
+    ("spela.baselines",),
+    ("spela.experiments",),
+    ("spela.report",),
+    ("spela.export", "spela.estimator"),
+    ("spela.cli",),
+]
+# The packages' front doors re-export what lies below them.
+FRONT = {"spela"}
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _imports(name: str) -> set[str]:
+    """Modules of this project that `name` imports, wherever in the file."""
+    targets = set()
+    for node in ast.walk(_tree(MODULES[name])):
+        if isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{name}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                targets.add(full if full in MODULES else node.module)
+    return {target for target in targets if target in MODULES}
+
+
+def _row(name: str) -> int:
+    for row, prefixes in enumerate(LAYERS):
+        if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes):
+            return row
+    raise AssertionError(f"{name} has no row in LAYERS: give it one")
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - FRONT))
+def test_imports_flow_downwards(name: str) -> None:
+    upward = {t for t in _imports(name) - FRONT if _row(t) > _row(name)}
+    assert not upward, f"{name} imports upwards: {', '.join(sorted(upward))}"
+    if _row(name) < _row("spela.cli"):
+        assert "spela" not in _imports(name), f"{name} imports the package's front door"
+
+
+def test_no_cycles() -> None:
+    # A package imports its modules; that a module's import first runs its package is Python's business.
+    graph = {
+        name: {t for t in _imports(name) if not name.startswith(t + ".")} - {name}
+        for name in MODULES
+    }
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_public_names_are_declared(name: str) -> None:
+    tree = _tree(MODULES[name])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"{name}: star import"
+    declared = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+    ]
+    assert declared, f"{name} has no __all__"
+    exported = set(ast.literal_eval(declared[0]))
+    defined = {
+        n.name
+        for n in tree.body
+        if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")
+    }
+    missing = defined - exported
+    assert not missing, f"{name}: public but not in __all__: {', '.join(sorted(missing))}"
+    bound = defined | {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    bound |= {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    assert exported <= bound, f"{name}: in __all__ but not defined: {', '.join(exported - bound)}"
+
+
+def test_spela_never_imports_triton_and_only_the_cli_prints() -> None:
+    for name, path in MODULES.items():
+        roots = set()
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Import):
+                roots |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                roots.add(node.module.split(".")[0])
+            speaks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if speaks and name not in MAY_PRINT:
+                assert node.func.id not in ("print", "exit", "quit"), f"{name} prints or exits"
+        if name.startswith("spela.") or name == "spela":
+            assert "triton" not in roots, f"{name} imports triton"
+        assert not roots & {"pickle", "dill", "joblib"}, f"{name} imports a pickler"
+
+
+# Commands: each prints its own report.
+MAY_PRINT = {"spela.cli", "spela_kernels.aot", "spela_kernels.selftest"}
