@@ -135,7 +135,8 @@ def adam_step_(
     """Forward, closed-form gradient and torch.optim.Adam's update in place; `step` counts from 1."""
     saved = forward(x, params, vectors, target, settings)
     gradients = backward(x, params, vectors, target, settings, saved)
-    correction1, correction2 = 1 - rule.beta1**step, 1 - rule.beta2**step
+    exact_step = step.double()  # 0-d: widens nothing, and keeps float64 steps exact
+    correction1, correction2 = 1 - rule.beta1**exact_step, 1 - rule.beta2**exact_step
     for parameter, gradient, exp_avg, exp_avg_sq in zip(
         params, gradients, exp_avgs, exp_avg_sqs, strict=True
     ):

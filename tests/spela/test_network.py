@@ -1,0 +1,137 @@
+"""SpelaSequential: order of learning, classification at every layer, equality of its two ways to train."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spela import RowNorm, SpelaLinear, SpelaSequential, optim
+
+
+def _net(dropout: float = 0.0) -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    return SpelaSequential(
+        nn.Flatten(),
+        RowNorm("rms"),
+        SpelaLinear(12, 16, 5, generator=g),
+        nn.Dropout(dropout),
+        SpelaLinear(16, 9, 5, objective="softmax", generator=g),
+    )
+
+
+def _batch(rows: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(rows, 3, 4, generator=g), torch.randint(5, (rows,), generator=g)
+
+
+def test_is_an_ordinary_classifier() -> None:
+    net, (x, _) = _net(), _batch()
+    scores = net(x)
+    assert scores.shape == (20, 5)
+    assert torch.equal(net.predict(x), scores.argmax(dim=1))
+    per_layer = net.layer_scores(x)
+    assert torch.equal(per_layer[-1], scores)
+    hidden = net[2](net[1](net[0](x)))
+    torch.testing.assert_close(per_layer[0], net[2].scores(hidden))
+    assert isinstance(net[:3], SpelaSequential)
+    assert torch.equal(net[:3](x), per_layer[0])
+
+
+def test_local_step_equals_summed_losses_under_torch_sgd() -> None:
+    x, target = _batch()
+    x = x.double()
+    fused = _net().double()
+    plain = copy.deepcopy(fused)
+    ours = optim.LocalSGD(fused.parameters(), lr=0.5)
+    theirs = torch.optim.SGD(plain.parameters(), lr=0.5)
+    for _ in range(3):
+        losses = fused.local_step(x, target, ours)
+        theirs.zero_grad()
+        expected = plain.local_losses(x, target)
+        expected.sum().backward()
+        theirs.step()
+        torch.testing.assert_close(losses, expected.detach(), rtol=1e-10, atol=1e-12)
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_are_local() -> None:
+    net, (x, target) = _net(), _batch()
+    x.requires_grad_()
+    losses = net.local_losses(x, target)
+    losses[1].backward()
+    assert not net[2].weight.grad.any()
+    assert net[4].weight.grad.any()
+    assert x.grad is None
+
+
+def test_next_layer_sees_the_output_from_before_the_update() -> None:
+    x, target = _batch()
+    net, reference = _net(), _net()
+    optimizer = optim.LocalSGD(net.parameters(), lr=5.0)
+    losses = net.local_step(x, target, optimizer)
+    torch.testing.assert_close(losses, reference.local_losses(x, target).detach())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_train_and_eval_reach_the_modules_in_between(mode: bool) -> None:
+    net, (x, _) = _net(dropout=0.5).train(mode), _batch()
+    assert torch.equal(net(x), net(x)) is not mode
+
+
+def test_early_exit_answers_by_the_first_sure_layer() -> None:
+    net, (x, _) = _net(), _batch(200)
+    first, last = net.layer_scores(x)
+    top = first.topk(2, dim=1).values
+    margin = top[:, 0] - top[:, 1]
+    threshold = margin.median().item()
+    expected = torch.where(margin >= threshold, first.argmax(1), last.argmax(1))
+    assert torch.equal(net.predict(x, exit_threshold=threshold), expected)
+    assert torch.equal(net.predict(x, exit_threshold=0.0), first.argmax(1))
+    assert torch.equal(net.predict(x, exit_threshold=9.0), net.predict(x))
+    assert (expected != last.argmax(1)).any()
+
+
+def test_a_network_learns_digits() -> None:
+    from spela.data import load_dataset
+
+    data = load_dataset("digits")
+    g = torch.Generator().manual_seed(0)
+    net = SpelaSequential(
+        nn.Flatten(),
+        SpelaLinear(64, 256, 10, objective="softmax", generator=g),
+        SpelaLinear(256, 256, 10, objective="softmax", generator=g),
+    )
+    optimizer = optim.LocalAdam(net.parameters(), lr=3e-3)
+    for _ in range(100):
+        net.local_step(data.train_x, data.train_y, optimizer)
+    for scores in net.layer_scores(data.test_x):
+        assert (scores.argmax(1) == data.test_y).double().mean() > 0.9
+
+
+def test_compile_of_the_local_losses() -> None:
+    net, (x, target) = _net(), _batch()
+    expected = net.local_losses(x, target)
+    compiled = torch.compile(net.local_losses, fullgraph=True)
+    losses = compiled(x, target)
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+    assert net[2].weight.grad is not None
+
+
+def test_modules_that_nothing_would_use_are_refused() -> None:
+    with pytest.raises(ValueError, match="last module must be a SPELA layer, got Dropout"):
+        SpelaSequential(SpelaLinear(3, 4, 2), nn.Dropout())(torch.randn(1, 3))
+    with pytest.raises(ValueError, match="got nothing"):
+        SpelaSequential()(torch.randn(1, 3))
+
+
+def test_row_norm() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    torch.testing.assert_close(RowNorm("unit")(x), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    torch.testing.assert_close(RowNorm("rms")(x)[0].norm(), torch.tensor(2.0).sqrt())
+    with pytest.raises(ValueError, match="'unit' or 'rms'"):
+        RowNorm("l1")

@@ -1,0 +1,233 @@
+"""The command line as a user calls it: real processes, wrong arguments, kill -9 and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spela.cli import main
+
+RUN = [sys.executable, "-c", "from spela.cli import main; main()"]
+TRAIN = ["train", "--data", "digits", "--layers", "64,48", "--dropout", "0.1", "--seed", "3"]
+
+
+def _spela(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*RUN, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line an in-process call prints on stderr before it exits with 2."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["spela", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("spela: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = _spela(*TRAIN, "--epochs", "4", "--lr", "0.01", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "layer 2:" in result.stdout
+    assert str(out / "report.html") in result.stdout
+    return out
+
+
+def test_summary_and_records(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert len(summary["test_accuracy"]) == len(summary["train_loss"]) == 2
+    assert all(0.5 < a <= 1 for a in summary["test_accuracy"])
+    assert summary["epochs"] == 4
+    assert summary["seed"] == 3
+    assert summary["seconds_per_epoch"] > 0
+    assert summary["backend"] in ("reference", "cpu", "triton")
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2, 3, 4]
+    assert records[-1]["test_accuracy"] == summary["test_accuracy"]
+    assert records[-1]["train_loss"][0] < records[0]["train_loss"][0]
+
+
+def test_report_is_self_contained(trained: Path) -> None:
+    page = (trained / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    for name in ("curves", "confusion", "geometry"):
+        assert (trained / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_prints_the_same_accuracies(trained: Path) -> None:
+    result = _spela("evaluate", trained)
+    summary = json.loads((trained / "summary.json").read_text())
+    for layer, accuracy in enumerate(summary["test_accuracy"], start=1):
+        assert f"layer {layer}: {100 * accuracy:.2f} %" in result.stdout
+
+
+def test_predict_labels_a_file(trained: Path, tmp_path: Path) -> None:
+    from spela.data import load_dataset
+
+    data = load_dataset("digits")
+    file = tmp_path / "some.npz"
+    np.savez(file, x=data.test_x[:50].numpy())
+    lines = _spela("predict", trained, file).stdout.splitlines()
+    assert lines[0].split("\t") == ["index", "label", "class", "score"]
+    labels = torch.tensor([int(line.split("\t")[1]) for line in lines[1:]])
+    assert (labels == data.test_y[:50]).double().mean() > 0.7
+
+
+def test_info(trained: Path) -> None:
+    assert "back-ends" in _spela("info").stdout
+    shown = _spela("info", trained).stdout
+    assert "after 4 of 4 epochs" in shown
+    assert "SpelaLinear(in_features=64, out_features=64" in shown
+
+
+def test_same_seed_same_bits_and_resume_of_a_finished_run(trained: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    arguments = [*TRAIN, "--epochs", "4", "--lr", "0.01", "--out", again]
+    assert _spela(*arguments).returncode == 0
+    first, second = (load_file(p / "checkpoint.safetensors") for p in (trained, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert _spela(*arguments, "--resume").returncode == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill-9", "ctrl-c"])
+def test_stopped_and_resumed_ends_in_the_same_bits(how: int, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = [*TRAIN, "--epochs", "12", "--batch-size", "4", "--optimizer", "adam"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*RUN, *arguments, "--out", str(cut)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 90
+    while not (cut / "metrics.jsonl").exists() or not (cut / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "ended before it could be stopped"
+        time.sleep(0.01)
+    time.sleep(0.05)  # into the middle of an epoch
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), error
+    assert not (cut / "summary.json").exists()
+    result = _spela(*arguments, "--out", cut, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert _spela(*arguments, "--out", whole).returncode == 0
+    first, second = (load_file(p / "checkpoint.safetensors") for p in (whole, cut))
+    assert any(name.startswith("optimizer.") for name in first)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def accuracies(path: Path) -> list[object]:
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["test_accuracy"] for line in lines]
+
+    assert accuracies(whole) == accuracies(cut)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    result = _spela(*TRAIN, "--epochs", "1", "--out", out, preexec_fn=limit)
+    assert result.returncode == 2
+    assert result.stderr.startswith("spela: error: ")
+    assert result.stderr.count("\n") == 1
+    assert not list(out.glob("*.safetensors"))
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, trained: Path) -> None:
+    out = tmp_path / "new"
+    train = ("train", "--out", out, "--data")
+    cases = {
+        ("train", "--data", "digits"): "--out",
+        (*train, "digit"): "did you mean 'digits'",
+        (*train, "digits", "--recipe", "bset"): "did you mean 'best'",
+        (*train, "digits", "--objective", "hinge"): "unknown objective 'hinge': use one of log",
+        (*train, "digits", "--optimizer", "lion"): "unknown optimizer",
+        (*train, "digits", "--vectors", "cubic"): "unknown vectors",
+        (*train, "digits", "--normalize-input", "l1"): "unknown normalize_input",
+        (*train, "digits", "--layers", "a,b"): "--layers must be sizes",
+        (*train, "digits", "--layers", "0"): "layers must be positive",
+        (*train, "digits", "--epochs", "0"): "epochs must be at least 1",
+        (*train, "digits", "--lr", "-1"): "lr must be a positive number",
+        (*train, "digits", "--lr", "nan"): "lr must be a positive number",
+        (*train, "digits", "--backend", "cuda"): "unknown back-end 'cuda'",
+        (*train, "digits", "--device", "tpu"): "device 'tpu' cannot be used here",
+        (*train, "digits", "--seed", "-1"): "seed must be",
+        (*train, "digits", "--resume"): "holds no run to continue",
+        (*train, tmp_path / "missing.npz"): "does not exist",
+        ("train", "--out", trained, "--data", "digits"): "already holds a run",
+        ("train", "--out", trained, "--data", "digits", "--resume"): "other settings",
+        ("evaluate", tmp_path / "nothing"): "not a folder",
+        ("evaluate", tmp_path): "holds no finished epoch",
+        ("predict", trained, tmp_path / "no.npz"): "no.npz",
+        ("trian",): "trian",
+    }
+    for arguments, message in cases.items():
+        assert message in _fails(capsys, *arguments), arguments
+    assert not out.exists()
+
+
+def test_damaged_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, trained: Path) -> None:
+    good = (trained / "checkpoint.safetensors").read_bytes()
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, content in {
+        "truncated": good[: len(good) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "huge header": (2**62).to_bytes(8, "little") + b"{}",
+        "header cut": good[:20],
+    }.items():
+        (run / "checkpoint.safetensors").write_bytes(content)
+        assert "not a readable checkpoint" in _fails(capsys, "evaluate", run), name
+
+
+def test_a_loss_that_is_not_finite_names_the_layer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ("train", "--data", "digits", "--recipe", "backprop", "--optimizer", "sgd")
+    error = _fails(capsys, *arguments, "--lr", "1e30", "--out", tmp_path / "run")
+    assert "the loss of layer 1 became" in error
+    assert "lower --lr" in error
+
+
+def test_nan_in_the_data_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((20, 4), dtype=np.float32)
+    x[3, 1] = np.nan
+    y = np.arange(20) % 2
+    np.savez(tmp_path / "bad.npz", train_x=x, train_y=y, test_x=x[:5], test_y=y[:5])
+    error = _fails(capsys, "train", "--data", tmp_path / "bad.npz", "--out", tmp_path / "run")
+    assert "NaN" in error
+    assert not (tmp_path / "run").exists()
