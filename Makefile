@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check setup
+.PHONY: demo test check bench setup
 
 setup: $(READY)
 
@@ -23,3 +23,6 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+bench: $(READY)
+	$(BIN)/python -m pytest bench --benchmark-only -o addopts= --benchmark-json=bench.json

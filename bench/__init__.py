@@ -1,0 +1,3 @@
+"""Benchmarks: `make bench`."""
+
+__all__: list[str] = []
