@@ -122,7 +122,12 @@ def _geometry(run: LoadedRun, dataset: Dataset) -> Figure | None:
         colours = labels.numpy()
         if points.shape[1] < 2:
             points = torch.cat([points, torch.zeros_like(points)], dim=1)
-        bottom.scatter(points[:, 0], points[:, 1], c=colours, cmap="tab10", s=6)
+        dots = bottom.scatter(points[:, 0], points[:, 1], c=colours, cmap="tab10", s=6)
+        if column == 0 and len(names) <= MAX_CLASSES_NAMED:
+            handles, keys = dots.legend_elements(num=None)
+            present = sorted(set(labels.tolist()))
+            shown = [names[k] for k in present] if len(present) == len(handles) else keys
+            figure.legend(handles, shown, loc="outside lower center", ncols=5, fontsize=8)
         bottom.set_title(f"layer {position}: unit outputs, two main axes", fontsize=9)
         bottom.set_xticks([])
         bottom.set_yticks([])
