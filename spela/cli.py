@@ -277,7 +277,8 @@ def predict(
     """Label samples: a line each with index, label, class name and score (cosine, or logit)."""
     loaded = _loaded(run_dir, device)
     names = loaded.checkpoint.class_names
-    inputs = read_inputs(file, loaded.checkpoint.sample_shape)
+    checkpoint = loaded.checkpoint
+    inputs = read_inputs(file, checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype)
     typer.echo("index\tlabel\tclass\tscore")
     start = 0
     for chunk in inputs.split(1000):

@@ -18,6 +18,7 @@ from spela.training.records import write_atomically
 __all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint"]
 
 _FORMAT = "spela-checkpoint-1"
+_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Checkpoint:
         config: The run's settings.
         epoch: Epochs done.
         sample_shape: Shape of one input.
+        sample_dtype: Of the samples as stored: uint8 pixels or float32 features.
         class_names: Name of each class.
         tensors: Named tensors: `model.*` and `optimizer.*`.
     """
@@ -35,6 +37,7 @@ class Checkpoint:
     config: RunConfig
     epoch: int
     sample_shape: tuple[int, ...]
+    sample_dtype: torch.dtype
     class_names: tuple[str, ...]
     tensors: dict[str, Tensor]
 
@@ -55,6 +58,7 @@ def save_checkpoint(
     config: RunConfig,
     epoch: int,
     sample_shape: tuple[int, ...],
+    sample_dtype: torch.dtype,
     class_names: tuple[str, ...],
 ) -> None:
     """Write a checkpoint, whole or not at all.
@@ -66,6 +70,7 @@ def save_checkpoint(
         config: The run's settings.
         epoch: Epochs done.
         sample_shape: Shape of one input.
+        sample_dtype: Of the samples as stored: uint8 pixels or float32 features.
         class_names: Name of each class.
 
     Raises:
@@ -77,6 +82,7 @@ def save_checkpoint(
         "config": config.to_dict(),
         "epoch": epoch,
         "sample_shape": list(sample_shape),
+        "sample_dtype": next(name for name, dtype in _DTYPES.items() if dtype == sample_dtype),
         "class_names": list(class_names),
     }
     metadata = {"format": _FORMAT, "run": json.dumps(facts)}
@@ -122,6 +128,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             RunConfig.from_dict(facts["config"]),
             int(facts["epoch"]),
             tuple(int(n) for n in facts["sample_shape"]),
+            _DTYPES[facts["sample_dtype"]],
             tuple(str(name) for name in facts["class_names"]),
             tensors,
         )

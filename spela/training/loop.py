@@ -198,5 +198,6 @@ class Trainer:
             self.config,
             self.epochs_done,
             self.dataset.sample_shape,
+            self.dataset.train_x.dtype,
             self.dataset.class_names,
         )
