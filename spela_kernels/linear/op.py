@@ -22,7 +22,7 @@ from spela_kernels.objectives import get_objective
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
 _MODULES = {
-    "triton": "spela_kernels.linear.launch",
+    "triton": "spela_kernels.linear.triton_backend",
     "reference": "spela_kernels.linear.reference",
 }
 

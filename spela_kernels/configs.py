@@ -1,0 +1,359 @@
+"""Tile sizes, warps and stages by shape, dtype and architecture. Pure Python: neither torch nor triton.
+
+Each `pick_*` rule returns its choices best first: a launch that runs out of resources takes the next.
+Axes: B batch, I in, O out, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "FinaliseConfig",
+    "ForwardConfig",
+    "Problem",
+    "UpdateConfig",
+    "find_architecture",
+    "pick_finalise",
+    "pick_forward",
+    "pick_update",
+]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a tile must fit into, and how products run there.
+
+    Attributes:
+        name: `sm_80`-like or `gfx942`-like.
+        shared_bytes: Most shared memory one program may use.
+        multiprocessors: Of the part most people have; `find_architecture` takes the real count.
+        fp32_dot: How fp32 products run. "tf32x3" is three tf32 products on tensor cores: closer to
+            float64 than one FMA after the other, and free of the 3 to 4 bank conflicts a load that
+            Triton's FMA product has where both operands are contiguous along the reduction. "tf32"
+            is never used: unrounded operands are truncated, a bias of 8e-4 in every update.
+            "ieee" is AMD's native matrix product, and FMA on Turing.
+        matrix_units: Whether Triton reaches matrix units: not on Turing.
+        async_copies: Whether loads can be in flight past the registers, so that stages pay.
+        has_bf16: Whether bf16 products exist.
+        max_registers: Given to the compiler for each thread. Left alone, ptxas spills a value or two to
+            reach the next occupancy step, which kernels that wait for memory in few programs gain
+            nothing from; None where the option does not exist.
+    """
+
+    name: str
+    shared_bytes: int
+    multiprocessors: int
+    fp32_dot: str = "tf32x3"
+    matrix_units: bool = True
+    async_copies: bool = True
+    has_bf16: bool = True
+    max_registers: int | None = 255
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    row.name: row
+    for row in (
+        Architecture("sm_75", 65_536, 40, "ieee", False, False, False),
+        Architecture("sm_80", 166_912, 108),
+        Architecture("sm_86", 101_376, 84),
+        Architecture("sm_89", 101_376, 128),
+        Architecture("sm_90", 232_448, 132),
+        Architecture("sm_100", 232_448, 148),
+        Architecture("sm_120", 101_376, 170),
+        Architecture("gfx90a", 65_536, 110, "ieee", async_copies=False, max_registers=None),
+        Architecture("gfx942", 65_536, 304, "ieee", async_copies=False, max_registers=None),
+    )
+}
+
+
+@lru_cache(maxsize=64)
+def find_architecture(name: str, multiprocessors: int | None = None) -> Architecture:
+    """The table's row for a GPU; an unknown one gets the nearest older row of its maker.
+
+    Args:
+        name: `sm_<capability>` or `gfx...`.
+        multiprocessors: Number on this device; None for the table's.
+
+    Returns:
+        The row, with the device's own count.
+
+    Raises:
+        ValueError: If the GPU is older than everything in the table.
+
+    Example:
+        >>> find_architecture("sm_87").shared_bytes
+        101376
+    """
+    row = ARCHITECTURES.get(name)
+    if row is None and name.startswith("gfx"):
+        row = ARCHITECTURES["gfx942" if name.startswith(("gfx94", "gfx95")) else "gfx90a"]
+    elif row is None:
+        digits = name.removeprefix("sm_")
+        older = [
+            known
+            for known in ARCHITECTURES.values()
+            if known.name.startswith("sm_")
+            and digits.isdigit()
+            and int(known.name[3:]) <= int(digits)
+        ]
+        if not older:
+            raise ValueError(f"no tile rules for GPU {name!r}: use SPELA_BACKEND=reference")
+        row = max(older, key=lambda known: int(known.name[3:]))
+    values = {**row.__dict__, "multiprocessors": multiprocessors or row.multiprocessors}
+    return Architecture(**values)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A layer step as the rules see it.
+
+    Attributes:
+        batch, inputs, outputs, classes: B, I, O, C.
+        itemsize: Bytes an element of x and W.
+        all_classes: Whether cosines to all classes are needed.
+    """
+
+    batch: int
+    inputs: int
+    outputs: int
+    classes: int
+    itemsize: int
+    all_classes: bool = False
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """Tile (block_b, block_o) of y, reduced block_i at a time; block_c classes at a time."""
+
+    block_b: int
+    block_o: int
+    block_i: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+    precision: str
+    prefetch: bool = False
+
+    def programs(self, problem: Problem) -> int:
+        """Programs of the launch."""
+        return _tiles(problem.batch, self.block_b) * _tiles(problem.outputs, self.block_o)
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Upper bound: the pipelined x and W tiles, or the epilogue's y and V tiles if larger."""
+        # A three-part fp32 product stages both halves of its operands.
+        copies = self.num_stages + (self.precision == "tf32x3" and problem.itemsize == 4)
+        loop = copies * (self.block_b + self.block_o) * self.block_i
+        epilogue = (self.block_b + 2 * self.block_c) * self.block_o + self.block_b * self.block_c
+        return max(loop * problem.itemsize, 4 * epilogue) + 1024
+
+
+@dataclass(frozen=True)
+class FinaliseConfig:
+    """block_b rows a program, block_c classes and block_o columns of dL/dz at a time."""
+
+    block_b: int
+    block_o: int
+    block_c: int
+    num_warps: int
+    precision: str
+
+    def programs(self, problem: Problem, stores_dz: bool) -> int:
+        """Programs of the launch."""
+        tiles_o = _tiles(problem.outputs, self.block_o) if stores_dz else 1
+        return _tiles(problem.batch, self.block_b) * tiles_o
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Upper bound: the q and V tiles of q V and the reductions' scratch."""
+        tiles = self.block_b * self.block_c + self.block_c * self.block_o
+        return 4 * (2 * tiles + self.block_b * self.block_o) + 1024
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """Tile (block_o, block_i) of W, reduced block_b rows at a time."""
+
+    block_o: int
+    block_i: int
+    block_b: int
+    num_warps: int
+    num_stages: int
+    precision: str
+
+    def programs(self, problem: Problem) -> int:
+        """Programs of the launch."""
+        return _tiles(problem.outputs, self.block_o) * _tiles(problem.inputs, self.block_i)
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Upper bound: the pipelined y, V and x tiles and the dz tile, or the epilogue's tile."""
+        loop = self.num_stages * self.block_b * (2 * self.block_o + self.block_i) * 4
+        dz = self.block_b * self.block_o * 4
+        return max(loop + dz, 4 * self.block_o * (self.block_i + 8)) + 1024
+
+
+Config = TypeVar("Config", ForwardConfig, FinaliseConfig, UpdateConfig)
+
+
+def _tiles(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _power(size: int, low: int, high: int) -> int:
+    """The power of two that covers `size`, within [low, high]."""
+    return min(max(1 << (size - 1).bit_length(), low), high)
+
+
+def _fitting(
+    configs: list[Config], size_of: Callable[[Config], int], arch: Architecture
+) -> tuple[Config, ...]:
+    fitting = tuple(config for config in configs if size_of(config) <= arch.shared_bytes)
+    if not fitting:
+        raise ValueError(f"no tile fits {arch.shared_bytes} bytes of shared memory on {arch.name}")
+    return fitting
+
+
+def _busy(
+    tiles: list[tuple[int, int]], count: Callable[[tuple[int, int]], int], wanted: float, axis: int
+) -> tuple[int, int]:
+    """The largest tile with `wanted` programs (of those, the longest along `axis`), else the smallest."""
+    full = [tile for tile in tiles if count(tile) >= wanted]
+    if full:
+        return max(full, key=lambda tile: (tile[0] * tile[1], tile[axis]))
+    return min(tiles, key=lambda tile: (tile[0] * tile[1], -tile[axis]))
+
+
+@lru_cache(maxsize=1024)
+def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, ...]:
+    """Choices for the forward kernel.
+
+    Args:
+        problem: The layer step.
+        arch: The GPU.
+
+    Returns:
+        Configs that fit `arch`, best first, at least two.
+
+    Example:
+        >>> a100 = find_architecture("sm_80")
+        >>> pick_forward(Problem(50, 784, 1024, 10, itemsize=4), a100)[0].block_o
+        16
+    """
+    wide = problem.itemsize == 4 or not arch.matrix_units
+    # Wide tiles read x and W less often, but come second to work for most multiprocessors: a batch of
+    # 50 has one row tile, so O is cut into narrow columns, and only then the rows.
+    limit = 64 * 32 if wide else 128 * 64
+    tiles = [
+        (block_b, block_o)
+        for block_b in (128, 64, 32, 16)
+        for block_o in (128, 64, 32, 16)
+        if block_b * block_o <= limit
+        and block_b <= _power(problem.batch, 16, 64 if wide else 128)
+        and block_o <= _power(problem.outputs, 16, 64 if wide else 128)
+    ]
+    block_b, block_o = _busy(
+        tiles,
+        lambda tile: _tiles(problem.batch, tile[0]) * _tiles(problem.outputs, tile[1]),
+        0.75 * arch.multiprocessors,
+        # Tall tiles read W, the larger operand, less often; wide ones leave fewer partial sums, of which
+        # an all-class objective has C a row.
+        axis=1 if problem.all_classes else 0,
+    )
+    block_c = _power(problem.classes, 16, 32)
+    if not arch.matrix_units:
+        # An FMA product holds whole rows of its operands in registers: short reductions.
+        block_i, stages, prefetch = 16, 1, True
+    elif problem.itemsize == 4:
+        # Three-part products split operands in registers, past which cp.async cannot reach without
+        # bank conflicts: the next tiles are fetched into registers during the product instead.
+        block_i, stages, prefetch = (
+            (64 if block_b * block_o <= 64 * 16 else 32),
+            1,
+            arch.async_copies,
+        )
+    else:
+        block_i, stages, prefetch = 64, 4 if arch.async_copies else 2, False
+    block_i = min(block_i, _power(problem.inputs, 16, 64))
+    warps = 8 if block_b * block_o > 64 * 64 else 4
+    precision = arch.fp32_dot
+    configs = [
+        ForwardConfig(block_b, block_o, block_i, block_c, warps, stages, precision, prefetch),
+        ForwardConfig(min(block_b, 32), min(block_o, 32), min(block_i, 32), 16, 4, 1, precision),
+        ForwardConfig(16, 16, 16, 16, 4, 1, precision),
+    ]
+    return _fitting(configs, lambda config: config.shared_bytes(problem), arch)
+
+
+@lru_cache(maxsize=1024)
+def pick_finalise(problem: Problem, arch: Architecture) -> tuple[FinaliseConfig, ...]:
+    """Choices for the finalise kernel.
+
+    Args:
+        problem: The layer step.
+        arch: The GPU.
+
+    Returns:
+        Configs that fit `arch`, best first, at least one.
+    """
+    block_b = 16 if problem.all_classes else _power(problem.batch, 16, 32)
+    block_c = _power(problem.classes, 16, 32 if arch.matrix_units else 16)
+    # With dL/dz to write every program sums its rows' partials again: wide tiles, few programs.
+    block_o = _power(problem.outputs, 16, 128 if arch.matrix_units else 32)
+    configs = [
+        FinaliseConfig(block_b, block_o, block_c, 4, arch.fp32_dot),
+        FinaliseConfig(16, 16, 16, 4, arch.fp32_dot),
+    ]
+    return _fitting(configs, lambda config: config.shared_bytes(problem), arch)
+
+
+@lru_cache(maxsize=1024)
+def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...]:
+    """Choices for the gradient/update kernel.
+
+    Args:
+        problem: The layer step.
+        arch: The GPU.
+
+    Returns:
+        Configs that fit `arch`, best first, at least two.
+
+    Example:
+        >>> h100 = find_architecture("sm_90")
+        >>> problem = Problem(50, 784, 1024, 10, itemsize=4)
+        >>> pick_update(problem, h100)[0].programs(problem) > 2 * h100.multiprocessors
+        True
+    """
+    wide = problem.itemsize == 4
+    # Large tiles reuse x and dz over long batches; with Adam's state they cost most of the registers.
+    limit = 64 * 64 if not wide and arch.matrix_units and problem.batch > 256 else 32 * 64
+    tiles = [
+        (block_o, block_i)
+        for block_o in (64, 32, 16)
+        for block_i in (128, 64, 32, 16)
+        if block_o * block_i <= limit
+        and block_o <= _power(problem.outputs, 16, 32 if wide else 64)
+        and block_i <= _power(problem.inputs, 16, 64 if wide else 128)
+    ]
+    block_o, block_i = _busy(
+        tiles,
+        lambda tile: _tiles(problem.outputs, tile[0]) * _tiles(problem.inputs, tile[1]),
+        1.5 * arch.multiprocessors,
+        axis=1,
+    )
+    block_b = _power(problem.batch, 16, 32) if arch.matrix_units else 16
+    # Copies ahead pay once the batch has several steps, and would cost bank conflicts where dz passes
+    # through fp32 shared memory.
+    ahead = (
+        arch.async_copies and not wide and not problem.all_classes and problem.batch > 4 * block_b
+    )
+    precision = arch.fp32_dot
+    configs = [
+        UpdateConfig(block_o, block_i, block_b, 4, 3 if ahead else 1, precision),
+        UpdateConfig(min(block_o, 32), min(block_i, 32), 16, 4, 1, precision),
+        UpdateConfig(16, 16, 16, 4, 1, precision),
+    ]
+    return _fitting(configs, lambda config: config.shared_bytes(problem), arch)

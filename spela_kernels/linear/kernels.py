@@ -1,0 +1,286 @@
+# ruff: noqa: RET505, E741 - Triton drops a constexpr branch only where `else` is written; I and O are axes.
+"""The linear layer's Triton kernels, with `update_kernel.py`; `launch.py` runs them. No torch here.
+
+A layer step is three launches:
+    forward   y = phi(x W^T + b); per column tile and row: sum y^2 and y.v, written to partial buffers
+    finalise  partials -> |y|, cosines, loss per row (and, where noted there, dL/dz)
+    update    dW = dz^T x with dz rebuilt from y tile by tile; its epilogue stores or applies the gradient
+
+Nothing is accumulated across programs, so every run gives the same bits. The mean's 1/B is applied to
+dW and not to dz: dz / B would underflow in fp16. Addresses are formed in int64.
+
+ALIGN_I and ALIGN_O promise that rows along I (of x, W and its state) and along O (of y, z, V) start and
+end on multiples of that many elements; the `// ALIGN * ALIGN` below hands the promise to the compiler,
+which then loads 16 bytes at once. Axes: B batch, I in, O out, C classes, T column tiles of `forward`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from spela_kernels.triton_math import activate, activation_slope, label_derivative, label_loss
+
+__all__ = ["finalise_kernel", "forward_kernel", "inverse_norm", "load_labels"]
+
+# Rows shorter than this have no direction (`reference.NORM_EPS`).
+_EPS: tl.constexpr = tl.constexpr(1e-12)
+
+
+@triton.jit
+def _layer_slope(slope_ptr, NEGATIVE_SLOPE: tl.constexpr):
+    if slope_ptr is None:
+        return NEGATIVE_SLOPE
+    else:
+        return tl.load(slope_ptr).to(tl.float32)
+
+
+@triton.jit
+def _load_columns(rows, stride, mask_rows, start, size, BLOCK: tl.constexpr):
+    """Columns [start, start + BLOCK) of a tile of rows; 0 beyond `size`."""
+    offs = (start + tl.arange(0, BLOCK))[None, :]
+    return tl.load(rows + offs.to(tl.int64) * stride,
+                   mask=mask_rows[:, None] & (offs < size), other=0.0)  # fmt: skip
+
+
+@triton.jit
+def load_labels(target_ptr, stride_t, offs_b, B, C):
+    """Labels safe to form addresses with, and which of them are real."""
+    label = tl.load(target_ptr + offs_b.to(tl.int64) * stride_t, mask=offs_b < B, other=-1)
+    valid = (label >= 0) & (label < C)
+    return tl.where(valid, label, 0), valid
+
+
+@triton.jit
+def inverse_norm(norm):
+    return tl.where(norm > _EPS, 1 / tl.maximum(norm, _EPS), 0.0)
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr,  # (B, I)
+    weight_ptr,  # (O, I)
+    bias_ptr,  # (O,) or None
+    slope_ptr,  # (1,) or None
+    vectors_ptr,  # (C, O)
+    target_ptr,  # (B,) int64 or None
+    y_ptr,  # (B, O) contiguous
+    z_ptr,  # (B, O) contiguous, or None where phi' follows from y
+    squares_ptr,  # (T, B) fp32
+    dots_ptr,  # (T, B) fp32: y.v_label; (T, B, C) with ALL_CLASSES
+    B, I, O, C,
+    stride_xb, stride_xi, stride_wo, stride_wi, stride_b, stride_vc, stride_vo, stride_t,
+    stride_squares, stride_dots, stride_dotb,  # T and T, B axes; rows of dots hold >= C columns
+    ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr, ALL_CLASSES: tl.constexpr,
+    PRECISION: tl.constexpr, PREFETCH: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One (BLOCK_B, BLOCK_O) tile of y and its share of every row's sums."""
+    I = I // ALIGN_I * ALIGN_I
+    O = O // ALIGN_O * ALIGN_O
+    stride_xb = stride_xb // ALIGN_I * ALIGN_I
+    stride_wo = stride_wo // ALIGN_I * ALIGN_I
+    stride_vc = stride_vc // ALIGN_O * ALIGN_O
+    # Row tiles run fastest: programs that share a weight tile are neighbours in time and meet in L2.
+    tiles_b = tl.cdiv(B, BLOCK_B)
+    tile_o, tile_b = tl.program_id(0) // tiles_b, tl.program_id(0) % tiles_b
+    offs_b = tile_b * BLOCK_B + tl.arange(0, BLOCK_B)
+    offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
+    mask_b, mask_o = offs_b < B, offs_o < O
+    x_rows = x_ptr + offs_b.to(tl.int64)[:, None] * stride_xb
+    weight_rows = weight_ptr + offs_o.to(tl.int64)[:, None] * stride_wo
+
+    z = tl.zeros((BLOCK_B, BLOCK_O), tl.float32)
+    if PREFETCH:
+        x = _load_columns(x_rows, stride_xi, mask_b, 0, I, BLOCK_I)
+        weight = _load_columns(weight_rows, stride_wi, mask_o, 0, I, BLOCK_I)
+        for start in range(BLOCK_I, I + BLOCK_I, BLOCK_I):
+            next_x = _load_columns(x_rows, stride_xi, mask_b, start, I, BLOCK_I)
+            next_weight = _load_columns(weight_rows, stride_wi, mask_o, start, I, BLOCK_I)
+            z = tl.dot(x, tl.trans(weight), z, input_precision=PRECISION)
+            x = next_x
+            weight = next_weight
+    else:
+        for start in range(0, I, BLOCK_I):
+            x = _load_columns(x_rows, stride_xi, mask_b, start, I, BLOCK_I)
+            weight = _load_columns(weight_rows, stride_wi, mask_o, start, I, BLOCK_I)
+            z = tl.dot(x, tl.trans(weight), z, input_precision=PRECISION)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + offs_o.to(tl.int64) * stride_b, mask=mask_o, other=0.0)
+        z += bias.to(tl.float32)[None, :]
+    y = activate(z, _layer_slope(slope_ptr, NEGATIVE_SLOPE), ACTIVATION)
+    y = y.to(y_ptr.dtype.element_ty)
+
+    offs_y = offs_b.to(tl.int64)[:, None] * O + offs_o[None, :]
+    mask_y = mask_b[:, None] & mask_o[None, :]
+    tl.store(y_ptr + offs_y, y, mask=mask_y)
+    if z_ptr is not None:
+        tl.store(z_ptr + offs_y, z.to(z_ptr.dtype.element_ty), mask=mask_y)
+
+    wide = y.to(tl.float32)
+    squares_ptr += tile_o.to(tl.int64) * stride_squares
+    dots_ptr += tile_o.to(tl.int64) * stride_dots
+    tl.store(squares_ptr + offs_b, tl.sum(wide * wide, axis=1), mask=mask_b)
+    vector_columns = vectors_ptr + offs_o.to(tl.int64)[None, :] * stride_vo
+    if ALL_CLASSES:
+        for start in range(0, C, BLOCK_C):
+            offs_c = start + tl.arange(0, BLOCK_C)
+            mask_c = offs_c < C
+            vectors = tl.load(vector_columns + offs_c.to(tl.int64)[:, None] * stride_vc,
+                              mask=mask_c[:, None] & mask_o[None, :], other=0.0)  # fmt: skip
+            dots = tl.dot(y, tl.trans(vectors), input_precision=PRECISION)  # (BLOCK_B, BLOCK_C)
+            tl.store(dots_ptr + offs_b.to(tl.int64)[:, None] * stride_dotb + offs_c[None, :], dots,
+                     mask=mask_b[:, None] & (offs_c < stride_dotb)[None, :])  # fmt: skip
+    elif target_ptr is not None:
+        label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
+        vectors = tl.load(vector_columns + label[:, None] * stride_vc,
+                          mask=valid[:, None] & mask_o[None, :], other=0.0)  # fmt: skip
+        tl.store(dots_ptr + offs_b, tl.sum(wide * vectors.to(tl.float32), axis=1), mask=mask_b)
+
+
+@triton.jit
+def _class_cosines(
+    dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T, SAVED: tl.constexpr
+):  # fmt: skip
+    """Cosines of a (rows, classes) tile: the T partial sums in order, over the norm."""
+    offs = offs_b.to(tl.int64)[:, None] * stride_dotb + offs_c[None, :]
+    mask = (offs_b < B)[:, None] & (offs_c < stride_dotb)[None, :]
+    total = tl.load(dots_ptr + offs, mask=mask, other=0.0)
+    if SAVED:
+        return total
+    else:
+        for _ in range(1, T):
+            dots_ptr += stride_dots
+            total += tl.load(dots_ptr + offs, mask=mask, other=0.0)
+        return total * inverse[:, None]
+
+
+@triton.jit
+def finalise_kernel(
+    squares_ptr,  # (T, B) fp32; unused when SAVED
+    dots_ptr,  # (T, B) or (T, B, C) fp32; when SAVED the cosines (B,) or (B, C)
+    y_ptr,  # (B, O)
+    z_ptr,  # (B, O) or None where phi' follows from y
+    vectors_ptr,  # (C, O)
+    target_ptr,  # (B,) int64, or None: cosines only
+    slope_ptr,  # (1,) or None
+    norm_ptr,  # (B,) fp32: written; read when SAVED
+    cosine_ptr,  # (B,) or (B, C) fp32; unused when SAVED
+    losses_ptr,  # (B,) fp32 or None; NaN where the label is none
+    dz_ptr,  # (B, O) contiguous, or None: B dL/dz
+    dslope_ptr,  # (programs,) fp32 or None: partial sums of B dL/dslope, for prelu
+    B, O, C, T,
+    stride_yb, stride_yo, stride_zb, stride_zo, stride_vc, stride_vo, stride_t,
+    stride_squares, stride_dots, stride_dotb,
+    ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr,
+    OBJECTIVE: tl.constexpr, SCALE: tl.constexpr, ALL_CLASSES: tl.constexpr,
+    SAVED: tl.constexpr, PRECISION: tl.constexpr, ALIGN_O: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Row scalars of a block of rows; with `dz_ptr` also one (BLOCK_B, BLOCK_O) tile of dL/dz.
+
+    dL/dz is stored where every program of `update` would otherwise repeat work that does not fit it:
+    the product q V of an all-class objective, and the sum over all of dz that prelu's slope needs.
+    """
+    O = O // ALIGN_O * ALIGN_O
+    stride_yb = stride_yb // ALIGN_O * ALIGN_O
+    stride_zb = stride_zb // ALIGN_O * ALIGN_O
+    stride_vc = stride_vc // ALIGN_O * ALIGN_O
+    tiles_o = 1
+    if dz_ptr is not None:
+        tiles_o = tl.cdiv(O, BLOCK_O)
+    tile_b, tile_o = tl.program_id(0) // tiles_o, tl.program_id(0) % tiles_o
+    offs_b = tile_b * BLOCK_B + tl.arange(0, BLOCK_B)
+    mask_b = offs_b < B
+    mask_write = mask_b & (tile_o == 0)  # one program of the row block writes the rows' results
+
+    if SAVED:
+        norm = tl.load(norm_ptr + offs_b, mask=mask_b, other=0.0)
+    else:
+        squares = tl.zeros((BLOCK_B,), tl.float32)
+        for _ in range(T):
+            squares += tl.load(squares_ptr + offs_b, mask=mask_b, other=0.0)
+            squares_ptr += stride_squares
+        norm = tl.sqrt(squares)
+        tl.store(norm_ptr + offs_b, norm, mask=mask_write)
+    inverse = 1 / tl.maximum(norm, _EPS)
+    if target_ptr is not None:
+        label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
+
+    if ALL_CLASSES:
+        # Softmax over class tiles with a running maximum; `mean` becomes the mean cosine under it.
+        peak = tl.full((BLOCK_B,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_B,), tl.float32)
+        mean = tl.zeros((BLOCK_B,), tl.float32)
+        own = tl.zeros((BLOCK_B,), tl.float32)
+        for start in range(0, C, BLOCK_C):
+            offs_c = start + tl.arange(0, BLOCK_C)
+            cosine = _class_cosines(
+                dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T, SAVED
+            )  # fmt: skip
+            if not SAVED:
+                tl.store(cosine_ptr + offs_b.to(tl.int64)[:, None] * C + offs_c[None, :], cosine,
+                         mask=mask_write[:, None] & (offs_c < C)[None, :])  # fmt: skip
+            if target_ptr is not None:
+                logits = tl.where((offs_c < C)[None, :], SCALE * cosine, float("-inf"))
+                higher = tl.maximum(peak, tl.max(logits, axis=1))
+                decay, share = tl.exp(peak - higher), tl.exp(logits - higher[:, None])
+                total = total * decay + tl.sum(share, axis=1)
+                mean = mean * decay + tl.sum(share * cosine, axis=1)
+                own += tl.sum(tl.where(offs_c[None, :] == label[:, None], cosine, 0.0), axis=1)
+                peak = higher
+        if target_ptr is not None:
+            loss = peak + tl.log(total) - SCALE * own
+            drift = SCALE * (mean / total - own)  # <q, s>
+    else:
+        if SAVED:
+            own = tl.load(dots_ptr + offs_b, mask=mask_b, other=0.0)
+        else:
+            own = tl.zeros((BLOCK_B,), tl.float32)
+            for _ in range(T):
+                own += tl.load(dots_ptr + offs_b, mask=mask_b, other=0.0)
+                dots_ptr += stride_dots
+            own *= inverse
+            tl.store(cosine_ptr + offs_b, own, mask=mask_write)
+        loss = label_loss(own, OBJECTIVE)
+        drift = label_derivative(own, OBJECTIVE) * own
+    if losses_ptr is not None:
+        tl.store(losses_ptr + offs_b, tl.where(valid, loss, float("nan")), mask=mask_write)
+
+    if dz_ptr is not None:
+        offs_o = tile_o * BLOCK_O + tl.arange(0, BLOCK_O)
+        mask_o = offs_o < O
+        mask = mask_b[:, None] & mask_o[None, :]
+        vector_columns = vectors_ptr + offs_o.to(tl.int64)[None, :] * stride_vo
+        if ALL_CLASSES:
+            pull = tl.zeros((BLOCK_B, BLOCK_O), tl.float32)
+            for start in range(0, C, BLOCK_C):
+                offs_c = start + tl.arange(0, BLOCK_C)
+                cosine = _class_cosines(
+                dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T, SAVED
+            )  # fmt: skip
+                q = tl.exp(SCALE * cosine - peak[:, None]) / total[:, None]
+                q = SCALE * (q - tl.where(offs_c[None, :] == label[:, None], 1.0, 0.0))
+                q = tl.where((offs_c < C)[None, :], q, 0.0)
+                vectors = tl.load(vector_columns + offs_c.to(tl.int64)[:, None] * stride_vc,
+                                  mask=(offs_c < C)[:, None] & mask_o[None, :], other=0.0)  # fmt: skip
+                pull = tl.dot(q, vectors.to(tl.float32), pull, input_precision=PRECISION)
+        else:
+            vectors = tl.load(vector_columns + label[:, None] * stride_vc,
+                              mask=valid[:, None] & mask_o[None, :], other=0.0)  # fmt: skip
+            pull = label_derivative(own, OBJECTIVE)[:, None] * vectors.to(tl.float32)
+        length = tl.where(valid, inverse_norm(norm), 0.0)[:, None]
+        y = tl.load(y_ptr + offs_b.to(tl.int64)[:, None] * stride_yb
+                    + offs_o.to(tl.int64)[None, :] * stride_yo, mask=mask, other=0.0)  # fmt: skip
+        y = y.to(tl.float32)
+        v = y
+        if z_ptr is not None:
+            v = tl.load(z_ptr + offs_b.to(tl.int64)[:, None] * stride_zb
+                        + offs_o.to(tl.int64)[None, :] * stride_zo, mask=mask, other=0.0)  # fmt: skip
+            v = v.to(tl.float32)
+        dy = tl.where(valid[:, None], pull - drift[:, None] * length * y, 0.0) * length
+        dz = dy * activation_slope(v, _layer_slope(slope_ptr, NEGATIVE_SLOPE), ACTIVATION)
+        tl.store(dz_ptr + offs_b.to(tl.int64)[:, None] * O + offs_o[None, :],
+                 dz.to(dz_ptr.dtype.element_ty), mask=mask)  # fmt: skip
+        if dslope_ptr is not None:
+            tl.store(dslope_ptr + tl.program_id(0), tl.sum(dy * tl.minimum(v, 0.0)))

@@ -1,0 +1,320 @@
+"""The launches of the linear layer's Triton kernels: buffers, arguments and tiles.
+
+A step is three launches: forward, finalise, update. Row scalars are finalised in a launch of their own:
+otherwise each of the update's hundreds of programs would sum the partial buffers again. Every grid is
+one-dimensional, since grid y and z stop at 65,535.
+
+Axes: B batch, I in, O out, C classes, T column tiles of the forward kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from spela_kernels.activations import get_activation
+from spela_kernels.configs import (
+    Architecture,
+    FinaliseConfig,
+    ForwardConfig,
+    Problem,
+    UpdateConfig,
+    find_architecture,
+    pick_finalise,
+    pick_forward,
+    pick_update,
+)
+from spela_kernels.contracts import Settings
+from spela_kernels.linear.kernels import finalise_kernel, forward_kernel
+from spela_kernels.linear.types import Gradient, Parameters
+from spela_kernels.linear.update_kernel import update_kernel
+from spela_kernels.objectives import get_objective
+
+__all__ = [
+    "NO_STATE",
+    "Layer",
+    "Rows",
+    "Update",
+    "architecture_of",
+    "launch_finalise",
+    "launch_forward",
+    "launch_update",
+]
+
+NO_STATE = (None, None, None)
+_VECTOR_BYTES = 16  # the widest load of one thread
+_Config = TypeVar("_Config")
+
+
+class Rows(NamedTuple):
+    """What `finalise` leaves: row results, and dL/dz with its share of prelu's gradient or None."""
+
+    norm: Tensor  # (B,)
+    cosine: Tensor  # (B,) or (B, C)
+    losses: Tensor  # (B,); unwritten without labels
+    dz: Tensor | None  # (B, O): B dL/dz
+    dslope: Tensor | None  # (programs,)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The tensors of a call and what follows from them."""
+
+    x: Tensor
+    params: Parameters
+    vectors: Tensor
+    target: Tensor | None
+    settings: Settings
+
+    @functools.cached_property
+    def arch(self) -> Architecture:
+        return architecture_of(self.x.device)
+
+    @functools.cached_property
+    def all_classes(self) -> bool:
+        return self.target is None or get_objective(self.settings.objective).all_classes
+
+    @functools.cached_property
+    def stores_dz(self) -> bool:
+        """Whether `finalise` leaves dL/dz (its docstring says why) rather than `update` rebuilds it."""
+        return self.all_classes or self.params.slope is not None
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        batch, inputs = self.x.shape
+        classes, outputs = self.vectors.shape
+        return Problem(
+            batch, inputs, outputs, classes,
+            self.x.element_size(), self.all_classes,
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=16)
+def _device_architecture(index: int) -> Architecture:
+    properties = torch.cuda.get_device_properties(index)
+    name = f"sm_{properties.major}{properties.minor}"
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+    return find_architecture(name, properties.multi_processor_count)
+
+
+def architecture_of(device: torch.device) -> Architecture:
+    if device.type == "cpu":  # the interpreter, where few large programs run soonest
+        return find_architecture("sm_80", multiprocessors=1)
+    return _device_architecture(
+        torch.cuda.current_device() if device.index is None else device.index
+    )
+
+
+def _vector(*matrices: Tensor | None) -> int:
+    """Elements that loads along the rows of these (rows, n) matrices may take at once, or 1."""
+    given = [matrix for matrix in matrices if matrix is not None and matrix.numel() > 0]
+    vector = _VECTOR_BYTES // min(matrix.element_size() for matrix in given)
+    fits = all(
+        matrix.stride(1) == 1 and matrix.stride(0) % vector == 0 and matrix.shape[1] % vector == 0
+        for matrix in given
+    )
+    return vector if fits else 1
+
+
+def _strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:
+    return (0,) * dims if tensor is None or tensor.numel() == 0 else tensor.stride()
+
+
+def _padded(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def _dots_strides(squares: Tensor, dots: Tensor) -> tuple[int, int, int]:
+    """Of the tile axis of both, and of the row axis of dots."""
+    return squares.stride(0), dots.stride(0), dots.stride(1)
+
+
+def _options(arch: Architecture, num_warps: int, num_stages: int) -> dict[str, int]:
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return options if arch.max_registers is None else {**options, "maxnreg": arch.max_registers}
+
+
+def _run(kernel: Any, programs: int, arguments: tuple[Any, ...], **options: int) -> None:
+    """The one place that launches; tests count its calls."""
+    kernel[(programs,)](*arguments, **options)
+
+
+def _first_that_fits(configs: tuple[_Config, ...], launch: Callable[[_Config], None]) -> None:
+    for config in configs[:-1]:
+        try:
+            return launch(config)
+        except OutOfResources:
+            continue
+    return launch(configs[-1])
+
+
+def launch_forward(layer: Layer) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """y, z or None, and the partial sums of squares and dots."""
+    x, vectors, problem, settings = layer.x, layer.vectors, layer.problem, layer.settings
+    weight, bias, slope = layer.params
+    y = x.new_empty(problem.batch, problem.outputs)
+    z = torch.empty_like(y) if get_activation(settings.activation).needs_input else None
+    partials: list[Tensor] = []
+
+    def launch(config: ForwardConfig) -> None:
+        # Rows and classes are padded to whole sectors: wide loads, and no sector shared by two tiles.
+        shape = (-(-problem.outputs // config.block_o), _padded(problem.batch))  # (T, >= B)
+        classes = (_padded(problem.classes),) if layer.all_classes else ()
+        partials[:] = (
+            x.new_empty(shape, dtype=torch.float32),
+            x.new_empty(shape + classes, dtype=torch.float32),
+        )
+        _run(
+            forward_kernel,
+            config.programs(problem),
+            (
+                x, weight, bias, slope, vectors, layer.target, y, z, *partials,
+                problem.batch, problem.inputs, problem.outputs, problem.classes,
+                *x.stride(), *weight.stride(), *_strides(bias, 1),
+                *vectors.stride(), *_strides(layer.target, 1),
+                *_dots_strides(*partials),
+                settings.activation, settings.negative_slope, layer.all_classes,
+                config.precision, config.prefetch, _vector(x, weight), _vector(y, vectors),
+                config.block_b, config.block_o, config.block_i, config.block_c,
+            ),
+            **_options(layer.arch, config.num_warps, config.num_stages),
+        )  # fmt: skip
+
+    _first_that_fits(pick_forward(problem, layer.arch), launch)
+    return y, z, partials[0], partials[1]
+
+
+def launch_finalise(
+    layer: Layer,
+    y: Tensor,
+    z: Tensor | None,
+    squares: Tensor,
+    dots: Tensor,
+    *,
+    saved: bool = False,
+    gradient: bool = False,
+) -> Rows:
+    """Row results; with `gradient` and where the layer stores it, dL/dz. `saved`: from norm and cosines."""
+    x, vectors, problem, settings = layer.x, layer.vectors, layer.problem, layer.settings
+    tiles = 1 if saved else squares.shape[0]
+    norm = squares if saved else x.new_empty(problem.batch, dtype=torch.float32)
+    shape = (problem.batch, problem.classes) if layer.all_classes else (problem.batch,)
+    cosine = dots if saved else x.new_empty(shape, dtype=torch.float32)
+    losses = torch.empty_like(norm)
+    has_losses = layer.target is not None and not saved
+    dz = None
+    if gradient and layer.stores_dz:
+        dz = x.new_empty(problem.batch, problem.outputs)
+    result: list[Rows] = []
+
+    def launch(config: FinaliseConfig) -> None:
+        programs = config.programs(problem, dz is not None)
+        slope = layer.params.slope if dz is not None else None
+        dslope = None if slope is None else x.new_empty(programs, dtype=torch.float32)
+        result[:] = [Rows(norm, cosine, losses, dz, dslope)]
+        _run(
+            finalise_kernel,
+            programs,
+            (
+                squares, dots, y, z, vectors, layer.target, slope,
+                norm, cosine, losses if has_losses else None, dz, dslope,
+                problem.batch, problem.outputs, problem.classes, tiles,
+                *y.stride(), *_strides(z, 2), *vectors.stride(), *_strides(layer.target, 1),
+                *((0, 0, problem.classes) if saved else _dots_strides(squares, dots)),
+                settings.activation, settings.negative_slope, settings.objective, settings.scale,
+                layer.all_classes, saved, config.precision, _vector(y, z, vectors),
+                config.block_b, config.block_o, config.block_c,
+            ),
+            **_options(layer.arch, config.num_warps, 1),
+        )  # fmt: skip
+
+    _first_that_fits(pick_finalise(problem, layer.arch), launch)
+    return result[0]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the update kernel does with a gradient; the defaults store it."""
+
+    kind: str = "gradient"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+    lr: Tensor | None = None
+    step: Tensor | None = None
+    grad_loss: Tensor | None = None
+    masters: Parameters | tuple[None, None, None] = NO_STATE
+    first: Parameters | tuple[None, None, None] = NO_STATE
+    second: Parameters | tuple[None, None, None] = NO_STATE
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """The kernel's constexprs; log(beta) because 1 - beta^step cancels in fp32."""
+        logs = (math.log(max(beta, 1e-30)) for beta in (self.beta1, self.beta2))
+        return (
+            self.kind, self.momentum, self.weight_decay, self.nesterov,
+            self.beta1, self.beta2, *logs, self.eps,
+        )  # fmt: skip
+
+    def state(self, index: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Master, first and second moment of weight, bias or slope (0, 1, 2)."""
+        return self.masters[index], self.first[index], self.second[index]
+
+    def one_layout(self) -> bool:
+        """Whether the state of each parameter has one set of strides, as the kernel assumes."""
+        groups = ([t.stride() for t in self.state(index) if t is not None] for index in range(3))
+        return all(len(set(strides)) <= 1 for strides in groups)
+
+
+def launch_update(
+    layer: Layer,
+    y: Tensor,
+    z: Tensor | None,
+    rows: Rows,
+    update: Update,
+    outputs: Parameters | Gradient,
+    loss: Tensor | None = None,
+) -> None:
+    """dW, db and dslope, stored in `outputs` or applied to them."""
+    x, vectors, problem, settings = layer.x, layer.vectors, layer.problem, layer.settings
+    weight, bias, slope = outputs
+    states = [update.state(index) for index in range(3)]
+    weight_state = next((t for t in states[0] if t is not None), None)
+    bias_state = next((t for t in states[1] if t is not None), None)
+    if rows.dz is not None:
+        y, z = rows.dz, None
+
+    def launch(config: UpdateConfig) -> None:
+        _run(
+            update_kernel,
+            config.programs(problem),
+            (
+                x, y, z, vectors, layer.target, rows.norm, rows.cosine, rows.dz,
+                None if loss is None else rows.losses, loss, rows.dslope,
+                update.grad_loss, update.lr, update.step,
+                weight, *states[0], bias, *states[1], slope, *states[2],
+                problem.batch, problem.inputs, problem.outputs, problem.classes,
+                0 if rows.dslope is None else rows.dslope.numel(),
+                *x.stride(), *y.stride(), *_strides(z, 2),
+                *vectors.stride(), *_strides(layer.target, 1),
+                *weight.stride(), *_strides(weight_state, 2),
+                *_strides(bias, 1), *_strides(bias_state, 1),
+                settings.activation, settings.negative_slope, settings.objective, *update.constants,
+                config.precision, _vector(x, weight, *states[0]), _vector(y, z, vectors),
+                config.block_b, config.block_o, config.block_i,
+            ),
+            **_options(layer.arch, config.num_warps, config.num_stages),
+        )  # fmt: skip
+
+    _first_that_fits(pick_update(problem, layer.arch), launch)

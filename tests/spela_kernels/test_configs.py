@@ -1,0 +1,94 @@
+"""Tile rules: within every GPU's limits, enough programs at small batches, and importable anywhere."""
+
+from __future__ import annotations
+
+import ast
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from spela_kernels import configs
+from spela_kernels.configs import ARCHITECTURES, Problem, find_architecture
+
+SIZES = (1, 10, 34, 50, 64, 65, 784, 1000, 1024, 4096)
+PROBLEMS = [
+    Problem(batch, inputs, outputs, classes, itemsize, all_classes)
+    for batch, inputs, outputs in product((1, 16, 50, 64, 512, 8192), SIZES, SIZES)
+    for classes, itemsize, all_classes in ((10, 4, False), (10, 2, True), (1000, 4, True))
+]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_choice_fits_its_gpu(name: str) -> None:
+    arch = ARCHITECTURES[name]
+    for problem in PROBLEMS:
+        for pick in (configs.pick_forward, configs.pick_finalise, configs.pick_update):
+            choices = pick(problem, arch)
+            assert choices, (pick.__name__, problem)
+            for config in choices:
+                assert config.shared_bytes(problem) <= arch.shared_bytes, (config, problem)
+                blocks = [v for k, v in vars(config).items() if k.startswith("block_")]
+                # tl.dot wants 16 or more, arange powers of two.
+                assert all(16 <= b <= 128 and b & (b - 1) == 0 for b in blocks), config
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_later_choices_ask_for_less(name: str) -> None:
+    arch = ARCHITECTURES[name]
+    for problem in PROBLEMS[::7]:
+        for pick in (configs.pick_forward, configs.pick_update):
+            sizes = [config.shared_bytes(problem) for config in pick(problem, arch)]
+            assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["sm_75", "sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("batch", [32, 50, 64])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_small_batches_occupy_the_gpu(name: str, batch: int, itemsize: int) -> None:
+    arch = ARCHITECTURES[name]
+    problem = Problem(batch, 784, 1024, 10, itemsize)
+    forward = configs.pick_forward(problem, arch)[0]
+    update = configs.pick_update(problem, arch)[0]
+    # 1,024 columns in the narrowest tile of a product are 64 a row tile; MI300X has 304 units.
+    most = 64 * -(-batch // 16)
+    assert forward.programs(problem) >= min(0.75 * arch.multiprocessors, most)
+    assert update.programs(problem) >= min(1.5 * arch.multiprocessors, 64 * 49)
+
+
+def test_a_large_batch_gets_larger_tiles() -> None:
+    arch = ARCHITECTURES["sm_90"]
+    small, large = (
+        configs.pick_forward(Problem(batch, 1024, 1024, 10, 2), arch)[0] for batch in (50, 8192)
+    )
+    assert large.block_b * large.block_o >= 4 * small.block_b * small.block_o
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("sm_87", "sm_86"), ("sm_103", "sm_100"), ("sm_121", "sm_120"), ("gfx950", "gfx942")],
+)
+def test_unlisted_gpus_take_an_older_relative(name: str, row: str) -> None:
+    found = find_architecture(name, multiprocessors=7)
+    assert (found.name, found.multiprocessors) == (row, 7)
+
+
+def test_gpus_too_old_are_refused() -> None:
+    with pytest.raises(ValueError, match="SPELA_BACKEND=reference"):
+        find_architecture("sm_70")
+
+
+def test_the_rules_import_neither_torch_nor_triton() -> None:
+    tree = ast.parse(Path(configs.__file__).read_text(encoding="utf-8"))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert not imported & {"torch", "triton", "spela_kernels"}
