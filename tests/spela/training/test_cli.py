@@ -126,6 +126,8 @@ def test_stopped_and_resumed_ends_in_the_same_bits(how: int, tmp_path: Path) -> 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
     while not (cut / "metrics.jsonl").exists() or not (cut / "metrics.jsonl").read_text():
