@@ -228,8 +228,7 @@ def train(
     if resume and not folder.holds_run():
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
     where = _device(device)
-    with use_backend(backend):
-        _train(config, load_dataset(data, data_root), out, resume, where, backend, threads)
+    _train(config, load_dataset(data, data_root), out, resume, where, backend, threads)
 
 
 def _loaded(run_dir: Path, device: str) -> LoadedRun:
