@@ -18,6 +18,7 @@ from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
 
 import spela_kernels as sk
+from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import launch, reference, triton_backend
 from spela_kernels.linear.types import AdamRule, Parameters, SgdRule
@@ -156,13 +157,13 @@ def test_every_tensor_is_as_close_to_float64_as_the_reference(case: Case) -> Non
 
 def _count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    run = launch._run
+    run = launch.run
 
-    def counting(kernel: Any, *args: Any, **options: Any) -> None:
+    def counting(arch: Architecture, kernel: Any, *args: Any) -> None:
         names.append(kernel.__name__)
-        run(kernel, *args, **options)
+        run(arch, kernel, *args)
 
-    monkeypatch.setattr(launch, "_run", counting)
+    monkeypatch.setattr(launch, "run", counting)
     return names
 
 
@@ -238,17 +239,17 @@ def test_addresses_beyond_32_bits() -> None:
 
 
 def _failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """`_run` that runs out of shared memory the first `times` calls; counts the calls."""
+    """`run` that runs out of shared memory the first `times` calls; counts the calls."""
     calls = [0]
-    run = launch._run
+    run = launch.run
 
-    def maybe(*args: Any, **options: Any) -> None:
+    def maybe(*args: Any) -> None:
         calls[0] += 1
         if calls[0] <= times:
             raise OutOfResources(200_000, 100_000, "shared memory")
-        run(*args, **options)
+        run(*args)
 
-    monkeypatch.setattr(launch, "_run", maybe)
+    monkeypatch.setattr(launch, "run", maybe)
     return calls
 
 

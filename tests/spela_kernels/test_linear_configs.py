@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from spela_kernels import configs
-from spela_kernels.configs import ARCHITECTURES, Problem, find_architecture
+from spela_kernels.architectures import ARCHITECTURES, find_architecture
+from spela_kernels.linear import configs
+from spela_kernels.linear.configs import Problem
 
 SIZES = (1, 10, 34, 50, 64, 65, 784, 1000, 1024, 4096)
 PROBLEMS = [
