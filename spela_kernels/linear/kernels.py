@@ -192,7 +192,8 @@ def finalise_kernel(
     tile_b, tile_o = tl.program_id(0) // tiles_o, tl.program_id(0) % tiles_o
     offs_b = tile_b * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = offs_b < B
-    mask_write = mask_b & (tile_o == 0)  # one program of the row block writes the rows' results
+    # One program of the row block writes the rows' results.
+    mask_write = offs_b < tl.where(tile_o == 0, B, 0)
 
     if SAVED:
         norm = tl.load(norm_ptr + offs_b, mask=mask_b, other=0.0)

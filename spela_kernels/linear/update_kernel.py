@@ -182,7 +182,7 @@ def update_kernel(
         _apply(
             dbias * factor, bias_ptr, rows * stride_b,
             bias_master_ptr, bias_first_ptr, bias_second_ptr, rows * stride_sb,
-            mask_o & (tile_i == 0), lr, step,
+            offs_o < tl.where(tile_i == 0, O, 0), lr, step,
             RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
         )  # fmt: skip
     if tl.program_id(0) == 0:
