@@ -1,6 +1,6 @@
 """Directions of rows and the gradient through a cosine, shared by the references.
 
-Rows lie along the last axis; everything here is at least float32.
+Rows lie along the last axis. Statistics and scalars are kept in at least float32.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["NORM_EPS", "cosine_gradient", "unit_rows", "widened"]
+__all__ = ["NORM_EPS", "cosine_gradient", "scalar_like", "unit_rows", "widened"]
 
 # Rows shorter than this have no direction: their cosines are 0 and they contribute no gradient.
 NORM_EPS = 1e-12
@@ -17,6 +17,14 @@ NORM_EPS = 1e-12
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number as a 0-d tensor on the device of `like`, in at least float32; tensors pass through."""
+    if isinstance(value, Tensor):
+        return value
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor(value, dtype=dtype, device=like.device)
 
 
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
