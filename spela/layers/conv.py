@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spela.grouping import Groups, class_grouping, group_vectors, most_groups
 from spela.layers.contract import FusedOptimizer, LocalLayer, step_by_gradient
+from spela.layers.maps import convolved_size
 from spela_kernels import projection_forward, projection_loss
 from spela_kernels.contracts import check_labels, check_target
 from spela_kernels.objectives import get_objective
@@ -170,26 +171,15 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         """Refuse what would fail half way: after a forward the running statistics have moved on."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"`x` must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        sizes = []
-        for axis, size in enumerate(x.shape[2:]):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            if isinstance(self.padding, str):
-                padded = size + (reach - 1 if self.padding == "same" else 0)
-            else:
-                padded = size + 2 * int(self.padding[axis])
-            if padded < reach:
-                raise ValueError(
-                    f"`x` is {tuple(x.shape)}: {padded} padded pixels are fewer than the "
-                    f"{reach} that the kernel spans; enlarge the images or pad them"
-                )
-            sizes.append((padded - reach) // self.stride[axis] + 1)
-        pooled = tuple(size // (self.pool_size if self.pool else 1) for size in sizes)
+        height, width = convolved_size(self, x.shape[2:])
+        window = self.pool_size if self.pool else 1
+        pooled = (height // window, width // window)
         if pooled != self.output_size:
             raise ValueError(
                 f"`x` {tuple(x.shape)} becomes a {pooled[0]} x {pooled[1]} map, but `output_size` is "
                 f"{self.output_size}: build the layer with output_size={pooled}"
             )
-        if self.training and self.norm is not None and x.shape[0] * sizes[0] * sizes[1] == 1:
+        if self.training and self.norm is not None and x.shape[0] * height * width == 1:
             raise ValueError(
                 "batch norm has one value a channel here: train on more than one sample, or call "
                 "eval() first"
@@ -228,7 +218,10 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         if y.dim() != 4 or y.shape[2:] != self.output_size:
             expected = ", ".join(map(str, (self.out_channels, *self.output_size)))
             raise ValueError(f"`y` must be (B, {expected}), got {tuple(y.shape)}")
-        return projection_forward(self._rows(y), self.projection, self.vectors, self.grouping)
+        return projection_forward(self._rows(y), *self._projector())
+
+    def _projector(self) -> tuple[nn.Parameter, Tensor, Tensor]:
+        return self.projection, self.vectors, self.grouping
 
     def _criterion(self) -> dict[str, Any]:
         return {"objective": self.objective, "scale": self.scale}
@@ -260,14 +253,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         """
         self._check_target(x, target)
         y = self(x.detach())
-        loss = projection_loss(
-            self._rows(y),
-            self.projection,
-            self.vectors,
-            self.grouping,
-            target,
-            **self._criterion(),
-        )
+        loss = projection_loss(self._rows(y), *self._projector(), target, **self._criterion())
         return loss, y.detach()
 
     def local_step(
@@ -297,12 +283,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         with torch.enable_grad():
             y = self(x.detach())
         loss, dz = optimizer.projection_step(
-            self._rows(y.detach()),
-            self.projection,
-            self.vectors,
-            self.grouping,
-            target,
-            **self._criterion(),
+            self._rows(y.detach()), *self._projector(), target, **self._criterion()
         )
         upstream = [p for p in parameters if p is not self.projection]
         gradients = torch.autograd.grad(y, upstream, dz.view_as(y).to(y.dtype))

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 
+@torch.no_grad()
 def projection_forward(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
     """Class scores: the cosine of z_k P_k to the vector of the class's group, mean over k; no gradients.
 
