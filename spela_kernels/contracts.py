@@ -48,12 +48,16 @@ def _check_matrix(name: str, tensor: Tensor, axes: str) -> None:
         )
 
 
-def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+def _check_device(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
     if tensor.device != reference.device:
         raise ValueError(
             f"`{name}` is on {tensor.device} but `{reference_name}` on {reference.device}: "
             "move both to one device"
         )
+
+
+def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    _check_device(name, tensor, reference_name, reference)
     if tensor.dtype != reference.dtype:
         raise TypeError(
             f"`{name}` is {tensor.dtype} but `{reference_name}` is {reference.dtype}: convert one"
@@ -69,6 +73,13 @@ def _check_range(name: str, tensor: Tensor, size: int, what: str) -> None:
         raise ValueError(f"`{name}` must hold {what} 0..{size - 1}, got {low if low < 0 else high}")
 
 
+def _check_input(x: Tensor, weight: Tensor) -> None:
+    if weight.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16):
+        _check_device("x", x, "weight", weight)  # mixed precision: products in 16 bits
+    else:
+        _check_like("x", x, "weight", weight)
+
+
 def check_linear(
     x: Tensor,
     weight: Tensor,
@@ -80,7 +91,7 @@ def check_linear(
     """Check the tensors of a linear layer against each other.
 
     Args:
-        x: (B, I) float layer input.
+        x: (B, I) float layer input, in the parameters' dtype or in 16 bits under float32 ones.
         weight: (O, I) float.
         bias: (O,) or None.
         slope: (1,) learnable slope, for `prelu` only.
@@ -113,7 +124,7 @@ def check_linear(
             f"`vectors` have dimension {vectors.shape[1]} but the layer has {weight.shape[0]} "
             f"outputs: vectors must be (C, {weight.shape[0]})"
         )
-    _check_like("x", x, "weight", weight)
+    _check_input(x, weight)
     _check_like("vectors", vectors, "weight", weight)
     if bias is not None:
         if bias.shape != weight.shape[:1]:

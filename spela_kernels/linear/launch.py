@@ -1,8 +1,7 @@
 """The launches of the linear layer's Triton kernels: buffers, arguments and tiles.
 
 A step is three launches: forward, finalise, update. Row scalars are finalised in a launch of their own:
-otherwise each of the update's hundreds of programs would sum the partial buffers again. Every grid is
-one-dimensional, since grid y and z stop at 65,535.
+otherwise each of the update's hundreds of programs would sum the partial buffers again.
 
 Axes: B batch, I in, O out, C classes, T column tiles of the forward kernel.
 """
@@ -11,27 +10,31 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
 
 from spela_kernels.activations import get_activation
-from spela_kernels.configs import (
-    Architecture,
+from spela_kernels.architectures import Architecture
+from spela_kernels.contracts import Settings
+from spela_kernels.launching import (
+    architecture_of,
+    first_that_fits,
+    run,
+    strides,
+    vector_width,
+)
+from spela_kernels.linear.configs import (
     FinaliseConfig,
     ForwardConfig,
     Problem,
     UpdateConfig,
-    find_architecture,
     pick_finalise,
     pick_forward,
     pick_update,
 )
-from spela_kernels.contracts import Settings
 from spela_kernels.linear.kernels import finalise_kernel, forward_kernel
 from spela_kernels.linear.types import Gradient, Parameters
 from spela_kernels.linear.update_kernel import update_kernel
@@ -42,15 +45,12 @@ __all__ = [
     "Layer",
     "Rows",
     "Update",
-    "architecture_of",
     "launch_finalise",
     "launch_forward",
     "launch_update",
 ]
 
 NO_STATE = (None, None, None)
-_VECTOR_BYTES = 16  # the widest load of one thread
-_Config = TypeVar("_Config")
 
 
 class Rows(NamedTuple):
@@ -92,40 +92,8 @@ class Layer:
         classes, outputs = self.vectors.shape
         return Problem(
             batch, inputs, outputs, classes,
-            self.x.element_size(), self.all_classes,
+            self.x.element_size(), self.params.weight.element_size(), self.all_classes,
         )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=16)
-def _device_architecture(index: int) -> Architecture:
-    properties = torch.cuda.get_device_properties(index)
-    name = f"sm_{properties.major}{properties.minor}"
-    if torch.version.hip:
-        name = properties.gcnArchName.split(":")[0]
-    return find_architecture(name, properties.multi_processor_count)
-
-
-def architecture_of(device: torch.device) -> Architecture:
-    if device.type == "cpu":  # the interpreter, where few large programs run soonest
-        return find_architecture("sm_80", multiprocessors=1)
-    return _device_architecture(
-        torch.cuda.current_device() if device.index is None else device.index
-    )
-
-
-def _vector(*matrices: Tensor | None) -> int:
-    """Elements that loads along the rows of these (rows, n) matrices may take at once, or 1."""
-    given = [matrix for matrix in matrices if matrix is not None and matrix.numel() > 0]
-    vector = _VECTOR_BYTES // min(matrix.element_size() for matrix in given)
-    fits = all(
-        matrix.stride(1) == 1 and matrix.stride(0) % vector == 0 and matrix.shape[1] % vector == 0
-        for matrix in given
-    )
-    return vector if fits else 1
-
-
-def _strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:
-    return (0,) * dims if tensor is None or tensor.numel() == 0 else tensor.stride()
 
 
 def _padded(size: int) -> int:
@@ -135,25 +103,6 @@ def _padded(size: int) -> int:
 def _dots_strides(squares: Tensor, dots: Tensor) -> tuple[int, int, int]:
     """Of the tile axis of both, and of the row axis of dots."""
     return squares.stride(0), dots.stride(0), dots.stride(1)
-
-
-def _options(arch: Architecture, num_warps: int, num_stages: int) -> dict[str, int]:
-    options = {"num_warps": num_warps, "num_stages": num_stages}
-    return options if arch.max_registers is None else {**options, "maxnreg": arch.max_registers}
-
-
-def _run(kernel: Any, programs: int, arguments: tuple[Any, ...], **options: int) -> None:
-    """The one place that launches; tests count its calls."""
-    kernel[(programs,)](*arguments, **options)
-
-
-def _first_that_fits(configs: tuple[_Config, ...], launch: Callable[[_Config], None]) -> None:
-    for config in configs[:-1]:
-        try:
-            return launch(config)
-        except OutOfResources:
-            continue
-    return launch(configs[-1])
 
 
 def launch_forward(layer: Layer) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -172,23 +121,25 @@ def launch_forward(layer: Layer) -> tuple[Tensor, Tensor | None, Tensor, Tensor]
             x.new_empty(shape, dtype=torch.float32),
             x.new_empty(shape + classes, dtype=torch.float32),
         )
-        _run(
+        run(
+            layer.arch,
             forward_kernel,
             config.programs(problem),
             (
                 x, weight, bias, slope, vectors, layer.target, y, z, *partials,
                 problem.batch, problem.inputs, problem.outputs, problem.classes,
-                *x.stride(), *weight.stride(), *_strides(bias, 1),
-                *vectors.stride(), *_strides(layer.target, 1),
+                *x.stride(), *weight.stride(), *strides(bias, 1),
+                *vectors.stride(), *strides(layer.target, 1),
                 *_dots_strides(*partials),
                 settings.activation, settings.negative_slope, layer.all_classes,
-                config.precision, config.prefetch, _vector(x, weight), _vector(y, vectors),
+                config.precision, config.prefetch, vector_width(x, weight), vector_width(y, vectors),
                 config.block_b, config.block_o, config.block_i, config.block_c,
             ),
-            **_options(layer.arch, config.num_warps, config.num_stages),
+            config.num_warps,
+            config.num_stages,
         )  # fmt: skip
 
-    _first_that_fits(pick_forward(problem, layer.arch), launch)
+    first_that_fits(pick_forward(problem, layer.arch), launch)
     return y, z, partials[0], partials[1]
 
 
@@ -220,23 +171,24 @@ def launch_finalise(
         slope = layer.params.slope if dz is not None else None
         dslope = None if slope is None else x.new_empty(programs, dtype=torch.float32)
         result[:] = [Rows(norm, cosine, losses, dz, dslope)]
-        _run(
+        run(
+            layer.arch,
             finalise_kernel,
             programs,
             (
                 squares, dots, y, z, vectors, layer.target, slope,
                 norm, cosine, losses if has_losses else None, dz, dslope,
                 problem.batch, problem.outputs, problem.classes, tiles,
-                *y.stride(), *_strides(z, 2), *vectors.stride(), *_strides(layer.target, 1),
+                *y.stride(), *strides(z, 2), *vectors.stride(), *strides(layer.target, 1),
                 *((0, 0, problem.classes) if saved else _dots_strides(squares, dots)),
                 settings.activation, settings.negative_slope, settings.objective, settings.scale,
-                layer.all_classes, saved, config.precision, _vector(y, z, vectors),
+                layer.all_classes, saved, config.precision, vector_width(y, z, vectors),
                 config.block_b, config.block_o, config.block_c,
             ),
-            **_options(layer.arch, config.num_warps, 1),
+            config.num_warps,
         )  # fmt: skip
 
-    _first_that_fits(pick_finalise(problem, layer.arch), launch)
+    first_that_fits(pick_finalise(problem, layer.arch), launch)
     return result[0]
 
 
@@ -254,7 +206,6 @@ class Update:
     lr: Tensor | None = None
     step: Tensor | None = None
     grad_loss: Tensor | None = None
-    masters: Parameters | tuple[None, None, None] = NO_STATE
     first: Parameters | tuple[None, None, None] = NO_STATE
     second: Parameters | tuple[None, None, None] = NO_STATE
 
@@ -267,9 +218,9 @@ class Update:
             self.beta1, self.beta2, *logs, self.eps,
         )  # fmt: skip
 
-    def state(self, index: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Master, first and second moment of weight, bias or slope (0, 1, 2)."""
-        return self.masters[index], self.first[index], self.second[index]
+    def state(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """First and second moment of weight, bias or slope (0, 1, 2)."""
+        return self.first[index], self.second[index]
 
     def one_layout(self) -> bool:
         """Whether the state of each parameter has one set of strides, as the kernel assumes."""
@@ -296,7 +247,8 @@ def launch_update(
         y, z = rows.dz, None
 
     def launch(config: UpdateConfig) -> None:
-        _run(
+        run(
+            layer.arch,
             update_kernel,
             config.programs(problem),
             (
@@ -306,15 +258,16 @@ def launch_update(
                 weight, *states[0], bias, *states[1], slope, *states[2],
                 problem.batch, problem.inputs, problem.outputs, problem.classes,
                 0 if rows.dslope is None else rows.dslope.numel(),
-                *x.stride(), *y.stride(), *_strides(z, 2),
-                *vectors.stride(), *_strides(layer.target, 1),
-                *weight.stride(), *_strides(weight_state, 2),
-                *_strides(bias, 1), *_strides(bias_state, 1),
+                *x.stride(), *y.stride(), *strides(z, 2),
+                *vectors.stride(), *strides(layer.target, 1),
+                *weight.stride(), *strides(weight_state, 2),
+                *strides(bias, 1), *strides(bias_state, 1),
                 settings.activation, settings.negative_slope, settings.objective, *update.constants,
-                config.precision, _vector(x, weight, *states[0]), _vector(y, z, vectors),
+                config.precision, vector_width(x, weight, *states[0]), vector_width(y, z, vectors),
                 config.block_b, config.block_o, config.block_i,
             ),
-            **_options(layer.arch, config.num_warps, config.num_stages),
+            config.num_warps,
+            config.num_stages,
         )  # fmt: skip
 
-    _first_that_fits(pick_update(problem, layer.arch), launch)
+    first_that_fits(pick_update(problem, layer.arch), launch)

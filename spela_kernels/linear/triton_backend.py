@@ -20,13 +20,13 @@ from triton.runtime.errors import OutOfResources
 
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
+from spela_kernels.launching import architecture_of
 from spela_kernels.linear import reference
 from spela_kernels.linear.launch import (
     NO_STATE,
     Layer,
     Rows,
     Update,
-    architecture_of,
     launch_finalise,
     launch_forward,
     launch_update,

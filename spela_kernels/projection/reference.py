@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spela_kernels.contracts import Settings
 from spela_kernels.objectives import get_objective
+from spela_kernels.precision import without_autocast
 from spela_kernels.projection.types import Forward, Gradient
 from spela_kernels.rows import cosine_gradient, unit_rows, widened
 from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
@@ -41,6 +42,7 @@ def _label_vectors(vectors: Tensor, groups: Tensor, target: Tensor) -> Tensor:
     return widened(vectors)[kernel, groups[:, target].T]
 
 
+@without_autocast
 def scores(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
     """Class scores (B, C): cosines to the classes' vectors, averaged over kernels."""
     unit, _ = unit_rows(widened(_by_kernel(z, projection)))
@@ -48,6 +50,7 @@ def scores(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Te
     return cosine.flatten(1) @ _membership(groups, vectors)
 
 
+@without_autocast
 def forward(
     z: Tensor,
     projection: Tensor,
@@ -70,6 +73,7 @@ def forward(
     return Forward(loss, p, norm, cosine)
 
 
+@without_autocast
 def backward(
     z: Tensor,
     projection: Tensor,

@@ -18,6 +18,7 @@ from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
 
 import spela_kernels as sk
+from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import launch, reference, triton_backend
 from spela_kernels.linear.types import Parameters
@@ -41,6 +42,7 @@ class Case:
     rule: str = "sgd"
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
+    params_dtype: torch.dtype | None = None  # None: the case's dtype
 
 
 CASES = {
@@ -56,6 +58,12 @@ CASES = {
     "prelu": Case((20, 40, 34, 5), "mse", "prelu", "adam"),
     "strided": Case((18, 24, 40, 6), "cosine", "leaky_relu", "momentum", layout="strided"),
     "strided-fp16": Case((18, 24, 40, 6), "softmax", "prelu", "adam", torch.float16, "strided"),
+    "mixed": Case(
+        (18, 24, 40, 6), "softmax", "prelu", "momentum", torch.float16, params_dtype=torch.float32
+    ),
+    "mixed-label": Case(
+        (33, 65, 34, 5), "log", "gelu", "adam", torch.float16, params_dtype=torch.float32
+    ),
     "zero-rows": Case((18, 24, 20, 6), "log", "leaky_relu", layout="zero rows"),
 }
 
@@ -84,7 +92,10 @@ def _tensors(case: Case, dtype: torch.dtype) -> tuple[Tensor, Parameters, Tensor
     if case.layout == "zero rows":
         x[::4], bias = 0, torch.zeros_like(bias)
     # Rounded to the case's dtype first: oracle and kernel start from the same numbers.
-    x, weight, bias, vectors = (t.to(case.dtype).to(dtype) for t in (x, weight, bias, vectors))
+    x = x.to(case.dtype).to(dtype)
+    own = case.params_dtype or case.dtype
+    dtype = torch.promote_types(own, dtype)
+    weight, bias, vectors = (t.to(own).to(dtype) for t in (weight, bias, vectors))
     if case.layout == "strided":
         x, weight, bias = _every_second(x), weight.t().contiguous().t(), _every_second(bias)
         vectors, target = vectors.t().contiguous().t(), _every_second(target)
@@ -157,13 +168,13 @@ def test_every_tensor_is_as_close_to_float64_as_the_reference(case: Case) -> Non
 
 def _count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    run = launch._run
+    run = launch.run
 
-    def counting(kernel: Any, *args: Any, **options: Any) -> None:
+    def counting(arch: Architecture, kernel: Any, *args: Any) -> None:
         names.append(kernel.__name__)
-        run(kernel, *args, **options)
+        run(arch, kernel, *args)
 
-    monkeypatch.setattr(launch, "_run", counting)
+    monkeypatch.setattr(launch, "run", counting)
     return names
 
 
@@ -239,17 +250,17 @@ def test_addresses_beyond_32_bits() -> None:
 
 
 def _failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """`_run` that runs out of shared memory the first `times` calls; counts the calls."""
+    """`run` that runs out of shared memory the first `times` calls; counts the calls."""
     calls = [0]
-    run = launch._run
+    run = launch.run
 
-    def maybe(*args: Any, **options: Any) -> None:
+    def maybe(*args: Any) -> None:
         calls[0] += 1
         if calls[0] <= times:
             raise OutOfResources(200_000, 100_000, "shared memory")
-        run(*args, **options)
+        run(*args)
 
-    monkeypatch.setattr(launch, "_run", maybe)
+    monkeypatch.setattr(launch, "run", maybe)
     return calls
 
 

@@ -1,4 +1,4 @@
-"""Tile sizes, warps and stages by shape, dtype and architecture. Pure Python: neither torch nor triton.
+"""Tile sizes, warps and stages of the linear kernels by shape, dtype and architecture. Pure Python.
 
 Each `pick_*` rule returns its choices best first: a launch that runs out of resources takes the next.
 Axes: B batch, I in, O out, C classes.
@@ -11,102 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
+from spela_kernels.architectures import Architecture
+
 __all__ = [
-    "ARCHITECTURES",
-    "Architecture",
     "FinaliseConfig",
     "ForwardConfig",
     "Problem",
     "UpdateConfig",
-    "find_architecture",
     "pick_finalise",
     "pick_forward",
     "pick_update",
 ]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What a tile must fit into, and how products run there.
-
-    Attributes:
-        name: `sm_80`-like or `gfx942`-like.
-        shared_bytes: Most shared memory one program may use.
-        multiprocessors: Of the part most people have; `find_architecture` takes the real count.
-        fp32_dot: How fp32 products run. "tf32x3" is three tf32 products on tensor cores: closer to
-            float64 than one FMA after the other, and free of the 3 to 4 bank conflicts a load that
-            Triton's FMA product has where both operands are contiguous along the reduction. "tf32"
-            is never used: unrounded operands are truncated, a bias of 8e-4 in every update.
-            "ieee" is AMD's native matrix product, and FMA on Turing.
-        matrix_units: Whether Triton reaches matrix units: not on Turing.
-        async_copies: Whether loads can be in flight past the registers, so that stages pay.
-        has_bf16: Whether bf16 products exist.
-        max_registers: Given to the compiler for each thread. Left alone, ptxas spills a value or two to
-            reach the next occupancy step, which kernels that wait for memory in few programs gain
-            nothing from; None where the option does not exist.
-    """
-
-    name: str
-    shared_bytes: int
-    multiprocessors: int
-    fp32_dot: str = "tf32x3"
-    matrix_units: bool = True
-    async_copies: bool = True
-    has_bf16: bool = True
-    max_registers: int | None = 255
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    row.name: row
-    for row in (
-        Architecture("sm_75", 65_536, 40, "ieee", False, False, False),
-        Architecture("sm_80", 166_912, 108),
-        Architecture("sm_86", 101_376, 84),
-        Architecture("sm_89", 101_376, 128),
-        Architecture("sm_90", 232_448, 132),
-        Architecture("sm_100", 232_448, 148),
-        Architecture("sm_120", 101_376, 170),
-        Architecture("gfx90a", 65_536, 110, "ieee", async_copies=False, max_registers=None),
-        Architecture("gfx942", 65_536, 304, "ieee", async_copies=False, max_registers=None),
-    )
-}
-
-
-@lru_cache(maxsize=64)
-def find_architecture(name: str, multiprocessors: int | None = None) -> Architecture:
-    """The table's row for a GPU; an unknown one gets the nearest older row of its maker.
-
-    Args:
-        name: `sm_<capability>` or `gfx...`.
-        multiprocessors: Number on this device; None for the table's.
-
-    Returns:
-        The row, with the device's own count.
-
-    Raises:
-        ValueError: If the GPU is older than everything in the table.
-
-    Example:
-        >>> find_architecture("sm_87").shared_bytes
-        101376
-    """
-    row = ARCHITECTURES.get(name)
-    if row is None and name.startswith("gfx"):
-        row = ARCHITECTURES["gfx942" if name.startswith(("gfx94", "gfx95")) else "gfx90a"]
-    elif row is None:
-        digits = name.removeprefix("sm_")
-        older = [
-            known
-            for known in ARCHITECTURES.values()
-            if known.name.startswith("sm_")
-            and digits.isdigit()
-            and int(known.name[3:]) <= int(digits)
-        ]
-        if not older:
-            raise ValueError(f"no tile rules for GPU {name!r}: use SPELA_BACKEND=reference")
-        row = max(older, key=lambda known: int(known.name[3:]))
-    values = {**row.__dict__, "multiprocessors": multiprocessors or row.multiprocessors}
-    return Architecture(**values)
 
 
 @dataclass(frozen=True)
@@ -115,7 +30,7 @@ class Problem:
 
     Attributes:
         batch, inputs, outputs, classes: B, I, O, C.
-        itemsize: Bytes an element of x and W.
+        itemsize, weight_itemsize: Bytes an element of x and of W.
         all_classes: Whether cosines to all classes are needed.
     """
 
@@ -124,6 +39,7 @@ class Problem:
     outputs: int
     classes: int
     itemsize: int
+    weight_itemsize: int
     all_classes: bool = False
 
 
@@ -148,9 +64,10 @@ class ForwardConfig:
         """Upper bound: the pipelined x and W tiles, or the epilogue's y and V tiles if larger."""
         # A three-part fp32 product stages both halves of its operands.
         copies = self.num_stages + (self.precision == "tf32x3" and problem.itemsize == 4)
-        loop = copies * (self.block_b + self.block_o) * self.block_i
+        row_bytes = self.block_b * problem.itemsize + self.block_o * problem.weight_itemsize
+        loop = copies * row_bytes * self.block_i
         epilogue = (self.block_b + 2 * self.block_c) * self.block_o + self.block_b * self.block_c
-        return max(loop * problem.itemsize, 4 * epilogue) + 1024
+        return max(loop, 4 * epilogue) + 1024
 
 
 @dataclass(frozen=True)
@@ -239,8 +156,9 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         Configs that fit `arch`, best first, at least two.
 
     Example:
+        >>> from spela_kernels.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
-        >>> pick_forward(Problem(50, 784, 1024, 10, itemsize=4), a100)[0].block_o
+        >>> pick_forward(Problem(50, 784, 1024, 10, itemsize=4, weight_itemsize=4), a100)[0].block_o
         16
     """
     wide = problem.itemsize == 4 or not arch.matrix_units
@@ -322,8 +240,9 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
         Configs that fit `arch`, best first, at least two.
 
     Example:
+        >>> from spela_kernels.architectures import find_architecture
         >>> h100 = find_architecture("sm_90")
-        >>> problem = Problem(50, 784, 1024, 10, itemsize=4)
+        >>> problem = Problem(50, 784, 1024, 10, itemsize=4, weight_itemsize=4)
         >>> pick_update(problem, h100)[0].programs(problem) > 2 * h100.multiprocessors
         True
     """

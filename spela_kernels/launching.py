@@ -1,0 +1,148 @@
+"""How every op launches its Triton kernels: for which architecture, with which promises; and recordings.
+
+A recording takes the launches' place: it needs no GPU and runs nothing, so the compiler report
+(`spela_kernels.aot`) and the cost model see exactly the launches that a GPU would get.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from spela_kernels.architectures import Architecture, find_architecture
+
+__all__ = [
+    "Launch",
+    "Recording",
+    "architecture_of",
+    "first_that_fits",
+    "record_launches",
+    "run",
+    "strides",
+    "vector_width",
+]
+
+_VECTOR_BYTES = 16  # the widest load of one thread
+_Config = TypeVar("_Config")
+
+
+class Launch(NamedTuple):
+    """One launch: `kernel[(programs,)](*arguments, **options)`."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Any, ...]
+    options: dict[str, int]
+
+
+@dataclass
+class Recording:
+    """Launches that were asked for while `record_launches` was active."""
+
+    architecture: Architecture
+    fallbacks: int
+    launches: list[Launch] = field(default_factory=list)
+
+
+_recording: Recording | None = None
+
+
+@contextmanager
+def record_launches(architecture: Architecture, fallbacks: int = 0) -> Iterator[Recording]:
+    """Collect launches instead of making them; outputs stay as allocated. Tensors may be on `meta`.
+
+    Args:
+        architecture: The GPU to choose tiles for.
+        fallbacks: How many choices of tile to pass over, as if they had run out of resources.
+
+    Yields:
+        The recording, filled as launches are asked for.
+    """
+    global _recording
+    outer, _recording = _recording, Recording(architecture, fallbacks)
+    try:
+        yield _recording
+    finally:
+        _recording = outer
+
+
+@functools.lru_cache(maxsize=16)
+def _device_architecture(index: int) -> Architecture:
+    properties = torch.cuda.get_device_properties(index)
+    name = f"sm_{properties.major}{properties.minor}"
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+    return find_architecture(name, properties.multi_processor_count)
+
+
+def architecture_of(device: torch.device) -> Architecture:
+    """The GPU that tiles are chosen for.
+
+    Args:
+        device: Where the tensors are.
+
+    Returns:
+        The recording's, a CUDA or ROCm device's own, or for the CPU's interpreter one multiprocessor,
+        where few large programs run soonest.
+    """
+    if _recording is not None:
+        return _recording.architecture
+    if device.type == "cpu":
+        return find_architecture("sm_80", multiprocessors=1)
+    return _device_architecture(
+        torch.cuda.current_device() if device.index is None else device.index
+    )
+
+
+def run(
+    arch: Architecture,
+    kernel: Any,
+    programs: int,
+    arguments: tuple[Any, ...],
+    num_warps: int,
+    num_stages: int = 1,
+) -> None:
+    """Launch a kernel on a one-dimensional grid, since grid y and z stop at 65,535."""
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    if arch.max_registers is not None:
+        options["maxnreg"] = arch.max_registers
+    if _recording is not None:
+        _recording.launches.append(Launch(kernel, programs, arguments, options))
+        return
+    kernel[(programs,)](*arguments, **options)
+
+
+def first_that_fits(configs: tuple[_Config, ...], launch: Callable[[_Config], None]) -> None:
+    """Launch with the first config that the device has the resources for; the last one may raise."""
+    skipped = 0 if _recording is None else min(_recording.fallbacks, len(configs) - 1)
+    for config in configs[skipped:-1]:
+        try:
+            return launch(config)
+        except OutOfResources:
+            continue
+    return launch(configs[-1])
+
+
+def vector_width(*matrices: Tensor | None) -> int:
+    """Elements that loads along the last axis of all these tensors may take at once, or 1."""
+    given = [matrix for matrix in matrices if matrix is not None and matrix.numel() > 0]
+    vector = _VECTOR_BYTES // min(matrix.element_size() for matrix in given)
+    fits = all(
+        matrix.stride(-1) == 1
+        and matrix.shape[-1] % vector == 0
+        and all(stride % vector == 0 for stride in matrix.stride()[:-1])
+        for matrix in given
+    )
+    return vector if fits else 1
+
+
+def strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:
+    """A tensor's strides, or zeros where there is no (or an empty) tensor."""
+    return (0,) * dims if tensor is None or tensor.numel() == 0 else tensor.stride()
