@@ -64,6 +64,13 @@ def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tenso
         )
 
 
+def _check_input(name: str, tensor: Tensor, weight_name: str, weight: Tensor) -> None:
+    if weight.dtype == torch.float32 and tensor.dtype in (torch.float16, torch.bfloat16):
+        _check_device(name, tensor, weight_name, weight)  # mixed precision: products in 16 bits
+    else:
+        _check_like(name, tensor, weight_name, weight)
+
+
 def _check_range(name: str, tensor: Tensor, size: int, what: str) -> None:
     traced = isinstance(tensor, FakeTensor) or torch.compiler.is_compiling()
     if traced or tensor.device.type != "cpu":
@@ -71,13 +78,6 @@ def _check_range(name: str, tensor: Tensor, size: int, what: str) -> None:
     low, high = (int(v) for v in tensor.aminmax())
     if low < 0 or high >= size:
         raise ValueError(f"`{name}` must hold {what} 0..{size - 1}, got {low if low < 0 else high}")
-
-
-def _check_input(x: Tensor, weight: Tensor) -> None:
-    if weight.dtype == torch.float32 and x.dtype in (torch.float16, torch.bfloat16):
-        _check_device("x", x, "weight", weight)  # mixed precision: products in 16 bits
-    else:
-        _check_like("x", x, "weight", weight)
 
 
 def check_linear(
@@ -124,7 +124,7 @@ def check_linear(
             f"`vectors` have dimension {vectors.shape[1]} but the layer has {weight.shape[0]} "
             f"outputs: vectors must be (C, {weight.shape[0]})"
         )
-    _check_input(x, weight)
+    _check_input("x", x, "weight", weight)
     _check_like("vectors", vectors, "weight", weight)
     if bias is not None:
         if bias.shape != weight.shape[:1]:
@@ -150,7 +150,8 @@ def check_projection(
     """Check the tensors of a grouped projection against each other.
 
     Args:
-        z: (B, K, D) float pooled activations.
+        z: (B, K, D) float pooled activations, in the dtype of `projection` or in 16 bits under
+            float32.
         projection: (K, D, d) float.
         vectors: (K, G, d) class vectors of each kernel's groups.
         groups: (K, C) int64 group of each class; its values are read on the CPU only.
@@ -196,7 +197,7 @@ def check_projection(
             f"`groups` is on {groups.device} but `projection` on {projection.device}: "
             "move both to one device"
         )
-    _check_like("z", z, "projection", projection)
+    _check_input("z", z, "projection", projection)
     _check_like("vectors", vectors, "projection", projection)
     _check_range("groups", groups, vectors.shape[1], "groups")
 
