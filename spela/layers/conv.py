@@ -199,10 +199,6 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             y = nn.functional.avg_pool2d(y, self.pool_size)
         return y
 
-    def _rows(self, y: Tensor) -> Tensor:
-        """(B, K, Ho, Wo) -> (B, K, D)."""
-        return y.flatten(2)
-
     def scores(self, y: Tensor) -> Tensor:
         """Cosines of every kernel's projected map to its class vectors, averaged over kernels.
 
@@ -218,7 +214,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         if y.dim() != 4 or y.shape[2:] != self.output_size:
             expected = ", ".join(map(str, (self.out_channels, *self.output_size)))
             raise ValueError(f"`y` must be (B, {expected}), got {tuple(y.shape)}")
-        return projection_forward(self._rows(y), *self._projector())
+        return projection_forward(y.flatten(2), *self._projector())
 
     def _projector(self) -> tuple[nn.Parameter, Tensor, Tensor]:
         return self.projection, self.vectors, self.grouping
@@ -253,7 +249,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         """
         self._check_target(x, target)
         y = self(x.detach())
-        loss = projection_loss(self._rows(y), *self._projector(), target, **self._criterion())
+        loss = projection_loss(y.flatten(2), *self._projector(), target, **self._criterion())
         return loss, y.detach()
 
     def local_step(
@@ -283,7 +279,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         with torch.enable_grad():
             y = self(x.detach())
         loss, dz = optimizer.projection_step(
-            self._rows(y.detach()), *self._projector(), target, **self._criterion()
+            y.detach().flatten(2), *self._projector(), target, **self._criterion()
         )
         upstream = [p for p in parameters if p is not self.projection]
         gradients = torch.autograd.grad(y, upstream, dz.view_as(y).to(y.dtype))

@@ -307,6 +307,13 @@ def test_autocast_of_the_local_losses() -> None:
     loss.backward()
     assert layer.weight.grad.dtype == torch.float32
     assert abs(loss - exact) < 4 * torch.finfo(torch.bfloat16).eps
+    fused = optim.LocalSGD(layer.parameters(), lr=1.0)
+    before = layer.weight.clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stepped, y = layer.local_step(x, target, fused)
+    torch.testing.assert_close(stepped, loss.detach())
+    assert not torch.equal(layer.weight, before)
+    assert layer.scores(y).dtype == layer.projection.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
