@@ -1,4 +1,4 @@
-"""The command line: `spela demo | train | evaluate | predict | bench | info`. The only file that prints or exits."""
+"""The command line: demo, train, evaluate, predict, bench, info. The only file that prints or exits."""
 
 from __future__ import annotations
 

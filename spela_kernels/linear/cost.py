@@ -74,8 +74,8 @@ class Traffic:
         tensor: Its name, the same in every launch of the step.
         size: Bytes touched at least once.
         requested: Bytes asked for by all programs together.
-        window: Bytes of this tensor touched between two reads of the same element: what must still be
-            in the cache for the second read to be free.
+        window: Bytes of all tensors touched between two reads of the same element, programs running one
+            after the other: what the cache must hold for the second read to be free.
         write: Whether it is written; else read.
     """
 
@@ -86,7 +86,10 @@ class Traffic:
     write: bool = False
 
     def device_bytes(self, cache_bytes: int) -> int:
-        """Bytes from or to device memory: once if the re-read part fits in half the cache."""
+        """Bytes from or to device memory: once if what lies between re-reads fits in half the cache.
+
+        The other half is for the programs that run at the same time.
+        """
         return self.size if 2 * self.window <= cache_bytes else self.requested
 
 
@@ -121,13 +124,19 @@ class StepCost:
     launches: tuple[LaunchCost, ...]
 
     def device_bytes(self, cache_bytes: int) -> int:
-        """Bytes from and to device memory, if a tensor once read stays where half the cache holds it."""
+        """Bytes from and to device memory, if the cache outlives a launch.
+
+        A tensor read before is then free where half the cache holds all that the step has touched.
+        """
         total, read = 0, set()
-        for row in (row for launch in self.launches for row in launch.traffic):
-            held = not row.write and row.tensor in read and 2 * row.size <= cache_bytes
-            total += 0 if held else row.device_bytes(cache_bytes)
-            if not row.write:
-                read.add(row.tensor)
+        touched: dict[str, int] = {}
+        for launch in self.launches:
+            touched |= {row.tensor: row.size for row in launch.traffic}
+            fits = 2 * sum(touched.values()) <= cache_bytes
+            for row in launch.traffic:
+                held = fits and not row.write and row.tensor in read
+                total += 0 if held else row.device_bytes(cache_bytes)
+            read |= {row.tensor for row in launch.traffic if not row.write}
         return total
 
 
@@ -139,20 +148,20 @@ def _covered(size: int, block: int) -> int:
     return _tiles(size, block) * block
 
 
-def _read(tensor: str, size: int, visits: int = 1, window: int | None = None) -> Traffic:
-    return Traffic(tensor, size, size * visits, size if window is None else window)
+def _read(tensor: str, size: int, visits: int = 1, window: int = 0) -> Traffic:
+    return Traffic(tensor, size, size * visits, window)
 
 
 def _write(tensor: str, size: int) -> Traffic:
     return Traffic(tensor, size, size, 0, write=True)
 
 
-def _vectors(step: Step, visits: int) -> Traffic:
+def _vectors(step: Step, visits: int, window: int) -> Traffic:
     """All class vectors, or for each sample its own, `visits` times."""
     p = step.problem
     size = step.vector_rows * p.outputs * p.itemsize
     asked = (p.classes if p.all_classes else p.batch) * p.outputs * p.itemsize
-    return Traffic("vectors", size, asked * visits, size)
+    return Traffic("vectors", size, asked * visits, window)
 
 
 def _class_columns(step: Step) -> int:
@@ -169,19 +178,25 @@ def _product(step: Step, arch: Architecture) -> str:
 def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCost:
     p, s = step.problem, step.problem.itemsize
     tiles_b, tiles_o = _tiles(p.batch, config.block_b), _tiles(p.outputs, config.block_o)
+    rows, columns = min(config.block_b, p.batch), min(config.block_o, p.outputs)
+    sums = (1 + _class_columns(step)) * _FP32
+    vectors = step.vector_rows * columns * s
+    outputs = columns * (1 + step.keeps_input) * s
+    # Row tiles run fastest: W's rows come round with the next program, x with the next column tile.
+    program = (rows + columns) * p.inputs * s + vectors + rows * (outputs + sums + _LABEL)
+    column = (p.batch + columns) * p.inputs * s + vectors + p.batch * (outputs + sums + _LABEL)
     traffic = [
-        # Row tiles run fastest: x comes round after each column tile, W's rows at once.
-        _read("x", p.batch * p.inputs * s, tiles_o),
-        _read("weight", p.outputs * p.inputs * s, tiles_b, config.block_o * p.inputs * s),
-        _vectors(step, tiles_b if p.all_classes else 1),
+        _read("x", p.batch * p.inputs * s, tiles_o, column),
+        _read("weight", p.outputs * p.inputs * s, tiles_b, program),
+        _vectors(step, tiles_b if p.all_classes else 1, program),
         _write("y", p.batch * p.outputs * s),
         _write("squares", tiles_o * p.batch * _FP32),
         _write("dots", tiles_o * p.batch * _class_columns(step) * _FP32),
     ]
     if not p.all_classes:
-        traffic.append(_read("target", p.batch * _LABEL, tiles_o))
+        traffic.append(_read("target", p.batch * _LABEL, tiles_o, column))
     if step.bias:
-        traffic.append(_read("bias", p.outputs * s, tiles_b, config.block_o * s))
+        traffic.append(_read("bias", p.outputs * s, tiles_b, program))
     if step.keeps_input:
         traffic.append(_write("z", p.batch * p.outputs * s))
     depth = _covered(p.inputs, config.block_i)
@@ -199,12 +214,19 @@ def _finalise(step: Step, config: FinaliseConfig, tiles: int, arch: Architecture
     tiles_b = _tiles(p.batch, config.block_b)
     tiles_o = programs // tiles_b
     columns = _class_columns(step)
-    # With dL/dz to write, a program sums its rows' partials twice: for the softmax, then for q.
-    visits, rows = tiles_o * (2 if stores_dz else 1), min(config.block_b, p.batch)
+    rows = min(config.block_b, p.batch)
+    results = (2 + (p.classes if p.all_classes else 1)) * _FP32
+    sums = rows * (tiles * (1 + columns) * _FP32 + _LABEL + results)
+    # Column tiles run fastest: partial sums and labels come round with the next program.
+    tile = (rows * (2 + step.keeps_input) + p.classes) * min(config.block_o, p.outputs) * s
+    program = sums + (tile if stores_dz else 0)
+    block = sums + (rows * (2 + step.keeps_input) + p.classes) * p.outputs * s
+    # With dL/dz to write, a program adds its rows' partials up twice: for the softmax, then for q.
+    visits = tiles_o * (2 if stores_dz else 1)
     traffic = [
-        _read("squares", tiles * p.batch * _FP32, tiles_o, tiles * rows * _FP32),
-        _read("dots", tiles * p.batch * columns * _FP32, visits, tiles * rows * columns * _FP32),
-        _read("target", p.batch * _LABEL, tiles_o, rows * _LABEL),
+        _read("squares", tiles * p.batch * _FP32, tiles_o, program),
+        _read("dots", tiles * p.batch * columns * _FP32, visits, program),
+        _read("target", p.batch * _LABEL, tiles_o, program),
         _write("norm", p.batch * _FP32),
         _write("cosine", p.batch * (p.classes if p.all_classes else 1) * _FP32),
         _write("losses", p.batch * _FP32),
@@ -212,7 +234,7 @@ def _finalise(step: Step, config: FinaliseConfig, tiles: int, arch: Architecture
     flops = 0
     if stores_dz:
         traffic += [
-            _vectors(step, tiles_b),
+            _vectors(step, tiles_b, block),
             _read("y", p.batch * p.outputs * s),
             _write("dz", p.batch * p.outputs * s),
         ]
@@ -228,27 +250,33 @@ def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
     p, s = step.problem, step.problem.itemsize
     tiles_o, tiles_i = _tiles(p.outputs, config.block_o), _tiles(p.inputs, config.block_i)
     programs = config.programs(p)
-    columns = p.batch * min(config.block_o, p.outputs) * s  # of y or dz that neighbours share
+    columns, inputs = min(config.block_o, p.outputs), min(config.block_i, p.inputs)
+    shared = (p.batch * (1 + step.keeps_input) + step.vector_rows) * columns * s
+    shared += p.batch * (_LABEL + 3 * _FP32)
+    weights = columns * (s + step.moments * step.state_itemsize)  # of a tile, each of the inputs
+    # Tiles along I run fastest: y's columns come round with the next program, x with the next row.
+    program = shared + inputs * (p.batch * s + weights)
+    row = shared + p.inputs * (p.batch * s + weights)
     traffic = [
-        _read("x", p.batch * p.inputs * s, tiles_o),
+        _read("x", p.batch * p.inputs * s, tiles_o, row),
         _read("losses", p.batch * _FP32),
         _write("loss", _FP32),
-        _read("lr", _FP32, programs),
+        _read("lr", _FP32, programs, program),
     ]
     if step.moments == 2:
-        traffic.append(_read("step", _FP32, programs))
+        traffic.append(_read("step", _FP32, programs, program))
     if p.all_classes:
-        traffic.append(_read("dz", p.batch * p.outputs * s, tiles_i, columns))
+        traffic.append(_read("dz", p.batch * p.outputs * s, tiles_i, program))
     else:
         traffic += [
-            _read("y", p.batch * p.outputs * s, tiles_i, columns),
-            _vectors(step, tiles_i),
-            _read("target", p.batch * _LABEL, programs),
-            _read("norm", p.batch * _FP32, programs),
-            _read("cosine", p.batch * _FP32, programs),
+            _read("y", p.batch * p.outputs * s, tiles_i, program),
+            _vectors(step, tiles_i, program),
+            _read("target", p.batch * _LABEL, programs, program),
+            _read("norm", p.batch * _FP32, programs, program),
+            _read("cosine", p.batch * _FP32, programs, program),
         ]
         if step.keeps_input:
-            traffic.append(_read("z", p.batch * p.outputs * s, tiles_i, columns))
+            traffic.append(_read("z", p.batch * p.outputs * s, tiles_i, program))
     sizes = {"weight": p.outputs * p.inputs} | ({"bias": p.outputs} if step.bias else {})
     for name, size in sizes.items():
         traffic += [_read(name, size * s), _write(name, size * s)]
@@ -270,6 +298,7 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
         Bytes and flops of forward, finalise and update.
 
     Example:
+        >>> from spela_kernels.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
         >>> cost = step_cost(Step(Problem(50, 784, 1024, 10, itemsize=4)), a100)
         >>> [launch.programs for launch in cost.launches]
