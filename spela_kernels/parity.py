@@ -33,7 +33,7 @@ __all__ = [
 
 # Rounding that the reference happens to escape: units of the result's own size, per dtype.
 FLOOR = {torch.float32: 5e-7, torch.float16: 1e-4, torch.bfloat16: 8e-4}
-RULES = {
+RULES: dict[str, SgdRule | AdamRule] = {
     "sgd": SgdRule(weight_decay=1e-3),
     "momentum": SgdRule(momentum=0.9, weight_decay=1e-3),
     "nesterov": SgdRule(momentum=0.9, nesterov=True),
@@ -126,7 +126,7 @@ def _buffers(params: Parameters, seed: int, dtype: torch.dtype) -> Parameters:
         None if p is None else 0.01 * torch.rand(p.shape, generator=g).to(p.device, wide)
         for p in params
     )
-    return Parameters(weight, bias, slope)
+    return Parameters(weight, bias, slope)  # type: ignore[arg-type]
 
 
 def _unchanged(tensors: list[Tensor | None], before: list[Tensor | None]) -> None:

@@ -22,6 +22,7 @@ def published_step(
     objective: str = "log",
     scale: float = 20.0,
     foreach: bool | None = None,
+    compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """One SPELA step through autograd and torch.optim, ready to be called again and again.
 
@@ -36,6 +37,7 @@ def published_step(
         objective: log, log(2 - c) of the label's cosine; or softmax, cross-entropy of all cosines.
         scale: Factor of the cosines in `softmax`.
         foreach: torch.optim's choice of implementation; None leaves it to torch.
+        compiled: Whether torch.compile takes the loss, its gradient and the optimizer's step.
 
     Returns:
         A function that takes one step and returns the loss () from before it.
@@ -59,17 +61,23 @@ def published_step(
     rule = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
     rival = rule(parameters, lr=lr, foreach=foreach)
 
-    def step() -> Tensor:
+    def loss_of(x: Tensor, target: Tensor) -> Tensor:
         y = torch.nn.functional.leaky_relu(torch.nn.functional.linear(x, weight, bias), 1e-3)
         if objective == "log":
             cosine = torch.nn.functional.cosine_similarity(y, vectors[target], dim=1)
-            loss = torch.log(2 - cosine).mean()
-        else:
-            cosine = torch.nn.functional.normalize(y, dim=1) @ vectors.T
-            loss = torch.nn.functional.cross_entropy(scale * cosine, target)
+            return torch.log(2 - cosine).mean()
+        scores = torch.nn.functional.normalize(y, dim=1) @ vectors.T
+        return torch.nn.functional.cross_entropy(scale * scores, target)
+
+    forward, update = loss_of, rival.step
+    if compiled:
+        forward, update = torch.compile(loss_of), torch.compile(rival.step)
+
+    def step() -> Tensor:
+        loss = forward(x, target)
         rival.zero_grad()
         loss.backward()
-        rival.step()
+        update()
         return loss.detach()
 
     return step

@@ -1,0 +1,298 @@
+"""`python -m spela_kernels.selftest`: are the Triton kernels right, and fast, on this GPU?
+
+Parity against float64 by the rule of `spela_kernels.parity`, launches and peak memory of a step, and its
+time beside eager PyTorch and torch.compile. Exit code 0: all passed; 1: something failed; 2: cannot run
+here. With TRITON_INTERPRET=1 only parity and launches are checked, on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spela_kernels.linear.functional import linear_sgd_
+from spela_kernels.parity import CASES, Case, counted_launches, make_tensors, mismatches
+from spela_kernels.published import published_step
+
+__all__ = [
+    "Row",
+    "gpu_rows",
+    "launch_rows",
+    "main",
+    "measure_memory",
+    "measure_us",
+    "parity_rows",
+    "report",
+    "selected_cases",
+]
+
+# Each of these has its own path through the kernels: label, all classes, learnt slope, odd strides.
+QUICK = ("ones", "primes-no-bias", "paper-head-fp16", "strided-fp16")
+# On a GPU also sizes with every tile full and several waves of programs: the paper's layers.
+LARGE = {
+    "paper-784-1024": Case((50, 784, 1024, 10), "log", "leaky_relu"),
+    "paper-784-1024-softmax": Case((50, 784, 1024, 100), "softmax", "leaky_relu", "adam"),
+    "paper-1000-34": Case((50, 1000, 34, 10), "log", "leaky_relu"),
+    "batch-512": Case((512, 1024, 1024, 10), "log", "leaky_relu", "momentum"),
+}
+SPEED = ((50, 784, 1024), (50, 1024, 10), (50, 1024, 1024), (512, 1024, 1024))
+STEP_LAUNCHES = 3
+Step = Callable[[], object]
+
+
+class Row(NamedTuple):
+    """One check: what, whether it passed (None: only measured), and the figures."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def selected_cases(on_gpu: bool, quick: bool) -> dict[str, Case]:
+    """Cases by name: each in float32, float16 and, on a GPU that has it, bfloat16.
+
+    Args:
+        on_gpu: False in the interpreter, whose bfloat16 products are wrong and which is slow.
+        quick: A small choice.
+
+    Returns:
+        Names such as `prelu/float16`.
+
+    Example:
+        >>> list(selected_cases(on_gpu=False, quick=True))[0]
+        'ones/float32'
+    """
+    cases = {name: CASES[name] for name in QUICK} if quick else CASES
+    if not on_gpu:
+        return {f"{name}/{_name(case.dtype)}": case for name, case in cases.items()}
+    dtypes = [torch.float32, torch.float16]
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        dtypes.append(torch.bfloat16)
+    return {
+        f"{name.removesuffix('-fp16')}/{_name(dtype)}": replace(case, dtype=dtype)
+        for name, case in (cases | LARGE).items()
+        for dtype in dtypes
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def parity_rows(cases: dict[str, Case], device: str) -> list[Row]:
+    """Every tensor a layer computes against float64; a case that no kernel ran has failed.
+
+    Args:
+        cases: By name.
+        device: cuda, or cpu in the interpreter.
+
+    Returns:
+        One row a case.
+    """
+    backend, rows = import_module("spela_kernels.linear.triton_backend"), []
+    for name, case in cases.items():
+        with counted_launches() as launched:
+            lines = mismatches(backend, case, device)
+        if len(launched) < STEP_LAUNCHES:
+            lines = ["the reference ran in place of the kernels", *lines]
+        rows.append(Row(f"parity {name}", not lines, "; ".join(lines) or "ok"))
+    return rows
+
+
+def _steps(case: Case, device: str) -> dict[str, Step]:
+    """One SGD step: ours, and the rivals' on tensors of their own."""
+    objective = case.objective
+
+    def tensors() -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        x, params, vectors, target = make_tensors(case, case.dtype, device)
+        return x, params.weight, params.bias, vectors, target
+
+    ours, lr = tensors(), torch.tensor(0.1, device=device)
+    return {
+        "ours": lambda: linear_sgd_(*ours, lr, objective=objective),
+        "eager": published_step(*tensors(), objective=objective),
+        "compiled": published_step(*tensors(), objective=objective, compiled=True),
+    }
+
+
+def launch_rows(device: str) -> list[Row]:
+    """A step is three launches, whatever the objective."""
+    rows = []
+    for name in ("paper-head-fp16", "several-blocks-fp16"):
+        step = _steps(CASES[name], device)["ours"]
+        with counted_launches() as launched:
+            step()
+        passed = len(launched) == STEP_LAUNCHES
+        rows.append(Row(f"launches {CASES[name].objective}", passed, ", ".join(launched)))
+    return rows
+
+
+def measure_memory(step: Step) -> int:
+    """Peak bytes that a warm step allocates on the current GPU above what it started with."""
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure_us(step: Step, warmup: int = 20, repeats: int = 100) -> float:
+    """Median time of a step on the current GPU's stream in microseconds, by CUDA events.
+
+    Args:
+        step: Called without arguments.
+        warmup: Calls before the clock starts; compilation falls into them.
+        repeats: Timed calls, each between two events of its own.
+
+    Returns:
+        Microseconds; where the CPU issues more slowly than the GPU works, its time.
+    """
+    for _ in range(warmup):
+        step()
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(repeats)
+    ]
+    torch.cuda.synchronize()
+    for start, end in events:
+        start.record()
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    return 1e3 * statistics.median(start.elapsed_time(end) for start, end in events)
+
+
+def _replayed(step: Step) -> Step:
+    """The step as a CUDA graph: what remains without the CPU's share."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def gpu_rows(quick: bool) -> list[Row]:
+    """Peak memory, which must not exceed eager's, and times, which are only measured."""
+    rows = []
+    for dtype in (torch.float32,) if quick else (torch.float32, torch.float16):
+        for batch, inputs, outputs in SPEED[:1] if quick else SPEED:
+            case = Case((batch, inputs, outputs, 10), "log", "leaky_relu", dtype=dtype)
+            name, steps = f"{inputs}-{outputs} b{batch} {_name(dtype)}", _steps(case, "cuda")
+            ours, eager = measure_memory(steps["ours"]), measure_memory(steps["eager"])
+            detail = f"{ours / 1e6:.2f} MB, eager {eager / 1e6:.2f} MB"
+            rows.append(Row(f"memory {name}", ours <= eager, detail))
+            steps["ours, CUDA graph"] = _replayed(steps["ours"])
+            times = {}
+            for rival, step in steps.items():
+                try:
+                    times[rival] = measure_us(step)
+                except Exception as error:  # a rival that torch cannot compile here is no failure
+                    rows.append(
+                        Row(f"speed {name}", None, f"{rival} failed: {error}".split("\n")[0])
+                    )
+            figures = ", ".join(
+                f"{rival} {us:.1f} us ({us / times['ours']:.2f}x)" for rival, us in times.items()
+            )
+            rows.append(Row(f"speed {name}", None, figures))
+    return rows
+
+
+def _machine(device: str) -> str:
+    where = "Triton's interpreter on the CPU (says nothing about speed)"
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        where = f"{properties.name}, {properties.multi_processor_count} multiprocessors"
+    triton = import_module("triton").__version__
+    return (
+        f"torch {torch.__version__}, triton {triton}, Python {platform.python_version()}; {where}"
+    )
+
+
+def report(rows: Sequence[Row], machine: str) -> str:
+    """The rows as markdown, to paste into an issue.
+
+    Args:
+        rows: Checks and measurements.
+        machine: Versions and device.
+
+    Returns:
+        A table and a last line that begins with PASS or FAIL.
+
+    Example:
+        >>> report([Row("parity ones", False, "y: error 1")], "cpu").splitlines()[-1]
+        'FAIL: 1 of 1 checks failed'
+    """
+    marks = {True: "pass", False: "FAIL", None: "-"}
+    checks = [row for row in rows if row.passed is not None]
+    failed = sum(not row.passed for row in checks)
+    verdict = f"PASS: {len(checks)} checks"
+    if failed:
+        verdict = f"FAIL: {failed} of {len(checks)} checks failed"
+    table = [f"| {row.name} | {marks[row.passed]} | {row.detail} |" for row in rows]
+    head = ["### spela_kernels self-test", "", machine, "", "| check | result | figures |"]
+    return "\n".join([*head, "|---|---|---|", *table, "", verdict])
+
+
+def _device() -> str:
+    if find_spec("triton") is None:
+        raise ValueError("triton is not installed: pip install triton (Linux)")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "torch sees no GPU: run this where it does, or set TRITON_INTERPRET=1 to check the "
+            "kernels' arithmetic on the CPU"
+        )
+    return "cuda"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the self-test and print its report.
+
+    Args:
+        arguments: Of the command line; None: the process's own.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser("python -m spela_kernels.selftest", description=__doc__)
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    parser.add_argument("--quick", action="store_true", help="a few cases only")
+    options = parser.parse_args(arguments)
+    try:
+        device = _device()
+    except ValueError as error:
+        print(f"spela_kernels: error: {error}", file=sys.stderr)
+        return 2
+    rows = parity_rows(selected_cases(device == "cuda", options.quick), device)
+    rows += launch_rows(device)
+    if device == "cuda":
+        rows += gpu_rows(options.quick)
+    text = report(rows, _machine(device))
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    return 0 if all(row.passed is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
