@@ -103,7 +103,7 @@ def eager_launches(step: Step, dtype: torch.dtype, lr: float = 0.1) -> list[Eage
         One entry for each operator that launches a kernel (some launch more than one).
 
     Example:
-        >>> step = Step(Problem(50, 784, 1024, 10, itemsize=4))
+        >>> step = Step(Problem(50, 784, 1024, 10, 4, 4))
         >>> [launch.name for launch in eager_launches(step, torch.float32)][:2]
         ['addmm', 'leaky_relu']
     """
@@ -172,7 +172,7 @@ def model_steps(
     itemsize, rows = DTYPES[dtype].itemsize, []
     eager_product = "fp32" if itemsize == 4 else "half"  # torch leaves tf32 off
     for inputs, outputs in PAPER_LAYERS:
-        step = Step(Problem(_BATCH, inputs, outputs, _CLASSES, itemsize))
+        step = Step(Problem(_BATCH, inputs, outputs, _CLASSES, itemsize, itemsize))
         eager = eager_launches(step, DTYPES[dtype])
         for gpu in gpus:
             ours = step_cost(step, gpu.arch).launches

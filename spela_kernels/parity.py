@@ -18,7 +18,8 @@ from torch import Tensor
 
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import reference
-from spela_kernels.linear.types import AdamRule, Parameters, SgdRule
+from spela_kernels.linear.types import Parameters
+from spela_kernels.rules import AdamRule, SgdRule
 
 __all__ = [
     "CASES",
@@ -52,6 +53,7 @@ class Case:
         rule: A name from `RULES`.
         dtype: What the tensors are rounded to; the oracle starts from the same numbers.
         layout: contiguous, strided (no tensor is), no bias, or zero rows (every fourth of x).
+        params_dtype: Of parameters and class vectors; None: the case's dtype.
     """
 
     sizes: tuple[int, int, int, int]
@@ -60,6 +62,7 @@ class Case:
     rule: str = "sgd"
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
+    params_dtype: torch.dtype | None = None
 
 
 CASES = {
@@ -75,6 +78,12 @@ CASES = {
     "prelu": Case((20, 40, 34, 5), "mse", "prelu", "adam"),
     "strided": Case((18, 24, 40, 6), "cosine", "leaky_relu", "momentum", layout="strided"),
     "strided-fp16": Case((18, 24, 40, 6), "softmax", "prelu", "adam", torch.float16, "strided"),
+    "mixed": Case(
+        (18, 24, 40, 6), "softmax", "prelu", "momentum", torch.float16, params_dtype=torch.float32
+    ),
+    "mixed-label": Case(
+        (33, 65, 34, 5), "log", "gelu", "adam", torch.float16, params_dtype=torch.float32
+    ),
     "zero-rows": Case((18, 24, 20, 6), "log", "leaky_relu", layout="zero rows"),
 }
 
@@ -91,7 +100,8 @@ def make_tensors(
 
     Args:
         case: The case.
-        dtype: Of the tensors; they hold values that `case.dtype` can represent.
+        dtype: Of x, and of the rest unless the case keeps that wider; the numbers are those that the
+            case's own dtypes can represent.
         device: Where they are.
 
     Returns:
@@ -106,9 +116,10 @@ def make_tensors(
     target = torch.randint(classes, (batch,), generator=g).to(device)
     if case.layout == "zero rows":
         x[::4], bias = 0, torch.zeros_like(bias)
-    x, weight, bias, vectors = (
-        t.to(case.dtype).to(device, dtype) for t in (x, weight, bias, vectors)
-    )
+    x = x.to(case.dtype).to(device, dtype)
+    own = case.params_dtype or case.dtype
+    dtype = torch.promote_types(own, dtype)
+    weight, bias, vectors = (t.to(own).to(device, dtype) for t in (weight, bias, vectors))
     if case.layout == "strided":
         x, weight, bias = _every_second(x), weight.t().contiguous().t(), _every_second(bias)
         vectors, target = vectors.t().contiguous().t(), _every_second(target)

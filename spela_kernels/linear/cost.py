@@ -32,7 +32,7 @@ class Step:
     """A fused step as the model sees it.
 
     Attributes:
-        problem: Shapes, element size and kind of objective.
+        problem: Shapes, element sizes and kind of objective.
         moments: Optimizer buffers a parameter: 0 SGD, 1 SGD with momentum, 2 Adam.
         bias: Whether the layer has one.
         keeps_input: Whether phi' needs z (gelu), which is then stored beside y.
@@ -55,9 +55,10 @@ class Step:
         p = self.problem
         parameters = p.outputs * (p.inputs + self.bias)
         outputs = p.batch * p.outputs * (1 + self.keeps_input)
-        read = p.batch * p.inputs + self.vector_rows * p.outputs
-        state = parameters * self.moments * self.state_itemsize
-        return (read + 2 * outputs + 2 * parameters) * p.itemsize + 2 * state + p.batch * 8 + _FP32
+        rows = (p.batch * p.inputs + 2 * outputs) * p.itemsize + p.batch * _LABEL
+        vectors = self.vector_rows * p.outputs * p.weight_itemsize
+        state = self.moments * self.state_itemsize
+        return rows + vectors + 2 * parameters * (p.weight_itemsize + state) + _FP32
 
     @property
     def vector_rows(self) -> int:
@@ -159,8 +160,8 @@ def _write(tensor: str, size: int) -> Traffic:
 def _vectors(step: Step, visits: int, window: int) -> Traffic:
     """All class vectors, or for each sample its own, `visits` times."""
     p = step.problem
-    size = step.vector_rows * p.outputs * p.itemsize
-    asked = (p.classes if p.all_classes else p.batch) * p.outputs * p.itemsize
+    row = p.outputs * p.weight_itemsize
+    size, asked = step.vector_rows * row, (p.classes if p.all_classes else p.batch) * row
     return Traffic("vectors", size, asked * visits, window)
 
 
@@ -176,18 +177,18 @@ def _product(step: Step, arch: Architecture) -> str:
 
 
 def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCost:
-    p, s = step.problem, step.problem.itemsize
+    p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
     tiles_b, tiles_o = _tiles(p.batch, config.block_b), _tiles(p.outputs, config.block_o)
     rows, columns = min(config.block_b, p.batch), min(config.block_o, p.outputs)
     sums = (1 + _class_columns(step)) * _FP32
-    vectors = step.vector_rows * columns * s
+    vectors = step.vector_rows * columns * w
     outputs = columns * (1 + step.keeps_input) * s
     # Row tiles run fastest: W's rows come round with the next program, x with the next column tile.
-    program = (rows + columns) * p.inputs * s + vectors + rows * (outputs + sums + _LABEL)
-    column = (p.batch + columns) * p.inputs * s + vectors + p.batch * (outputs + sums + _LABEL)
+    program = (rows * s + columns * w) * p.inputs + vectors + rows * (outputs + sums + _LABEL)
+    column = (p.batch * s + columns * w) * p.inputs + vectors + p.batch * (outputs + sums + _LABEL)
     traffic = [
         _read("x", p.batch * p.inputs * s, tiles_o, column),
-        _read("weight", p.outputs * p.inputs * s, tiles_b, program),
+        _read("weight", p.outputs * p.inputs * w, tiles_b, program),
         _vectors(step, tiles_b if p.all_classes else 1, program),
         _write("y", p.batch * p.outputs * s),
         _write("squares", tiles_o * p.batch * _FP32),
@@ -196,7 +197,7 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
     if not p.all_classes:
         traffic.append(_read("target", p.batch * _LABEL, tiles_o, column))
     if step.bias:
-        traffic.append(_read("bias", p.outputs * s, tiles_b, program))
+        traffic.append(_read("bias", p.outputs * w, tiles_b, program))
     if step.keeps_input:
         traffic.append(_write("z", p.batch * p.outputs * s))
     depth = _covered(p.inputs, config.block_i)
@@ -208,7 +209,7 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
 
 
 def _finalise(step: Step, config: FinaliseConfig, tiles: int, arch: Architecture) -> LaunchCost:
-    p, s = step.problem, step.problem.itemsize
+    p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
     stores_dz = p.all_classes
     programs = config.programs(p, stores_dz)
     tiles_b = _tiles(p.batch, config.block_b)
@@ -218,9 +219,9 @@ def _finalise(step: Step, config: FinaliseConfig, tiles: int, arch: Architecture
     results = (2 + (p.classes if p.all_classes else 1)) * _FP32
     sums = rows * (tiles * (1 + columns) * _FP32 + _LABEL + results)
     # Column tiles run fastest: partial sums and labels come round with the next program.
-    tile = (rows * (2 + step.keeps_input) + p.classes) * min(config.block_o, p.outputs) * s
-    program = sums + (tile if stores_dz else 0)
-    block = sums + (rows * (2 + step.keeps_input) + p.classes) * p.outputs * s
+    output = rows * (2 + step.keeps_input) * s + p.classes * w
+    program = sums + (output * min(config.block_o, p.outputs) if stores_dz else 0)
+    block = sums + output * p.outputs
     # With dL/dz to write, a program adds its rows' partials up twice: for the softmax, then for q.
     visits = tiles_o * (2 if stores_dz else 1)
     traffic = [
@@ -247,13 +248,13 @@ def _finalise(step: Step, config: FinaliseConfig, tiles: int, arch: Architecture
 
 
 def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
-    p, s = step.problem, step.problem.itemsize
+    p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
     tiles_o, tiles_i = _tiles(p.outputs, config.block_o), _tiles(p.inputs, config.block_i)
     programs = config.programs(p)
     columns, inputs = min(config.block_o, p.outputs), min(config.block_i, p.inputs)
-    shared = (p.batch * (1 + step.keeps_input) + step.vector_rows) * columns * s
+    shared = (p.batch * (1 + step.keeps_input) * s + step.vector_rows * w) * columns
     shared += p.batch * (_LABEL + 3 * _FP32)
-    weights = columns * (s + step.moments * step.state_itemsize)  # of a tile, each of the inputs
+    weights = columns * (w + step.moments * step.state_itemsize)  # of a tile, each of the inputs
     # Tiles along I run fastest: y's columns come round with the next program, x with the next row.
     program = shared + inputs * (p.batch * s + weights)
     row = shared + p.inputs * (p.batch * s + weights)
@@ -279,7 +280,7 @@ def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
             traffic.append(_read("z", p.batch * p.outputs * s, tiles_i, program))
     sizes = {"weight": p.outputs * p.inputs} | ({"bias": p.outputs} if step.bias else {})
     for name, size in sizes.items():
-        traffic += [_read(name, size * s), _write(name, size * s)]
+        traffic += [_read(name, size * w), _write(name, size * w)]
         for moment in ("first", "second")[: step.moments]:
             state = size * step.state_itemsize
             traffic += [_read(f"{name}.{moment}", state), _write(f"{name}.{moment}", state)]
@@ -300,7 +301,7 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
     Example:
         >>> from spela_kernels.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
-        >>> cost = step_cost(Step(Problem(50, 784, 1024, 10, itemsize=4)), a100)
+        >>> cost = step_cost(Step(Problem(50, 784, 1024, 10, 4, 4)), a100)
         >>> [launch.programs for launch in cost.launches]
         [128, 2, 416]
     """

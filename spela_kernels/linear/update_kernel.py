@@ -50,17 +50,14 @@ def _load_dz(
 
 @triton.jit
 def _apply(
-    gradient, parameter_ptr, offs, master_ptr, first_ptr, second_ptr, offs_state, mask, lr, step,
+    gradient, parameter_ptr, offs, first_ptr, second_ptr, offs_state, mask, lr, step,
     RULE: tl.constexpr, MOMENTUM: tl.constexpr, WEIGHT_DECAY: tl.constexpr, NESTEROV: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
     ADAM_EPS: tl.constexpr,
 ):  # fmt: skip
     """Store a gradient, or take torch.optim's SGD or Adam step on what it belongs to, in fp32."""
     if RULE != "gradient":
-        if master_ptr is not None:
-            value = tl.load(master_ptr + offs_state, mask=mask, other=0.0)
-        else:
-            value = tl.load(parameter_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(parameter_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         if WEIGHT_DECAY != 0:
             gradient += WEIGHT_DECAY * value
         if RULE == "sgd":
@@ -80,8 +77,6 @@ def _apply(
             # 1 - beta^step, without cancellation at small steps
             correction1, correction2 = -expm1(step * LOG_BETA1), -expm1(step * LOG_BETA2)
             value -= (lr / correction1) * first / (tl.sqrt(second / correction2) + ADAM_EPS)
-        if master_ptr is not None:
-            tl.store(master_ptr + offs_state, value, mask=mask)
         gradient = value
     tl.store(parameter_ptr + offs, gradient.to(parameter_ptr.dtype.element_ty), mask=mask)
 
@@ -108,9 +103,9 @@ def update_kernel(
     dslope_ptr,  # (dslope_count,) fp32 or None: partial sums from `finalise`
     grad_loss_ptr,  # () or None: factor of all gradients
     lr_ptr, step_ptr,  # () or None
-    weight_ptr, weight_master_ptr, weight_first_ptr, weight_second_ptr,  # (O, I); state or None
-    bias_ptr, bias_master_ptr, bias_first_ptr, bias_second_ptr,  # (O,) or None
-    slope_ptr, slope_master_ptr, slope_first_ptr, slope_second_ptr,  # (1,) or None
+    weight_ptr, weight_first_ptr, weight_second_ptr,  # (O, I); state or None
+    bias_ptr, bias_first_ptr, bias_second_ptr,  # (O,) or None
+    slope_ptr, slope_first_ptr, slope_second_ptr,  # (1,) or None
     B, I, O, C, dslope_count,
     stride_xb, stride_xi, stride_yb, stride_yo, stride_zb, stride_zo,
     stride_vc, stride_vo, stride_t,
@@ -173,7 +168,7 @@ def update_kernel(
     rows, columns = offs_o.to(tl.int64), offs_i.to(tl.int64)[None, :]
     _apply(
         dweight * factor, weight_ptr, rows[:, None] * stride_wo + columns * stride_wi,
-        weight_master_ptr, weight_first_ptr, weight_second_ptr,
+        weight_first_ptr, weight_second_ptr,
         rows[:, None] * stride_so + columns * stride_si,
         mask_o[:, None] & mask_i[None, :], lr, step,
         RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
@@ -181,7 +176,7 @@ def update_kernel(
     if bias_ptr is not None:
         _apply(
             dbias * factor, bias_ptr, rows * stride_b,
-            bias_master_ptr, bias_first_ptr, bias_second_ptr, rows * stride_sb,
+            bias_first_ptr, bias_second_ptr, rows * stride_sb,
             offs_o < tl.where(tile_i == 0, O, 0), lr, step,
             RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
         )  # fmt: skip
@@ -191,7 +186,7 @@ def update_kernel(
         if slope_ptr is not None:
             _apply(
                 _sum(dslope_ptr, dslope_count, 256) * factor, slope_ptr, 0,
-                slope_master_ptr, slope_first_ptr, slope_second_ptr, 0, True, lr, step,
+                slope_first_ptr, slope_second_ptr, 0, True, lr, step,
                 RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV,
                 BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
             )  # fmt: skip

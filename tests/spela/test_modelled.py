@@ -42,7 +42,7 @@ def test_the_published_step_is_the_reference_step() -> None:
 
 
 def test_eager_launches_are_the_ones_that_touch_memory() -> None:
-    launches = eager_launches(Step(Problem(50, 784, 1024, 10, 4)), torch.float32)
+    launches = eager_launches(Step(Problem(50, 784, 1024, 10, 4, 4)), torch.float32)
     names = [launch.name for launch in launches]
     assert names.count("addmm") == names.count("mm") == names.count("_foreach_add_") == 1
     assert not set(names) & {"t", "view", "expand", "detach", "empty_like", "unsqueeze"}
@@ -52,9 +52,9 @@ def test_eager_launches_are_the_ones_that_touch_memory() -> None:
     assert by["addmm"].flops == by["mm"].flops == 2 * 50 * 784 * 1024
     assert by["mm"].device_bytes == y + x + w  # dW = dz^T x
     assert by["_foreach_add_"].device_bytes == 3 * (w + b)  # read both, write parameters
-    adam = eager_launches(Step(Problem(50, 784, 1024, 10, 4), moments=2), torch.float32)
+    adam = eager_launches(Step(Problem(50, 784, 1024, 10, 4, 4), moments=2), torch.float32)
     assert sum(a.device_bytes for a in adam) > sum(a.device_bytes for a in launches) + 4 * w
-    half = eager_launches(Step(Problem(50, 784, 1024, 10, 2)), torch.float16)
+    half = eager_launches(Step(Problem(50, 784, 1024, 10, 2, 2)), torch.float16)
     # Labels keep their 8 bytes, everything else halves.
     assert sum(a.device_bytes for a in half) < 0.51 * sum(a.device_bytes for a in launches)
 

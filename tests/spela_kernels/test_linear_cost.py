@@ -12,8 +12,9 @@ import torch
 from spela_kernels.contracts import Settings
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step, StepCost, Traffic, step_cost
-from spela_kernels.linear.types import Parameters, SgdRule
+from spela_kernels.linear.types import Parameters
 from spela_kernels.roofline import GPUS, find_gpu, launch_us
+from spela_kernels.rules import SgdRule
 
 PAPER = ((784, 1024), (1024, 10), (784, 1000), (1000, 34), (1024, 1024))
 BAR = 1.15
@@ -32,7 +33,7 @@ def test_a_paper_layer_moves_little_more_than_it_must(
     gpu: str, itemsize: int, moments: int, all_classes: bool
 ) -> None:
     for (inputs, outputs), state in product(PAPER, {4, itemsize}):
-        problem = Problem(50, inputs, outputs, 10, itemsize, all_classes)
+        problem = Problem(50, inputs, outputs, 10, itemsize, itemsize, all_classes)
         ratio = _ratio(Step(problem, moments, state_itemsize=state), gpu)
         assert 1 <= ratio <= BAR, (inputs, outputs, state, ratio)
 
@@ -40,14 +41,14 @@ def test_a_paper_layer_moves_little_more_than_it_must(
 @pytest.mark.parametrize("gpu", ["A100", "H100"])
 def test_softmax_over_a_hundred_classes_still_writes_too_many_partials(gpu: str) -> None:
     """The known gap: (T, B, C) partial sums, which SGD has no optimizer state to hide behind."""
-    problem = Problem(50, 784, 1024, 100, 4, all_classes=True)
+    problem = Problem(50, 784, 1024, 100, 4, 4, all_classes=True)
     assert BAR < _ratio(Step(problem), gpu) < 1.3
     assert _ratio(Step(problem, moments=2), gpu) <= BAR
 
 
 def test_the_minimum_by_hand() -> None:
     # x 2x3, W 4x3, y 2x4, three classes of which two samples can name two; fp32, Adam, bias.
-    step = Step(Problem(2, 3, 4, 3, itemsize=4), moments=2)
+    step = Step(Problem(2, 3, 4, 3, 4, 4), moments=2)
     x, weight, bias, y, vectors, labels, loss = 6, 12, 4, 8, 8, 2, 1
     moved = x + 2 * (weight + bias) + 4 * (weight + bias) + 2 * y + vectors + loss
     assert step.compulsory_bytes == 4 * moved + 8 * labels
@@ -56,7 +57,7 @@ def test_the_minimum_by_hand() -> None:
 def test_re_reads_count_where_half_the_cache_cannot_hold_them() -> None:
     row = Traffic("x", size=100, requested=700, window=60)
     assert [row.device_bytes(cache) for cache in (119, 120)] == [700, 100]
-    cost = step_cost(Step(Problem(512, 4096, 4096, 10, itemsize=4)), GPUS["A100"].arch)
+    cost = step_cost(Step(Problem(512, 4096, 4096, 10, 4, 4)), GPUS["A100"].arch)
     # Without a cache every request reaches memory; with an endless one only first reads and writes.
     rows = [row for launch in cost.launches for row in launch.traffic]
     assert cost.device_bytes(0) == sum(row.requested for row in rows)
@@ -94,13 +95,13 @@ def test_the_modelled_launches_are_the_recorded_ones(gpu: str) -> None:
     for (inputs, outputs), itemsize, all_classes in product(PAPER, (4, 2), (False, True)):
         if itemsize == 2 and not GPUS[gpu].arch.has_bf16:
             continue
-        step = Step(Problem(50, inputs, outputs, 10, itemsize, all_classes))
+        step = Step(Problem(50, inputs, outputs, 10, itemsize, itemsize, all_classes))
         cost: StepCost = step_cost(step, GPUS[gpu].arch)
         assert [(launch.name, launch.programs) for launch in cost.launches] == _recorded(step, gpu)
 
 
 def test_flops_cover_the_products() -> None:
-    cost = step_cost(Step(Problem(64, 512, 1024, 10, itemsize=2)), GPUS["H100"].arch)
+    cost = step_cost(Step(Problem(64, 512, 1024, 10, 2, 2)), GPUS["H100"].arch)
     forward, finalise, update = cost.launches
     # No partly filled tile here, so exactly 2 B I O each.
     assert forward.flops == update.flops == 2 * 64 * 512 * 1024

@@ -15,7 +15,7 @@ from triton.runtime.errors import OutOfResources
 import spela_kernels as sk
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import launch, reference, triton_backend
-from spela_kernels.linear.types import Parameters, SgdRule
+from spela_kernels.linear.types import Parameters
 from spela_kernels.parity import (
     CASES,
     Case,
@@ -24,6 +24,7 @@ from spela_kernels.parity import (
     mismatches,
     run_case,
 )
+from spela_kernels.rules import SgdRule
 
 
 @pytest.fixture(autouse=True)

@@ -16,18 +16,20 @@ from spela_kernels.contracts import Settings
 from spela_kernels.linear import launch, triton_backend
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step, StepCost, step_cost
-from spela_kernels.linear.types import AdamRule, Parameters, SgdRule
+from spela_kernels.linear.types import Parameters
+from spela_kernels.rules import AdamRule, SgdRule
 
 Counts = dict[
     tuple[str, bool], tuple[int, int]
 ]  # (tensor, written): bytes touched, bytes requested
 
 STEPS = {
-    "log": Step(Problem(130, 200, 150, 10, itemsize=4)),
-    "fp16-adam": Step(Problem(70, 136, 200, 7, itemsize=2), moments=2),
-    "gelu-momentum": Step(Problem(50, 40, 66, 3, 4), moments=1, bias=False, keeps_input=True),
-    "softmax": Step(Problem(70, 136, 200, 33, 4, all_classes=True), moments=1),
-    "softmax-gelu-fp16": Step(Problem(33, 65, 140, 50, 2, all_classes=True), keeps_input=True),
+    "log": Step(Problem(130, 120, 100, 10, 4, 4)),
+    "fp16-adam": Step(Problem(70, 136, 200, 7, 2, 2), moments=2),
+    "mixed": Step(Problem(70, 72, 140, 7, 2, 4), moments=1),
+    "gelu-momentum": Step(Problem(50, 40, 66, 3, 4, 4), moments=1, bias=False, keeps_input=True),
+    "softmax": Step(Problem(70, 136, 200, 33, 4, 4, all_classes=True), moments=1),
+    "softmax-gelu-mixed": Step(Problem(33, 65, 140, 50, 2, 4, all_classes=True), keeps_input=True),
 }
 
 
@@ -89,13 +91,17 @@ class _Meter:
 
 def _run(step: Step) -> None:
     p = step.problem
-    dtype = torch.float32 if p.itemsize == 4 else torch.float16
-    g = torch.Generator().manual_seed(0)
-    x, weight, vectors = (
-        torch.randn(shape, generator=g).to(dtype)
-        for shape in ((p.batch, p.inputs), (p.outputs, p.inputs), (p.classes, p.outputs))
+    dtype, params_dtype = (
+        torch.float32 if size == 4 else torch.float16 for size in (p.itemsize, p.weight_itemsize)
     )
-    params = Parameters(weight, torch.zeros(p.outputs, dtype=dtype) if step.bias else None, None)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(p.batch, p.inputs, generator=g).to(dtype)
+    weight, vectors = (
+        torch.randn(shape, generator=g).to(params_dtype)
+        for shape in ((p.outputs, p.inputs), (p.classes, p.outputs))
+    )
+    bias = torch.zeros(p.outputs, dtype=params_dtype) if step.bias else None
+    params = Parameters(weight, bias, None)
     first, second = (
         Parameters(*(None if t is None else torch.zeros(t.shape) for t in params))  # type: ignore[arg-type]
         for _ in range(2)
@@ -136,8 +142,8 @@ def traces() -> dict[str, _Trace]:
     """Every read of a step's launches, in order, and the model of the step."""
     found = {}
     for name, problem in {
-        "log": Problem(130, 96, 120, 10, itemsize=4),
-        "softmax": Problem(40, 64, 140, 33, itemsize=4, all_classes=True),
+        "log": Problem(130, 96, 120, 10, 4, 4),
+        "softmax": Problem(40, 64, 140, 33, 4, 4, all_classes=True),
     }.items():
         with pytest.MonkeyPatch.context() as patch:
             meter = _Meter(patch)
