@@ -75,9 +75,9 @@ def published_step(
 
     def step() -> Tensor:
         loss = forward(x, target)
-        rival.zero_grad()
         loss.backward()
         update()
+        rival.zero_grad()  # frees the gradients
         return loss.detach()
 
     return step

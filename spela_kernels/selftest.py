@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spela_kernels.backend import use_backend
 from spela_kernels.linear.functional import linear_sgd_
+from spela_kernels.measuring import measure_memory, measure_us, replayed
 from spela_kernels.parity import CASES, Case, counted_launches, make_tensors, mismatches
 from spela_kernels.published import published_step
 
@@ -31,8 +32,6 @@ __all__ = [
     "gpu_rows",
     "launch_rows",
     "main",
-    "measure_memory",
-    "measure_us",
     "parity_rows",
     "report",
     "selected_cases",
@@ -139,57 +138,6 @@ def launch_rows(device: str) -> list[Row]:
     return rows
 
 
-def measure_memory(step: Step) -> int:
-    """Peak bytes that a warm step allocates on the current GPU above what it started with."""
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def measure_us(step: Step, warmup: int = 20, repeats: int = 100) -> float:
-    """Median time of a step on the current GPU's stream in microseconds, by CUDA events.
-
-    Args:
-        step: Called without arguments.
-        warmup: Calls before the clock starts; compilation falls into them.
-        repeats: Timed calls, each between two events of its own.
-
-    Returns:
-        Microseconds; where the CPU issues more slowly than the GPU works, its time.
-    """
-    for _ in range(warmup):
-        step()
-    events = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        for _ in range(repeats)
-    ]
-    torch.cuda.synchronize()
-    for start, end in events:
-        start.record()
-        step()
-        end.record()
-    torch.cuda.synchronize()
-    return 1e3 * statistics.median(start.elapsed_time(end) for start, end in events)
-
-
-def _replayed(step: Step) -> Step:
-    """The step as a CUDA graph: what remains without the CPU's share."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
 def gpu_rows(quick: bool) -> list[Row]:
     """Peak memory, which must not exceed eager's, and times, which are only measured."""
     rows = []
@@ -200,7 +148,7 @@ def gpu_rows(quick: bool) -> list[Row]:
             ours, eager = measure_memory(steps["ours"]), measure_memory(steps["eager"])
             detail = f"{ours / 1e6:.2f} MB, eager {eager / 1e6:.2f} MB"
             rows.append(Row(f"memory {name}", ours <= eager, detail))
-            steps["ours, CUDA graph"] = _replayed(steps["ours"])
+            steps["ours, CUDA graph"] = replayed(steps["ours"])
             times = {}
             for rival, step in steps.items():
                 try:
@@ -284,9 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"spela_kernels: error: {error}", file=sys.stderr)
         return 2
     rows = parity_rows(selected_cases(device == "cuda", options.quick), device)
-    rows += launch_rows(device)
-    if device == "cuda":
-        rows += gpu_rows(options.quick)
+    with use_backend("triton"):
+        rows += launch_rows(device)
+        if device == "cuda":
+            rows += gpu_rows(options.quick)
     text = report(rows, _machine(device))
     print(text)
     if options.out is not None:
