@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +91,14 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _checked(name: str, check: Callable[[], tuple[bool | None, str]], counts: bool = True) -> Row:
+    """The row of a check; one that raises has failed, or if it does not count, says so."""
+    try:
+        return Row(name, *check())
+    except Exception as error:  # whatever a GPU or its compiler raises belongs in the report
+        return Row(name, False if counts else None, f"{type(error).__name__}: {error}")
+
+
 def parity_rows(cases: dict[str, Case], device: str) -> list[Row]:
     """Every tensor a layer computes against float64; a case that no kernel ran has failed.
 
@@ -100,14 +109,16 @@ def parity_rows(cases: dict[str, Case], device: str) -> list[Row]:
     Returns:
         One row a case.
     """
-    backend, rows = import_module("spela_kernels.linear.triton_backend"), []
-    for name, case in cases.items():
+    backend = import_module("spela_kernels.linear.triton_backend")
+
+    def check(case: Case) -> tuple[bool, str]:
         with counted_launches() as launched:
             lines = mismatches(backend, case, device)
         if len(launched) < STEP_LAUNCHES:
             lines = ["the reference ran in place of the kernels", *lines]
-        rows.append(Row(f"parity {name}", not lines, "; ".join(lines) or "ok"))
-    return rows
+        return not lines, "; ".join(lines) or "ok"
+
+    return [_checked(f"parity {name}", partial(check, case)) for name, case in cases.items()]
 
 
 def _steps(case: Case, device: str) -> dict[str, Step]:
@@ -128,14 +139,20 @@ def _steps(case: Case, device: str) -> dict[str, Step]:
 
 def launch_rows(device: str) -> list[Row]:
     """A step is three launches, whatever the objective."""
-    rows = []
-    for name in ("paper-head-fp16", "several-blocks-fp16"):
-        step = _steps(CASES[name], device)["ours"]
+
+    def check(case: Case) -> tuple[bool, str]:
+        step = _steps(case, device)["ours"]
         with counted_launches() as launched:
             step()
-        passed = len(launched) == STEP_LAUNCHES
-        rows.append(Row(f"launches {CASES[name].objective}", passed, ", ".join(launched)))
-    return rows
+        return len(launched) == STEP_LAUNCHES, ", ".join(launched)
+
+    cases = (CASES["paper-head-fp16"], CASES["several-blocks-fp16"])
+    return [_checked(f"launches {case.objective}", partial(check, case)) for case in cases]
+
+
+def _memory(steps: dict[str, Step]) -> tuple[bool, str]:
+    ours, eager = measure_memory(steps["ours"]), measure_memory(steps["eager"])
+    return ours <= eager, f"{ours / 1e6:.2f} MB, eager {eager / 1e6:.2f} MB"
 
 
 def gpu_rows(quick: bool) -> list[Row]:
@@ -145,23 +162,23 @@ def gpu_rows(quick: bool) -> list[Row]:
         for batch, inputs, outputs in SPEED[:1] if quick else SPEED:
             case = Case((batch, inputs, outputs, 10), "log", "leaky_relu", dtype=dtype)
             name, steps = f"{inputs}-{outputs} b{batch} {_name(dtype)}", _steps(case, "cuda")
-            ours, eager = measure_memory(steps["ours"]), measure_memory(steps["eager"])
-            detail = f"{ours / 1e6:.2f} MB, eager {eager / 1e6:.2f} MB"
-            rows.append(Row(f"memory {name}", ours <= eager, detail))
-            steps["ours, CUDA graph"] = replayed(steps["ours"])
-            times = {}
+            rows.append(_checked(f"memory {name}", partial(_memory, steps)))
             for rival, step in steps.items():
-                try:
-                    times[rival] = measure_us(step)
-                except Exception as error:  # a rival that torch cannot compile here is no failure
-                    rows.append(
-                        Row(f"speed {name}", None, f"{rival} failed: {error}".split("\n")[0])
-                    )
-            figures = ", ".join(
-                f"{rival} {us:.1f} us ({us / times['ours']:.2f}x)" for rival, us in times.items()
-            )
-            rows.append(Row(f"speed {name}", None, figures))
+                # A rival that torch cannot compile here is no failure of ours.
+                rows.append(
+                    _checked(f"time {name} {rival}", partial(_time, step), counts=rival == "ours")
+                )
+            graph = partial(_graph_time, steps["ours"])
+            rows.append(_checked(f"time {name} ours in a CUDA graph", graph))
     return rows
+
+
+def _time(step: Step) -> tuple[None, str]:
+    return None, f"{measure_us(step):.1f} us"
+
+
+def _graph_time(step: Step) -> tuple[None, str]:
+    return _time(replayed(step))
 
 
 def _machine(device: str) -> str:
@@ -195,7 +212,10 @@ def report(rows: Sequence[Row], machine: str) -> str:
     verdict = f"PASS: {len(checks)} checks"
     if failed:
         verdict = f"FAIL: {failed} of {len(checks)} checks failed"
-    table = [f"| {row.name} | {marks[row.passed]} | {row.detail} |" for row in rows]
+    table = [
+        f"| {row.name} | {marks[row.passed]} | {' '.join(row.detail.replace('|', '/').split())} |"
+        for row in rows
+    ]
     head = ["### spela_kernels self-test", "", machine, "", "| check | result | figures |"]
     return "\n".join([*head, "|---|---|---|", *table, "", verdict])
 

@@ -74,25 +74,38 @@ def test_a_wrong_tensor_is_named(error: float) -> None:
 
 
 def test_rows_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the meters: the steps run on the CPU, `compiled` is refused, ours needs more memory."""
+    """All but the meters: steps run on the CPU, `compiled` is refused, ours needs more memory."""
     compiled, sizes = object(), iter((2_000_000, 1_000_000))
     rivals = selftest._steps(CASES["ones"], "cpu") | {"compiled": compiled}
 
     def clock(step: Callable[[], object]) -> float:
         if step is compiled:
-            raise RuntimeError("cannot compile\nfor a reason")
+            raise RuntimeError("cannot compile\nfor a | reason")
         step()
         return 10.0
 
     monkeypatch.setattr(selftest, "_steps", lambda case, device: dict(rivals))
     monkeypatch.setattr(selftest, "measure_memory", lambda step: next(sizes))
     monkeypatch.setattr(selftest, "measure_us", clock)
-    monkeypatch.setattr(selftest, "replayed", lambda step: step)
-    memory, failed, speed = selftest.gpu_rows(quick=True)
-    assert memory == ("memory 784-1024 b50 float32", False, "2.00 MB, eager 1.00 MB")
-    assert failed == ("speed 784-1024 b50 float32", None, "compiled failed: cannot compile")
-    assert speed.detail.startswith("ours 10.0 us (1.00x), eager 10.0 us (1.00x)")
-    assert speed.passed is None
+    monkeypatch.setattr(selftest, "replayed", lambda step: 1 / 0)
+    rows = selftest.gpu_rows(quick=True)
+    name = "784-1024 b50 float32"
+    assert rows == [
+        (f"memory {name}", False, "2.00 MB, eager 1.00 MB"),
+        (f"time {name} ours", None, "10.0 us"),
+        (f"time {name} eager", None, "10.0 us"),
+        (f"time {name} compiled", None, "RuntimeError: cannot compile\nfor a | reason"),
+        (f"time {name} ours in a CUDA graph", False, "ZeroDivisionError: division by zero"),
+    ]
+    text = report(rows, "here")
+    assert "| - | RuntimeError: cannot compile for a / reason |" in text
+    assert text.splitlines()[-1] == "FAIL: 2 of 2 checks failed"
+
+
+def test_a_case_without_launches_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "import_module", lambda name: reference)
+    (row,) = selftest.parity_rows({"ones": CASES["ones"]}, "cpu")
+    assert row == ("parity ones", False, "the reference ran in place of the kernels")
 
 
 def test_one_failure_fails_the_report() -> None:
