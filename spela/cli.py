@@ -24,7 +24,7 @@ from spela.data import (
     read_inputs,
 )
 from spela.data import prepare as prepare_inputs
-from spela.experiments import RECIPES, LoadedRun, load_run, make_config
+from spela.experiments import RECIPES, LoadedRun, load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.modelled import DTYPES, format_table, model_steps, to_json
 from spela.report import write_report
@@ -52,6 +52,9 @@ Backend = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+_RECIPE_HELP = "Preset; " + "; ".join(
+    f"for {model}: {', '.join(recipes)}" for model, recipes in RECIPES.items()
+)
 
 
 class _ProgressBar:
@@ -111,7 +114,9 @@ def _train(
 ) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
-    sizes = "-".join(map(str, (dataset.num_features, *config.layers)))
+    shape = "x".join(map(str, dataset.sample_shape))
+    start = shape if config.channels else str(dataset.num_features)
+    sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
     typer.echo(
         f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
         f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {device}"
@@ -123,6 +128,9 @@ def _train(
         report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
     typer.echo("test accuracy:")
     _print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
+    if "test_accuracy_batch_statistics" in summary:
+        shares = ", ".join(f"{100 * a:.2f} %" for a in summary["test_accuracy_batch_statistics"])
+        typer.echo(f"with each test batch's own statistics in batch norm: {shares}")
     typer.echo(f"run folder: {out}")
     typer.echo(f"report:     {report}")
 
@@ -153,13 +161,13 @@ def demo(
     _train(config, dataset, out, False, torch.device("cpu"), "auto", threads)
 
 
-def _sizes(text: str | None) -> tuple[int, ...] | None:
+def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--layers must be sizes such as 1024,1024, got {text!r}") from None
+        raise ValueError(f"{option} must be sizes such as 1024,1024, got {text!r}") from None
 
 
 @app.command()
@@ -169,11 +177,38 @@ def train(
         str,
         typer.Option(help=f"{', '.join(dataset_names())}, an .npz file, or a folder of idx files."),
     ] = "fashion-mnist",
-    recipe: Annotated[str, typer.Option(help=f"Preset: {', '.join(RECIPES)}.")] = "best",
+    model: Annotated[
+        str, typer.Option(help="mlp (linear layers) or cnn (convolutions, and perhaps a head).")
+    ] = "mlp",
+    recipe: Annotated[str, typer.Option(help=_RECIPE_HELP)] = "best",
     layers: Annotated[
-        str | None, typer.Option(help="Output sizes of the SPELA layers, such as 1024,1024,1024.")
+        str | None,
+        typer.Option(
+            "--layers", "--head", help="Output sizes of the linear layers: 1024,1024,1024."
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Kernels of each convolution layer, such as 128,128.")
+    ] = None,
+    kernel_size: Annotated[int | None, typer.Option(help="Of the convolutions, in pixels.")] = None,
+    symmetric_dim: Annotated[
+        int | None, typer.Option(help="Dimension of the convolutions' class vectors.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Class groups of a kernel: a number, or a range as 2:10.")
+    ] = None,
+    conv_objective: Annotated[str | None, typer.Option(help="Of the convolutions.")] = None,
+    resize: Annotated[int | None, typer.Option(help="Images to this many pixels a side.")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Standard deviation of noise on all pixels (0..1).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    head_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Further passes for the head alone, on frozen convolutions (0: together)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of vectors, weights, shuffling and dropout.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
     objective: Annotated[str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}.")] = None,
@@ -206,8 +241,17 @@ def train(
         data,
         recipe,
         seed,
-        layers=_sizes(layers),
+        model=model,
+        layers=_sizes("--layers", layers),
+        channels=_sizes("--channels", channels),
+        kernel_size=kernel_size,
+        symmetric_dim=symmetric_dim,
+        groups=groups,
+        conv_objective=conv_objective,
+        resize=resize,
+        noise=noise,
         epochs=epochs,
+        head_epochs=head_epochs,
         batch_size=batch_size,
         objective=objective,
         scale=scale,
@@ -231,7 +275,7 @@ def train(
     if resume and not folder.holds_run():
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
     where = _device(device)
-    _train(config, load_dataset(data, data_root), out, resume, where, backend, threads)
+    _train(config, load_data(config, data_root), out, resume, where, backend, threads)
 
 
 def _loaded(run_dir: Path, device: str) -> LoadedRun:
@@ -253,7 +297,7 @@ def evaluate_command(
         torch.set_num_threads(threads)
     loaded = _loaded(run_dir, device)
     checkpoint = loaded.checkpoint
-    dataset = load_dataset(data or checkpoint.config.data, data_root)
+    dataset = load_data(checkpoint.config, data_root, data)
     if dataset.sample_shape != checkpoint.sample_shape:
         raise ValueError(
             f"{dataset.name} has samples of shape {dataset.sample_shape}, the run was trained on "
@@ -339,7 +383,9 @@ def info(
     if run_dir is not None:
         loaded = _loaded(run_dir, "cpu")
         checkpoint = loaded.checkpoint
-        typer.echo(f"checkpoint after {checkpoint.epoch} of {checkpoint.config.epochs} epochs")
+        typer.echo(
+            f"checkpoint after {checkpoint.epoch} of {checkpoint.config.total_epochs} epochs"
+        )
         typer.echo(f"input {checkpoint.sample_shape}, classes: {', '.join(checkpoint.class_names)}")
         for name, value in checkpoint.config.to_dict().items():
             typer.echo(f"  {name}: {value}")

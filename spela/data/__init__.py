@@ -8,10 +8,12 @@ from spela.data.inputs import read_inputs
 from spela.data.prepare import prepare
 from spela.data.registry import dataset_names, is_available, load_dataset
 from spela.data.source import default_data_root
+from spela.data.transform import add_noise, resize_images
 
 __all__ = [
     "Batches",
     "Dataset",
+    "add_noise",
     "dataset_names",
     "default_data_root",
     "epoch_generator",
@@ -19,4 +21,5 @@ __all__ = [
     "load_dataset",
     "prepare",
     "read_inputs",
+    "resize_images",
 ]

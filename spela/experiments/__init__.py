@@ -2,13 +2,14 @@
 
 from spela.experiments.models import build_network, build_optimizer
 from spela.experiments.recipes import RECIPES, make_config
-from spela.experiments.runs import LoadedRun, load_run, run
+from spela.experiments.runs import LoadedRun, load_data, load_run, run
 
 __all__ = [
     "RECIPES",
     "LoadedRun",
     "build_network",
     "build_optimizer",
+    "load_data",
     "load_run",
     "make_config",
     "run",

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential
-from spela.layers import RowNorm, SpelaLinear
+from spela.layers import RowNorm, SpelaConv2d, SpelaLinear
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
-from spela.training import RunConfig
+from spela.training import RunConfig, parse_groups
 from spela_kernels.activations import get_activation
 
 __all__ = ["build_network", "build_optimizer"]
+
+POOL = 2
 
 
 class _Activation(nn.Module):
@@ -42,19 +44,25 @@ def build_network(
         num_classes: C.
 
     Returns:
-        A `SpelaSequential` of Flatten and, for every layer, [RowNorm,] [Dropout,] SpelaLinear; or the
-        backprop baseline with the same hidden layers and an output layer of C logits.
+        A `SpelaSequential` of SpelaConv2d for every entry of channels, Flatten and, for every linear
+        layer, [RowNorm,] [Dropout,] SpelaLinear; or the backprop baseline with the same hidden layers
+        and an output layer of C logits.
+
+    Raises:
+        ValueError: If convolutions are asked for samples that are no images, or too small ones.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    width = math.prod(sample_shape)
-    modules: list[nn.Module] = [nn.Flatten()]
+    modules, shape = _convolutions(config, sample_shape, num_classes, generator)
+    width = math.prod(shape)
+    if config.layers or not modules or config.method == "backprop":
+        modules.append(nn.Flatten())
     for index, size in enumerate(config.layers):
         if config.normalize_input != "none":
             modules.append(RowNorm(config.normalize_input))
-        if config.dropout > 0 and index > 0:
+        if config.dropout > 0 and (index > 0 or config.channels):
             modules.append(nn.Dropout(config.dropout))
         if config.method == "backprop":
-            modules += [_kaiming(nn.Linear(width, size), generator), _Activation(config)]
+            modules += [_torch_default(nn.Linear(width, size), generator), _Activation(config)]
         else:
             modules.append(
                 SpelaLinear(
@@ -71,17 +79,68 @@ def build_network(
             )
         width = size
     if config.method == "backprop":
-        return BackpropSequential(*modules, _kaiming(nn.Linear(width, num_classes), generator))
+        output = _torch_default(nn.Linear(width, num_classes), generator)
+        return BackpropSequential(*modules, output)
     return SpelaSequential(*modules)
 
 
-def _kaiming(linear: nn.Linear, generator: torch.Generator) -> nn.Linear:
-    # torch's own default for nn.Linear, drawn from the run's generator.
-    bound = 1 / math.sqrt(linear.in_features)
+def _convolutions(
+    config: RunConfig,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    generator: torch.Generator,
+) -> tuple[list[nn.Module], tuple[int, ...]]:
+    """The convolution layers, each with batch norm and a 2 x 2 max pool; the shape they leave."""
+    if config.channels and len(sample_shape) != 3:
+        raise ValueError(
+            f"convolutions need images (C, H, W), the data has samples of shape {sample_shape}: "
+            "use --model mlp"
+        )
+    modules: list[nn.Module] = []
+    shape, size = sample_shape, config.kernel_size
+    for kernels in config.channels:
+        channels, height, width = shape
+        pooled = (height - size + 1) // POOL, (width - size + 1) // POOL
+        if min(pooled) < 1:
+            raise ValueError(
+                f"a {height} x {width} map is too small for a {size} x {size} convolution and a "
+                f"{POOL} x {POOL} pool: use fewer channels, a smaller --kernel-size or --resize"
+            )
+        if config.method == "backprop":
+            modules += [
+                _torch_default(nn.Conv2d(channels, kernels, size), generator),
+                nn.BatchNorm2d(kernels),
+                _Activation(config),
+                nn.MaxPool2d(POOL),
+            ]
+        else:
+            layer = SpelaConv2d(
+                channels,
+                kernels,
+                size,
+                num_classes,
+                pooled,
+                symmetric_dim=config.symmetric_dim,
+                grouping=parse_groups(config.groups),
+                pool_size=POOL,
+                objective=config.conv_objective,
+                scale=config.scale,
+                vectors=config.vectors,
+                generator=generator,
+            )
+            modules.append(layer)
+        shape = (kernels, *pooled)
+    return modules, shape
+
+
+def _torch_default(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> nn.Module:
+    # torch's own default initialisation, drawn from the run's generator.
+    bound = 1 / math.sqrt(layer.weight[0].numel())
     with torch.no_grad():
-        linear.weight.uniform_(-bound, bound, generator=generator)
-        linear.bias.uniform_(-bound, bound, generator=generator)
-    return linear
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        if layer.bias is not None:
+            layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
 
 
 def build_optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:

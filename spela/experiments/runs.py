@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spela.baselines import BackpropSequential
-from spela.data import Dataset
+from spela.data import Dataset, add_noise, load_dataset, resize_images
 from spela.experiments.models import build_network, build_optimizer
 from spela.network import SpelaSequential
 from spela.training import (
@@ -22,7 +22,7 @@ from spela.training import (
     restore,
 )
 
-__all__ = ["LoadedRun", "load_run", "run"]
+__all__ = ["LoadedRun", "load_data", "load_run", "run"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,28 @@ class LoadedRun:
 
     net: SpelaSequential | BackpropSequential
     checkpoint: Checkpoint
+
+
+def load_data(config: RunConfig, data_root: Path | None = None, name: str | None = None) -> Dataset:
+    """The data of a run, resized and with noise as its settings say.
+
+    Args:
+        config: The run's settings.
+        data_root: The folder for datasets; None for the default one.
+        name: Other data than the run's own, changed in the same way.
+
+    Returns:
+        The dataset, on the CPU.
+
+    Raises:
+        ValueError: As `load_dataset`, or if there is nothing to resize.
+    """
+    dataset = load_dataset(name or config.data, data_root)
+    if config.resize > 0:
+        dataset = resize_images(dataset, config.resize)
+    if config.noise > 0:
+        dataset = add_noise(dataset, config.noise, config.seed)
+    return dataset
 
 
 def run(

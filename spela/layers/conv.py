@@ -200,8 +200,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         return y
 
     def _rows(self, y: Tensor) -> Tensor:
-        """(B, K, Ho, Wo) -> (B, K, D); under autocast y is narrower than the projection."""
-        return y.flatten(2).to(self.projection.dtype)
+        """(B, K, Ho, Wo) -> (B, K, D)."""
+        return y.flatten(2)
 
     def scores(self, y: Tensor) -> Tensor:
         """Cosines of every kernel's projected map to its class vectors, averaged over kernels.

@@ -1,8 +1,8 @@
 """Training: run settings, the loop, records and checkpoints."""
 
 from spela.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
-from spela.training.config import RunConfig
-from spela.training.evaluate import Evaluation, LayerwiseClassifier, evaluate
+from spela.training.config import RunConfig, parse_groups
+from spela.training.evaluate import Evaluation, LayerwiseClassifier, batch_statistics, evaluate
 from spela.training.loop import Listener, Trainer, TrainingDivergedError
 from spela.training.records import RunFolder
 
@@ -15,8 +15,10 @@ __all__ = [
     "RunFolder",
     "Trainer",
     "TrainingDivergedError",
+    "batch_statistics",
     "evaluate",
     "load_checkpoint",
+    "parse_groups",
     "restore",
     "save_checkpoint",
 ]

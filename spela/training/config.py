@@ -7,17 +7,44 @@ from typing import Any
 
 from spela_kernels import ACTIVATIONS, OBJECTIVES
 
-__all__ = ["RunConfig"]
+__all__ = ["RunConfig", "parse_groups"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("spela", "backprop"),
     "objective": tuple(OBJECTIVES),
+    "conv_objective": tuple(OBJECTIVES),
     "activation": tuple(ACTIVATIONS),
     "optimizer": ("sgd", "adam", "adamw"),
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
     "vectors": ("symmetric", "gaussian", "uniform"),
 }
+
+
+def parse_groups(text: str) -> int | tuple[int, int] | None:
+    """The number of groups in a kernel, as `class_grouping` takes it.
+
+    Args:
+        text: "10" (every kernel), "2:10" (drawn from 2..9), or "" (drawn from 2..C-1).
+
+    Raises:
+        ValueError: If it is none of these.
+
+    Example:
+        >>> parse_groups("2:10")
+        (2, 10)
+    """
+    try:
+        numbers = [int(part) for part in text.split(":")] if text else []
+    except ValueError:
+        numbers = [0]
+    if len(numbers) > 2 or any(number < 1 for number in numbers):
+        raise ValueError(
+            f"groups must be a number such as 10 or a range such as 2:10, got {text!r}"
+        )
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    return numbers[0] if numbers else None
 
 
 @dataclass(frozen=True)
@@ -28,17 +55,26 @@ class RunConfig:
         data: Name of a dataset, or path of a file or folder of one's own.
         recipe: Name of the preset the other values came from.
         method: spela, or backprop (the baseline: hidden layers as given plus an output layer).
-        layers: Output sizes of the layers.
+        channels: Kernels of each convolution layer; none: a network of linear layers only.
+        kernel_size: Of the convolutions, without padding; each is followed by a 2 x 2 max pool.
+        symmetric_dim: Dimension of the convolutions' class vectors.
+        groups: Groups a kernel sorts the classes into: a number, or low:high to draw it from
+            low..high-1.
+        conv_objective: Local objective of the convolutions.
+        layers: Output sizes of the linear layers; after convolutions they are the head.
         epochs: Passes over the training data.
+        head_epochs: Further passes, for the head on frozen convolutions; 0: both learn together.
+        resize: Images are resized to this height and width first; 0: left as they are.
+        noise: Standard deviation of the Gaussian noise on all pixels, training and test; full scale is 1.
         seed: Of class vectors, weights, shuffling and dropout.
         batch_size: Samples a step.
         shuffle: New order every epoch.
-        objective: Local objective.
+        objective: Local objective of the linear layers.
         scale: Factor of the cosines in `softmax`.
-        activation: Of every layer.
+        activation: Of every linear layer.
         negative_slope: Slope of leaky_relu below zero.
         vectors: How class vectors are placed.
-        normalize_input: Row norm before every layer: none, unit (1) or rms (sqrt(features)).
+        normalize_input: Row norm before every linear layer: none, unit (1) or rms (sqrt(features)).
         dropout: Share of each hidden layer's inputs zeroed in training (not the network's input).
         optimizer: sgd, adam or adamw.
         lr: Initial learning rate per mean-sample loss.
@@ -51,8 +87,16 @@ class RunConfig:
     data: str
     recipe: str
     method: str
+    channels: tuple[int, ...]
+    kernel_size: int
+    symmetric_dim: int
+    groups: str
+    conv_objective: str
     layers: tuple[int, ...]
     epochs: int
+    head_epochs: int
+    resize: int
+    noise: float
     seed: int
     batch_size: int
     shuffle: bool
@@ -76,10 +120,22 @@ class RunConfig:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(choices)}"
                 )
-        object.__setattr__(self, "layers", tuple(self.layers))
-        if not self.layers or not all(isinstance(n, int) and n >= 1 for n in self.layers):
-            raise ValueError(f"layers must be positive sizes such as 1024,1024, got {self.layers}")
-        for name in ("epochs", "batch_size"):
+        for name in ("layers", "channels"):
+            sizes = tuple(getattr(self, name))
+            object.__setattr__(self, name, sizes)
+            if not all(isinstance(n, int) and n >= 1 for n in sizes):
+                raise ValueError(f"{name} must be positive sizes such as 1024,1024, got {sizes}")
+        if not self.layers and not self.channels:
+            raise ValueError("layers must name at least one size, such as 1024,1024")
+        if self.head_epochs > 0 and not (self.channels and self.layers):
+            raise ValueError("head_epochs needs convolutions and a head: set channels and layers")
+        if self.head_epochs > 0 and self.method == "backprop":
+            raise ValueError("head_epochs is for SPELA: backprop trains the whole network at once")
+        parse_groups(self.groups)
+        for name in ("head_epochs", "resize"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "kernel_size", "symmetric_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
@@ -87,15 +143,20 @@ class RunConfig:
         for name in ("lr", "scale"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "lr_drop", "negative_slope"):
+        for name in ("momentum", "weight_decay", "lr_drop", "negative_slope", "noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
+    @property
+    def total_epochs(self) -> int:
+        """All passes over the data, the head's included."""
+        return self.epochs + self.head_epochs
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "layers": list(self.layers)}
+        return {**asdict(self), "layers": list(self.layers), "channels": list(self.channels)}
 
     @classmethod
     def from_dict(cls, values: object) -> RunConfig:

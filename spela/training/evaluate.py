@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spela.data import Batches
 
-__all__ = ["Evaluation", "LayerwiseClassifier", "evaluate"]
+__all__ = ["Evaluation", "LayerwiseClassifier", "batch_statistics", "evaluate"]
 
 # Large enough for full-speed GEMMs, small enough that a wide layer's output stays in cache.
 EVALUATION_BATCH = 1000
+# Input values at a time: the maps of a convolution are some hundred times larger.
+EVALUATION_VALUES = 784_000
 
 
 class LayerwiseClassifier(Protocol):
@@ -46,14 +50,37 @@ class Evaluation:
     confusion: Tensor
 
 
+@contextmanager
+def batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Batch norms use the statistics of the batch at hand, in eval mode too, and learn none.
+
+    The authors' notebooks evaluate this way; torch's default, running statistics, is ours.
+
+    Args:
+        net: Any module; its batch norms are as before afterwards.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        norm.running_mean = norm.running_var = None
+    try:
+        yield
+    finally:
+        for norm, (mean, variance) in zip(norms, kept, strict=True):
+            norm.running_mean, norm.running_var = mean, variance
+
+
 @torch.no_grad()
-def evaluate(net: LayerwiseClassifier, x: Tensor, y: Tensor) -> Evaluation:
+def evaluate(
+    net: LayerwiseClassifier, x: Tensor, y: Tensor, batch_size: int | None = None
+) -> Evaluation:
     """Accuracy of every layer, in eval mode; the mode is put back afterwards.
 
     Args:
         net: A network with `layer_scores`.
         x: (N, ...) samples as stored by a dataset.
         y: (N,) int64 labels.
+        batch_size: Samples at a time; None: as many as run well, which depends on their size.
 
     Returns:
         An `Evaluation`.
@@ -62,7 +89,8 @@ def evaluate(net: LayerwiseClassifier, x: Tensor, y: Tensor) -> Evaluation:
     net.train(False)
     try:
         correct, confusion = None, None
-        for batch, target in Batches(x, y, EVALUATION_BATCH, shuffle=False):
+        size = batch_size or max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // x[0].numel()))
+        for batch, target in Batches(x, y, size, shuffle=False):
             scores = net.layer_scores(batch)
             labels = torch.stack([*(s.argmax(dim=1) for s in scores), sum(scores).argmax(dim=1)])  # type: ignore[union-attr]
             hits = (labels == target).sum(dim=1)  # (L + 1,)

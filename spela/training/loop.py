@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from spela.data import Batches, Dataset, epoch_generator
+from spela.layers import LocalLayer
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint
 from spela.training.config import RunConfig
-from spela.training.evaluate import LayerwiseClassifier, evaluate
+from spela.training.evaluate import LayerwiseClassifier, batch_statistics, evaluate
 from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
 from spela_kernels import select_backend
@@ -95,7 +96,7 @@ class Trainer:
         Returns:
             The summary.
         """
-        while self.epochs_done < self.config.epochs:
+        while self.epochs_done < self.config.total_epochs:
             record = self.run_epoch(self.epochs_done)
             self.epochs_done += 1
             # Record first: a record beyond the checkpoint is dropped on resume, a missing one is lost.
@@ -120,8 +121,9 @@ class Trainer:
             generator=generator,
         )
         if self.listener is not None:
-            self.listener.on_epoch_start(epoch + 1, config.epochs, len(batches))
+            self.listener.on_epoch_start(epoch + 1, config.total_epochs, len(batches))
         self.net.train(True)
+        self._freeze(epoch)
         started = time.perf_counter()
         total: Tensor | None = None
         means: list[float] = []
@@ -157,6 +159,7 @@ class Trainer:
         device = next(self.module.parameters()).device
         return {
             "test_accuracy": last["test_accuracy"],
+            **self._batch_statistics_accuracy(),
             "vote_accuracy": last["vote_accuracy"],
             "train_loss": last["train_loss"],
             "weight_norm": last["weight_norm"],
@@ -171,6 +174,26 @@ class Trainer:
             "dataset": self.dataset.name,
             "config": self.config.to_dict(),
         }
+
+    def _batch_statistics_accuracy(self) -> dict[str, list[float]]:
+        """Where there is a batch norm: the accuracies with each test batch's own statistics."""
+        if not any(isinstance(m, nn.BatchNorm2d) for m in self.module.modules()):
+            return {}
+        test, size = self.dataset, self.config.batch_size
+        with batch_statistics(self.module):
+            result = evaluate(self.net, test.test_x, test.test_y, batch_size=size)
+        return {"test_accuracy_batch_statistics": result.accuracy}
+
+    def _freeze(self, epoch: int) -> None:
+        """With epochs for the head alone: freeze it before them, and the convolutions in them."""
+        if self.config.head_epochs == 0:
+            return
+        layers = [m for m in self.module.modules() if isinstance(m, LocalLayer)]
+        for index, layer in enumerate(layers):
+            is_head = index >= len(self.config.channels)
+            learns = is_head == (epoch >= self.config.epochs)
+            layer.requires_grad_(learns)
+            layer.train(learns)
 
     def _set_learning_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -187,7 +210,8 @@ class Trainer:
         return means
 
     def _weight_norms(self) -> list[float]:
-        weights = [m.weight for m in self.module.modules() if isinstance(m, nn.Linear)]
+        layers = [m for m in self.module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        weights = [layer.weight for layer in layers]
         return [float(torch.linalg.vector_norm(w.detach().double())) for w in weights]
 
     def _checkpoint(self) -> None:

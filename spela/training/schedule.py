@@ -22,8 +22,11 @@ def learning_rate(config: RunConfig, epoch: int, step: int, steps_per_epoch: int
         A rate >= 0: constant; (1 + cos(pi t)) / 2 of the initial one with t the share of all steps
         done; or the initial one less lr_drop for every 10 epochs done (spec section 5, `tmlr`).
     """
+    epochs = config.epochs
+    if epoch >= epochs:  # the head starts over
+        epoch, epochs = epoch - epochs, config.head_epochs
     if config.schedule == "cosine":
-        done = (epoch * steps_per_epoch + step) / (config.epochs * steps_per_epoch)
+        done = (epoch * steps_per_epoch + step) / (epochs * steps_per_epoch)
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "drop":
         return max(config.lr - config.lr_drop * (epoch // 10), 0.0)
