@@ -1,8 +1,9 @@
-"""The command line: `spela demo | train | evaluate | predict | info`. The only file that prints or exits."""
+"""The command line: demo, train, evaluate, predict, bench, info. The only file that prints or exits."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import sys
@@ -25,11 +26,13 @@ from spela.data import (
 from spela.data import prepare as prepare_inputs
 from spela.experiments import RECIPES, LoadedRun, load_data, load_run, make_config
 from spela.experiments import run as run_training
+from spela.modelled import DTYPES, format_table, model_steps, to_json
 from spela.report import write_report
 from spela.training import RunConfig, RunFolder, TrainingDivergedError, evaluate
 from spela_kernels import ACTIVATIONS, OBJECTIVES, available_backends, use_backend
+from spela_kernels.roofline import GPUS, LAUNCH_US, find_gpu
 
-__all__ = ["app", "demo", "evaluate_command", "info", "main", "predict", "train"]
+__all__ = ["app", "bench", "demo", "evaluate_command", "info", "main", "predict", "train"]
 
 app = typer.Typer(
     help="Train neural networks without backpropagation (SPELA).",
@@ -333,6 +336,42 @@ def predict(
         ):
             typer.echo(f"{start + offset}\t{label}\t{names[label]}\t{score:.4f}")
         start += len(chunk)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        bool,
+        typer.Option("--model", help="Predict GPU times from the kernels' tiles; needs no GPU."),
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(GPUS)} (default: all).")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "float32",
+    launch_us: Annotated[
+        float, typer.Option(min=0, help="Assumed overhead of every launch, microseconds.")
+    ] = LAUNCH_US,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the figures here.")
+    ] = None,
+) -> None:
+    """Compare a fused layer step with the published one in eager PyTorch, by the cost model."""
+    if not model:
+        raise ValueError(
+            "the measured benchmarks run by `make bench`; --model prints the cost model"
+        )
+    gpus = list(GPUS.values()) if gpu is None else [find_gpu(gpu)]
+    rows = model_steps(gpus, dtype, launch_us)
+    typer.echo(
+        "A model, not a measurement: one SPELA step (SGD, log loss) of each layer at batch 50, "
+        f"{dtype}; ours / eager PyTorch's.\nTime of a launch = max(bytes / bandwidth, flops / peak) "
+        f"+ {launch_us:g} us, an assumed overhead that decides most rows (--launch-us)."
+    )
+    typer.echo(format_table(rows))
+    for row in gpus:
+        typer.echo(f"{row.name}: {row.bandwidth:g} GB/s, {row.cache_mib} MiB cache. {row.source}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(to_json(rows, gpus, dtype, launch_us), indent=2) + "\n")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spela.layers.contract import FusedOptimizer
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.linear import Parameters
+from spela_kernels.rows import scalar_like
 
 __all__ = ["LocalAdam", "LocalSGD"]
 
@@ -22,7 +23,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
-    """Finding the group of a parameter, and its learning rate as a tensor."""
+    """Finding the group of a parameter, and its state."""
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -37,13 +38,6 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         """Whether all are in one parameter group (None held: an error, by `linear_step`)."""
         first = self._group_of(parameters[0])
         return all(self._group_of(parameter) is first for parameter in parameters)
-
-    def _lr(self, group: dict[str, Any], like: Tensor) -> Tensor:
-        lr = group["lr"]
-        if isinstance(lr, Tensor):
-            return lr
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return torch.tensor(lr, dtype=dtype, device=like.device)
 
     def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:
         """The state `name` of each parameter, None where there is no parameter or no state."""
@@ -85,7 +79,7 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
     def _rule(self, like: Tensor) -> dict[str, Any]:
         group = self._group_of(like)
         names = ("momentum", "weight_decay", "nesterov")
-        return {"lr": self._lr(group, like), **{name: group[name] for name in names}}
+        return {"lr": scalar_like(group["lr"], like), **{name: group[name] for name in names}}
 
     def _momenta(self, rule: dict[str, Any], *parameters: Tensor | None) -> list[Any]:
         if rule["momentum"] == 0:
@@ -170,7 +164,7 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
     def _rule(self, like: Tensor) -> dict[str, Any]:
         group = self._group_of(like)
         names = ("betas", "eps", "weight_decay")
-        return {"lr": self._lr(group, like), **{name: group[name] for name in names}}
+        return {"lr": scalar_like(group["lr"], like), **{name: group[name] for name in names}}
 
     def _moments(self, *parameters: Tensor | None) -> tuple[list[Any], list[Any]]:
         for parameter in parameters:

@@ -24,7 +24,8 @@ def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.tensor(value, dtype=dtype, device=like.device)
+    # A fill: copying the number to a GPU would wait for it.
+    return torch.full((), value, dtype=dtype, device=like.device)
 
 
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,9 @@
-"""The Triton kernels in the interpreter against the float64 oracle, by the rule of two errors.
-
-|kernel - float64 oracle| <= 2 |reference in the same dtype - oracle| + floor, for every tensor.
-"""
+"""The Triton kernels in the interpreter against the float64 oracle, by the rule of `spela_kernels.parity`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,54 +13,18 @@ from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
 
 import spela_kernels as sk
-from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import launch, reference, triton_backend
 from spela_kernels.linear.types import Parameters
-from spela_kernels.rules import AdamRule, SgdRule
-
-# Rounding that the reference happens to escape: units of the result's own size, per dtype.
-FLOOR = {torch.float32: 5e-7, torch.float16: 1e-4}
-RULES = {
-    "sgd": SgdRule(weight_decay=1e-3),
-    "momentum": SgdRule(momentum=0.9, weight_decay=1e-3),
-    "nesterov": SgdRule(momentum=0.9, nesterov=True),
-    "adam": AdamRule(beta2=0.99, weight_decay=1e-3),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    sizes: tuple[int, int, int, int]  # B, I, O, C
-    objective: str
-    activation: str
-    rule: str = "sgd"
-    dtype: torch.dtype = torch.float32
-    layout: str = "contiguous"
-    params_dtype: torch.dtype | None = None  # None: the case's dtype
-
-
-CASES = {
-    "ones": Case((1, 1, 1, 1), "log", "leaky_relu"),
-    "ones-softmax-fp16": Case((1, 1, 1, 1), "softmax", "prelu", "adam", torch.float16),
-    "primes-no-bias": Case((7, 13, 5, 3), "angular", "tanh", "momentum", layout="no bias"),
-    "block-plus-1": Case((33, 65, 65, 17), "softmax", "gelu", "nesterov"),
-    "block-minus-1": Case((31, 63, 63, 15), "euclidean", "elu", "adam"),
-    "paper-head-fp16": Case((50, 96, 10, 10), "log", "leaky_relu", "sgd", torch.float16),
-    "several-blocks": Case((130, 136, 72, 10), "log", "leaky_relu", "momentum"),
-    "several-blocks-fp16": Case((70, 136, 72, 40), "softmax", "relu", "sgd", torch.float16),
-    "many-classes": Case((10, 24, 20, 1030), "softmax", "identity"),
-    "prelu": Case((20, 40, 34, 5), "mse", "prelu", "adam"),
-    "strided": Case((18, 24, 40, 6), "cosine", "leaky_relu", "momentum", layout="strided"),
-    "strided-fp16": Case((18, 24, 40, 6), "softmax", "prelu", "adam", torch.float16, "strided"),
-    "mixed": Case(
-        (18, 24, 40, 6), "softmax", "prelu", "momentum", torch.float16, params_dtype=torch.float32
-    ),
-    "mixed-label": Case(
-        (33, 65, 34, 5), "log", "gelu", "adam", torch.float16, params_dtype=torch.float32
-    ),
-    "zero-rows": Case((18, 24, 20, 6), "log", "leaky_relu", layout="zero rows"),
-}
+from spela_kernels.parity import (
+    CASES,
+    Case,
+    counted_launches,
+    make_tensors,
+    mismatches,
+    run_case,
+)
+from spela_kernels.rules import SgdRule
 
 
 @pytest.fixture(autouse=True)
@@ -76,106 +35,9 @@ def _outputs_start_as_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def _every_second(tensor: Tensor) -> Tensor:
-    """The same values at strides that are twice as long along the last axis."""
-    return torch.stack([tensor, tensor], dim=-1)[..., 0]
-
-
-def _tensors(case: Case, dtype: torch.dtype) -> tuple[Tensor, Parameters, Tensor, Tensor]:
-    batch, inputs, outputs, classes = case.sizes
-    g = torch.Generator().manual_seed(3)
-    x = torch.randn(batch, inputs, generator=g)
-    weight = torch.randn(outputs, inputs, generator=g) / inputs**0.5
-    bias = 0.1 * torch.randn(outputs, generator=g)
-    vectors = torch.nn.functional.normalize(torch.randn(classes, outputs, generator=g), dim=1)
-    target = torch.randint(classes, (batch,), generator=g)
-    if case.layout == "zero rows":
-        x[::4], bias = 0, torch.zeros_like(bias)
-    # Rounded to the case's dtype first: oracle and kernel start from the same numbers.
-    x = x.to(case.dtype).to(dtype)
-    own = case.params_dtype or case.dtype
-    dtype = torch.promote_types(own, dtype)
-    weight, bias, vectors = (t.to(own).to(dtype) for t in (weight, bias, vectors))
-    if case.layout == "strided":
-        x, weight, bias = _every_second(x), weight.t().contiguous().t(), _every_second(bias)
-        vectors, target = vectors.t().contiguous().t(), _every_second(target)
-    slope = torch.tensor([0.25], dtype=dtype) if case.activation == "prelu" else None
-    return x, Parameters(weight, None if case.layout == "no bias" else bias, slope), vectors, target
-
-
-def _buffers(params: Parameters, seed: int, dtype: torch.dtype) -> Parameters:
-    """Optimizer state in at least float32, as the optimizers keep it."""
-    g = torch.Generator().manual_seed(seed)
-    wide = torch.promote_types(dtype, torch.float32)
-    weight, bias, slope = (
-        None if p is None else 0.01 * torch.rand(p.shape, generator=g).to(wide) for p in params
-    )
-    return Parameters(weight, bias, slope)
-
-
-def _run(backend: ModuleType, case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Everything a layer computes: scores, forward, gradients, and a step with its state."""
-    x, params, vectors, target = _tensors(case, dtype)
-    settings = Settings(case.activation, objective=case.objective)
-    before = [t.clone() for t in (x, vectors, target, *params) if t is not None]
-    results: dict[str, Tensor] = {}
-
-    def note(group: str, **tensors: Tensor | None) -> None:
-        results.update({f"{group}.{k}": t for k, t in tensors.items() if t is not None})
-
-    _, scores = backend.scores(x, params, vectors, settings)
-    saved = backend.forward(x, params, vectors, target, settings)
-    grad_loss = torch.tensor(2.0, dtype=torch.promote_types(dtype, torch.float32))
-    gradient = backend.backward(x, params, vectors, target, settings, saved, grad_loss)
-    note("forward", scores=scores, **saved._asdict())
-    note("gradient", **gradient._asdict())
-    for now, then in zip((x, vectors, target, *params), before, strict=False):
-        if now is not None:
-            assert torch.equal(now, then), "a read-only tensor changed"
-
-    first, second = _buffers(params, 1, dtype), _buffers(params, 2, dtype)
-    lr, rule = torch.tensor(0.1, dtype=grad_loss.dtype), RULES[case.rule]
-    tensors = (x, params, vectors, target, settings)
-    if isinstance(rule, AdamRule):
-        step = torch.tensor(3.0, dtype=lr.dtype)
-        loss, y = backend.adam_step_(*tensors, first, second, step, lr, rule)
-        note("second", **second._asdict())
-    else:
-        buffers = first if rule.momentum else None
-        loss, y = backend.sgd_step_(*tensors, buffers, lr, rule)
-    note("step", loss=loss, y=y)
-    note("first", **first._asdict())
-    note("updated", **params._asdict())
-    for now, then in zip((x, vectors, target), before, strict=False):
-        assert torch.equal(now, then), "the step changed an input"
-    return results
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_every_tensor_is_as_close_to_float64_as_the_reference(case: Case) -> None:
-    kernel = _run(triton_backend, case, case.dtype)
-    oracle = _run(reference, case, torch.float64)
-    same = _run(reference, case, case.dtype)
-    assert kernel.keys() == same.keys()
-    for name, exact in oracle.items():
-        error = (kernel[name].double() - exact).abs()
-        allowed = 2 * (same[name].double() - exact).abs().max() if exact.numel() else 0.0
-        floor = FLOOR[case.dtype] * (1 + exact.abs().max()) if exact.numel() else 0.0
-        assert (error <= allowed + floor).all(), (
-            f"{name}: error {error.max():.2e}, allowed {allowed:.2e} + {floor:.2e}"
-        )
-
-
-def _count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    names: list[str] = []
-    run = launch.run
-
-    def counting(arch: Architecture, kernel: Any, *args: Any) -> None:
-        names.append(kernel.__name__)
-        run(arch, kernel, *args)
-
-    monkeypatch.setattr(launch, "run", counting)
-    return names
+    assert mismatches(triton_backend, case) == []
 
 
 @pytest.mark.parametrize(
@@ -183,19 +45,19 @@ def _count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [CASES["paper-head-fp16"], CASES["block-plus-1"], CASES["prelu"]],
     ids=["label", "softmax", "prelu"],
 )
-def test_a_step_is_three_launches(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = _count_launches(monkeypatch)
-    x, params, vectors, target = _tensors(case, case.dtype)
+def test_a_step_is_three_launches(case: Case) -> None:
+    x, params, vectors, target = make_tensors(case, case.dtype)
     settings = Settings(case.activation, objective=case.objective)
-    triton_backend.sgd_step_(
-        x, params, vectors, target, settings, None, torch.tensor(0.1), SgdRule()
-    )
+    with counted_launches() as names:
+        triton_backend.sgd_step_(
+            x, params, vectors, target, settings, None, torch.tensor(0.1), SgdRule()
+        )
     assert names == ["forward_kernel", "finalise_kernel", "update_kernel"]
 
 
 @pytest.mark.parametrize("name", ["several-blocks", "block-plus-1"])
 def test_shuffled_programs_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = _run(triton_backend, CASES[name], CASES[name].dtype)
+    straight = run_case(triton_backend, CASES[name], CASES[name].dtype)
     builder, orders = interpreter.interpreter_builder, []
     set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
 
@@ -205,7 +67,7 @@ def test_shuffled_programs_give_the_same_bits(name: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(builder, "set_grid_dim", shuffle)
     monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: set_idx(orders[0][x], y, z))
-    shuffled = _run(triton_backend, CASES[name], CASES[name].dtype)
+    shuffled = run_case(triton_backend, CASES[name], CASES[name].dtype)
     assert len(orders[0]) > 1
     for key, tensor in straight.items():
         assert torch.equal(tensor, shuffled[key]), key
@@ -216,7 +78,7 @@ def test_a_label_out_of_range_gives_a_nan_loss_and_teaches_nothing(objective: st
     """On a GPU nobody reads the labels: the kernels must neither follow them nor hide them."""
     case = Case((12, 20, 18, 5), objective, "leaky_relu")
     settings = Settings(objective=objective)
-    x, params, vectors, target = _tensors(case, torch.float32)
+    x, params, vectors, target = make_tensors(case, torch.float32)
     bad = target.clone()
     bad[2], bad[7] = 5, -(2**40)
     keep = torch.tensor([row not in (2, 7) for row in range(12)])
@@ -236,7 +98,7 @@ def test_addresses_beyond_32_bits() -> None:
     far = 2**30 + 64
     x = torch.empty(2 * far + 16, dtype=torch.float16).as_strided((3, 8), (far, 1))
     case = Case((3, 8, 5, 2), "log", "leaky_relu", dtype=torch.float16)
-    near, params, vectors, target = _tensors(case, torch.float16)
+    near, params, vectors, target = make_tensors(case, torch.float16)
     x.copy_(near)
     settings = Settings()
     saved = triton_backend.forward(x, params, vectors, target, settings)
@@ -273,8 +135,8 @@ def test_out_of_resources_falls_back_once_told(
     case = CASES["strided"]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            results = _run(triton_backend, case, case.dtype)
-    same = _run(reference, case, case.dtype)
+            results = run_case(triton_backend, case, case.dtype)
+    same = run_case(reference, case, case.dtype)
     for name, tensor in results.items():
         torch.testing.assert_close(tensor, same[name], msg=name)
     assert calls[0] > times or times > 1
@@ -285,7 +147,7 @@ def test_float64_and_bfloat16_run_on_the_reference_here() -> None:
     triton_backend._warn_of_fallback.cache_clear()
     case = CASES["zero-rows"]
     for dtype in (torch.float64, torch.bfloat16):
-        kernel, same = _run(triton_backend, case, dtype), _run(reference, case, dtype)
+        kernel, same = run_case(triton_backend, case, dtype), run_case(reference, case, dtype)
         assert all(torch.equal(kernel[name], same[name]) for name in same)
 
 
