@@ -33,13 +33,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Compile the Triton kernels for GPUs that are not there. Exit code 1 on a spill, "
         "a passed limit, or a matrix product without matrix instructions.",
     )
-    parser.add_argument("--all", action="store_true", help="every case, not a few (hours of one core)")
+    parser.add_argument(
+        "--all", action="store_true", help="every case, not a few (hours of one core)"
+    )
     parser.add_argument(
         "--targets", type=_names, default=tuple(ARCHITECTURES), metavar="A,B",
         help=f"of {', '.join(ARCHITECTURES)}",
     )  # fmt: skip
-    parser.add_argument("--kernels", type=_names, default=(), metavar="A,B", help="by function name")
-    parser.add_argument("--cases", default="", metavar="TEXT", help="cases with this in their label")
+    parser.add_argument(
+        "--kernels", type=_names, default=(), metavar="A,B", help="by function name"
+    )
+    parser.add_argument(
+        "--cases", default="", metavar="TEXT", help="cases with this in their label"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     return parser

@@ -19,7 +19,8 @@ from spela_kernels.aot.resources import Resources, amd_resources, nvidia_resourc
 
 __all__ = ["Row", "compile_job"]
 
-_RESERVED = 1024  # of static shared memory on sm_90 and newer: the system's, beyond the program's limit
+# Static shared memory on sm_90 and newer that is the system's and not counted against the limit.
+_RESERVED = 1024
 
 
 @dataclass(frozen=True)

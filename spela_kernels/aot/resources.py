@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 __all__ = ["Resources", "amd_resources", "nvidia_resources", "products"]
 
-# Half precision and tf32; Hopper's warp groups; Blackwell's tensor memory; the sparse and low-bit ones.
-_NVIDIA_MATRIX = re.compile(r"\b((?:UTC)?[A-Z]{0,2}MMA)(\.[.A-Z0-9_]+)?\b")
+# HMMA and its like, Hopper's HGMMA, Blackwell's UTCHMMA; but HFMA2.MMA is an FMA.
+_NVIDIA_MATRIX = re.compile(r"(?<![.\w])((?:UTC(?:MX)?)?[A-Z]G?MMA(?:\.\w+)*)")
 _AMD_MATRIX = re.compile(r"\b(v_s?mfmac?_\w+)\b")
 # Local memory is where ptxas spills; its instructions move 4 bytes a thread unless they say more.
 _LOCAL = re.compile(r"\b(STL|LDL)((?:\.[A-Z0-9]+)*)")
@@ -65,7 +65,7 @@ def nvidia_resources(usage: str, code: str) -> Resources:
     for name, suffixes in _LOCAL.findall(code):
         widths = [_LOCAL_BYTES[s] for s in suffixes.lstrip(".").split(".") if s in _LOCAL_BYTES]
         moved[name] += widths[0] if widths else 4
-    matrix = Counter(name + kind for name, kind in _NVIDIA_MATRIX.findall(code))
+    matrix = Counter(_NVIDIA_MATRIX.findall(code))
     return Resources(registers, moved["STL"], moved["LDL"], stack, shared, dict(matrix))
 
 
