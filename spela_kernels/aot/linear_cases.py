@@ -1,0 +1,158 @@
+"""The linear layer's calls: every function of its back-end, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+
+import torch
+
+from spela_kernels.activations import ACTIVATIONS
+from spela_kernels.aot.cases import Case, dtypes, shaped
+from spela_kernels.architectures import Architecture
+from spela_kernels.contracts import Settings
+from spela_kernels.linear import triton_backend
+from spela_kernels.linear.launch import (
+    Layer,
+    Update,
+    launch_finalise,
+    launch_forward,
+    launch_update,
+)
+from spela_kernels.linear.types import AdamRule, Parameters, SgdRule
+from spela_kernels.objectives import OBJECTIVES
+
+__all__ = ["linear_cases"]
+
+Shape = tuple[int, int, int, int]  # B, I, O, C
+Call = Callable[[Layer], object]
+
+PAPER: Shape = (50, 784, 1024, 10)
+SHAPES: tuple[Shape, ...] = (
+    PAPER,
+    (50, 1024, 10, 10),
+    (512, 1024, 1024, 10),
+    (100, 1001, 130, 100),
+    (3, 5, 7, 4),
+)
+
+
+def _layer(
+    shape: Shape, dtype: torch.dtype, objective: str = "log", activation: str = "leaky_relu"
+) -> Layer:
+    batch, inputs, outputs, classes = shape
+    slope = shaped(1, dtype=dtype) if activation == "prelu" else None
+    return Layer(
+        shaped(batch, inputs, dtype=dtype),
+        Parameters(shaped(outputs, inputs, dtype=dtype), shaped(outputs, dtype=dtype), slope),
+        shaped(classes, outputs, dtype=dtype),
+        shaped(batch, dtype=torch.int64),
+        Settings(activation=activation, objective=objective),
+    )
+
+
+def _buffers(layer: Layer, dtype: torch.dtype | None = None) -> Parameters:
+    weight, bias, slope = (
+        None if p is None else torch.empty_like(p, dtype=dtype) for p in layer.params
+    )
+    assert weight is not None
+    return Parameters(weight, bias, slope)
+
+
+def _inputs(layer: Layer) -> tuple[torch.Tensor, Parameters, torch.Tensor, torch.Tensor, Settings]:
+    assert layer.target is not None
+    return layer.x, layer.params, layer.vectors, layer.target, layer.settings
+
+
+def _scores(layer: Layer) -> object:
+    return triton_backend.scores(layer.x, layer.params, layer.vectors, layer.settings)
+
+
+def _gradient(layer: Layer) -> object:
+    saved = triton_backend.forward(*_inputs(layer))
+    return triton_backend.backward(*_inputs(layer), saved, shaped())
+
+
+def _sgd(layer: Layer, momentum: float = 0.0, nesterov: bool = False) -> object:
+    buffers = _buffers(layer) if momentum else None
+    rule = SgdRule(momentum, nesterov=nesterov)
+    return triton_backend.sgd_step_(*_inputs(layer), buffers, shaped(), rule)
+
+
+def _adam(layer: Layer) -> object:
+    buffers, step, lr = _buffers(layer), shaped(), shaped()
+    return triton_backend.adam_step_(*_inputs(layer), buffers, buffers, step, lr, AdamRule())
+
+
+def _masters(layer: Layer) -> None:
+    """Adam on fp32 masters of the parameters."""
+    state = _buffers(layer, torch.float32)
+    update = Update(
+        "adam", beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, lr=shaped(), step=shaped(),
+        masters=state, first=state, second=state,
+    )  # fmt: skip
+    y, z, squares, dots = launch_forward(layer)
+    rows = launch_finalise(layer, y, z, squares, dots, gradient=True)
+    launch_update(layer, y, z, rows, update, layer.params, shaped())
+
+
+RULES: dict[str, Call] = {
+    "scores": _scores,
+    "gradient": _gradient,
+    "sgd": _sgd,
+    "momentum": partial(_sgd, momentum=0.9),
+    "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
+    "adam": _adam,
+    "masters": _masters,
+}
+
+
+def _case(
+    rule: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    objective: str = "log",
+    activation: str = "leaky_relu",
+    fallbacks: int = 0,
+) -> Case:
+    name = str(dtype).removeprefix("torch.")
+    label = f"{rule} {'x'.join(map(str, shape))} {name} {objective} {activation}"
+    if fallbacks:
+        label += f" fallback {fallbacks}"
+    return Case(label, lambda: RULES[rule](_layer(shape, dtype, objective, activation)), fallbacks)
+
+
+def _everything(arch: Architecture) -> Iterator[Case]:
+    # One name for each path through the kernels; the other names differ by a line of arithmetic.
+    for shape, fallbacks, dtype, objective, activation, rule in product(
+        SHAPES, range(3), dtypes(arch), ("log", "softmax"), ("leaky_relu", "gelu", "prelu"), RULES
+    ):
+        if rule != "masters" or dtype != torch.float32:
+            yield _case(rule, shape, dtype, objective, activation, fallbacks)
+    for dtype in dtypes(arch):
+        for objective in OBJECTIVES:
+            yield _case("sgd", PAPER, dtype, objective)
+        for activation in ACTIVATIONS:
+            yield _case("sgd", PAPER, dtype, activation=activation)
+
+
+def linear_cases(arch: Architecture, everything: bool) -> Iterator[Case]:
+    """Calls of the linear back-end.
+
+    Args:
+        arch: The GPU they are for.
+        everything: False: a few at the paper's first layer that between them reach every kernel,
+            dtype class, objective class and update rule.
+
+    Yields:
+        The cases.
+    """
+    if everything:
+        yield from _everything(arch)
+        return
+    half = dtypes(arch)[-1]
+    yield _case("adam", PAPER, torch.float32)
+    yield _case("sgd", PAPER, half)
+    yield _case("gradient", PAPER, torch.float32, "softmax")
+    yield _case("adam", PAPER, torch.float16, "softmax", "gelu")
