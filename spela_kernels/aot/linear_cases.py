@@ -13,15 +13,10 @@ from spela_kernels.aot.cases import Case, dtypes, shaped
 from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import triton_backend
-from spela_kernels.linear.launch import (
-    Layer,
-    Update,
-    launch_finalise,
-    launch_forward,
-    launch_update,
-)
-from spela_kernels.linear.types import AdamRule, Parameters, SgdRule
+from spela_kernels.linear.launch import Layer
+from spela_kernels.linear.types import Parameters
 from spela_kernels.objectives import OBJECTIVES
+from spela_kernels.rules import AdamRule, SgdRule
 
 __all__ = ["linear_cases"]
 
@@ -38,24 +33,22 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
-def _layer(
-    shape: Shape, dtype: torch.dtype, objective: str = "log", activation: str = "leaky_relu"
-) -> Layer:
+def _layer(shape: Shape, dtype: torch.dtype, objective: str, activation: str, mixed: bool) -> Layer:
+    """`mixed`: the input alone is in `dtype`, the parameters in float32."""
     batch, inputs, outputs, classes = shape
-    slope = shaped(1, dtype=dtype) if activation == "prelu" else None
+    own = torch.float32 if mixed else dtype
+    slope = shaped(1, dtype=own) if activation == "prelu" else None
     return Layer(
         shaped(batch, inputs, dtype=dtype),
-        Parameters(shaped(outputs, inputs, dtype=dtype), shaped(outputs, dtype=dtype), slope),
-        shaped(classes, outputs, dtype=dtype),
+        Parameters(shaped(outputs, inputs, dtype=own), shaped(outputs, dtype=own), slope),
+        shaped(classes, outputs, dtype=own),
         shaped(batch, dtype=torch.int64),
         Settings(activation=activation, objective=objective),
     )
 
 
-def _buffers(layer: Layer, dtype: torch.dtype | None = None) -> Parameters:
-    weight, bias, slope = (
-        None if p is None else torch.empty_like(p, dtype=dtype) for p in layer.params
-    )
+def _buffers(layer: Layer) -> Parameters:
+    weight, bias, slope = (None if p is None else torch.empty_like(p) for p in layer.params)
     assert weight is not None
     return Parameters(weight, bias, slope)
 
@@ -85,18 +78,6 @@ def _adam(layer: Layer) -> object:
     return triton_backend.adam_step_(*_inputs(layer), buffers, buffers, step, lr, AdamRule())
 
 
-def _masters(layer: Layer) -> None:
-    """Adam on fp32 masters of the parameters."""
-    state = _buffers(layer, torch.float32)
-    update = Update(
-        "adam", beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, lr=shaped(), step=shaped(),
-        masters=state, first=state, second=state,
-    )  # fmt: skip
-    y, z, squares, dots = launch_forward(layer)
-    rows = launch_finalise(layer, y, z, squares, dots, gradient=True)
-    launch_update(layer, y, z, rows, update, layer.params, shaped())
-
-
 RULES: dict[str, Call] = {
     "scores": _scores,
     "gradient": _gradient,
@@ -104,7 +85,6 @@ RULES: dict[str, Call] = {
     "momentum": partial(_sgd, momentum=0.9),
     "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
     "adam": _adam,
-    "masters": _masters,
 }
 
 
@@ -115,12 +95,15 @@ def _case(
     objective: str = "log",
     activation: str = "leaky_relu",
     fallbacks: int = 0,
+    mixed: bool = False,
 ) -> Case:
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") + " mixed" * mixed
     label = f"{rule} {'x'.join(map(str, shape))} {name} {objective} {activation}"
     if fallbacks:
         label += f" fallback {fallbacks}"
-    return Case(label, lambda: RULES[rule](_layer(shape, dtype, objective, activation)), fallbacks)
+    return Case(
+        label, lambda: RULES[rule](_layer(shape, dtype, objective, activation, mixed)), fallbacks
+    )
 
 
 def _everything(arch: Architecture) -> Iterator[Case]:
@@ -128,8 +111,8 @@ def _everything(arch: Architecture) -> Iterator[Case]:
     for shape, fallbacks, dtype, objective, activation, rule in product(
         SHAPES, range(3), dtypes(arch), ("log", "softmax"), ("leaky_relu", "gelu", "prelu"), RULES
     ):
-        if rule != "masters" or dtype != torch.float32:
-            yield _case(rule, shape, dtype, objective, activation, fallbacks)
+        for mixed in (False, True)[: 1 if dtype == torch.float32 else 2]:
+            yield _case(rule, shape, dtype, objective, activation, fallbacks, mixed)
     for dtype in dtypes(arch):
         for objective in OBJECTIVES:
             yield _case("sgd", PAPER, dtype, objective)
@@ -155,4 +138,4 @@ def linear_cases(arch: Architecture, everything: bool) -> Iterator[Case]:
     yield _case("adam", PAPER, torch.float32)
     yield _case("sgd", PAPER, half)
     yield _case("gradient", PAPER, torch.float32, "softmax")
-    yield _case("adam", PAPER, torch.float16, "softmax", "gelu")
+    yield _case("adam", PAPER, torch.float16, "softmax", "gelu", mixed=True)
