@@ -16,7 +16,7 @@ import torch
 import triton
 
 from spela_kernels.aot.compile import Row, compile_job
-from spela_kernels.aot.plan import Job, plan
+from spela_kernels.aot.jobs import Job, plan
 from spela_kernels.aot.report import HEADER, failures, line
 from spela_kernels.architectures import ARCHITECTURES
 

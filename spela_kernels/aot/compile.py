@@ -13,8 +13,8 @@ import triton
 from triton import knobs
 from triton.compiler import ASTSource
 
+from spela_kernels.aot.jobs import Job, gpu_target
 from spela_kernels.aot.occupancy import MULTIPROCESSORS
-from spela_kernels.aot.plan import Job, gpu_target
 from spela_kernels.aot.resources import Resources, amd_resources, nvidia_resources, products
 
 __all__ = ["Row", "compile_job"]

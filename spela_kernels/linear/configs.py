@@ -219,8 +219,9 @@ def pick_finalise(problem: Problem, arch: Architecture) -> tuple[FinaliseConfig,
     """
     block_b = 16 if problem.all_classes else _power(problem.batch, 16, 32)
     block_c = _power(problem.classes, 16, 32 if arch.matrix_units else 16)
-    # With dL/dz to write every program sums its rows' partials again: wide tiles, few programs.
-    block_o = _power(problem.outputs, 16, 128 if arch.matrix_units else 32)
+    # With dL/dz to write every program sums its rows' partials again: wide tiles, few programs. But y, z
+    # and V have 64-bit addresses for each element, and a thread registers for 16 of them.
+    block_o = _power(problem.outputs, 16, 16 * 128 // block_b if arch.matrix_units else 32)
     configs = [
         FinaliseConfig(block_b, block_o, block_c, 4, arch.fp32_dot),
         FinaliseConfig(16, 16, 16, 4, arch.fp32_dot),
@@ -269,9 +270,11 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
     ahead = (
         arch.async_copies and not wide and not problem.all_classes and problem.batch > 4 * block_b
     )
+    # Adam on fp32 masters leaves a thread registers for 16 elements of the tile, not for 32.
+    warps = 8 if block_o * block_i > 16 * 128 else 4
     precision = arch.fp32_dot
     configs = [
-        UpdateConfig(block_o, block_i, block_b, 4, 3 if ahead else 1, precision),
+        UpdateConfig(block_o, block_i, block_b, warps, 3 if ahead else 1, precision),
         UpdateConfig(min(block_o, 32), min(block_i, 32), 16, 4, 1, precision),
         UpdateConfig(16, 16, 16, 4, 1, precision),
     ]

@@ -1,0 +1,287 @@
+"""The compiler report: the kernels pass it on every GPU, and kernels that should not pass do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.runtime import driver
+
+from spela_kernels.aot import __main__ as command
+from spela_kernels.aot import jobs as planning
+from spela_kernels.aot.cases import Case, shaped
+from spela_kernels.aot.compile import compile_job
+from spela_kernels.aot.jobs import Job, gpu_target, plan, specialise
+from spela_kernels.aot.occupancy import MULTIPROCESSORS
+from spela_kernels.aot.report import failures
+from spela_kernels.aot.resources import nvidia_resources
+from spela_kernels.architectures import ARCHITECTURES, Architecture
+from spela_kernels.launching import Launch, record_launches, run
+from spela_kernels.linear import triton_backend
+from spela_kernels.linear.types import Parameters
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@triton.jit
+def product_kernel(x_ptr, y_ptr, size, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+    """X X^T of one (BLOCK, BLOCK) tile."""
+    offs = tl.arange(0, BLOCK)[:, None] * size + tl.arange(0, BLOCK)[None, :]
+    x = tl.load(x_ptr + offs)
+    tl.store(y_ptr + offs, tl.dot(x, tl.trans(x), input_precision=PRECISION))
+
+
+def product_job(target: str, precision: str = "ieee", block: int = 32, **options: int) -> Job:
+    x = shaped(block, block)
+    options = {"num_warps": 4, "num_stages": 1} | options
+    launch = Launch(product_kernel, 1, (x, x, block, precision, block), options)
+    return specialise(launch, target, "a product")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    path = tmp_path_factory.mktemp("aot") / "report.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "spela_kernels.aot", "--json", str(path)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_no_kernel_spills_on_any_gpu(report: dict) -> None:
+    assert report["failures"] == []
+    for row in report["rows"]:
+        found = row["resources"]
+        spilled = (found["spill_stores"], found["spill_loads"], found["stack"])
+        assert spilled == (0, 0, 0), row
+        assert 0 < found["registers"] <= 512, row
+        assert 0 <= row["shared"] <= ARCHITECTURES[row["target"]].shared_bytes, row
+        assert row["warps"] >= row["num_warps"], row
+
+
+def test_every_kernel_is_built_for_every_gpu(report: dict) -> None:
+    built = {(row["target"], row["kernel"]) for row in report["rows"]}
+    kernels = {"forward_kernel", "finalise_kernel", "update_kernel"}
+    assert built >= {(target, kernel) for target in ARCHITECTURES for kernel in kernels}
+
+
+def test_products_run_on_matrix_units(report: dict) -> None:
+    for row in report["rows"]:
+        count = sum(row["resources"]["matrix"].values())
+        if row["kernel"] in ("forward_kernel", "update_kernel"):
+            assert row["products"] >= 1, row
+        if row["target"] == "sm_75":  # Triton has none there
+            assert count == 0, row
+        else:
+            assert (count > 0) == (row["products"] > 0), row
+        if "float32" in row["label"] and row["target"].startswith("sm_") and count:
+            assert all("TF32" in name for name in row["resources"]["matrix"]), row
+        if "softmax" in row["label"] and row["kernel"] == "forward_kernel":
+            assert row["products"] == 2, row  # x W^T and y V^T
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
+def test_spilled_bytes_are_those_ptxas_counts(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(knobs.compilation, "always_compile", True)
+    monkeypatch.setattr(knobs.nvidia, "dump_ptxas_log", True)
+    row = compile_job(product_job(target, num_warps=1, maxnreg=40))
+    said = capsys.readouterr().out
+    counted = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert counted is not None, said
+    assert row.resources is not None
+    assert row.resources.spill_stores > 0
+    assert row.resources.spill_stores == int(counted[1])
+    assert row.resources.spill_loads == int(counted[2])
+    assert any("spills" in what for what in failures(row))
+
+
+def test_amd_spills_are_found() -> None:
+    row = compile_job(product_job("gfx942", block=128, num_warps=1))
+    assert row.resources is not None
+    assert row.resources.spill_stores > 0
+    assert any("spills" in what for what in failures(row))
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "wrong"),
+    [
+        ("sm_80", "ieee", ["has a matrix product but no matrix instruction"]),
+        ("sm_80", "tf32x3", []),
+        ("sm_75", "ieee", []),  # no matrix units to miss
+        ("gfx90a", "ieee", []),
+    ],
+)
+def test_a_product_outside_matrix_units_fails(
+    target: str, precision: str, wrong: list[str]
+) -> None:
+    row = compile_job(product_job(target, precision))
+    assert row.products == 1
+    assert failures(row) == wrong
+
+
+def test_half2_fma_is_no_matrix_instruction() -> None:
+    code = "HFMA2.MMA R2, -RZ, RZ, 0, 0 ;\n@!P0 HMMA.16816.F32 R4, R8, R2, R4 ;\nUTCHMMA gdesc[UR4]"
+    found = nvidia_resources("REG:1 STACK:0 SHARED:0", code)
+    assert found.matrix == {"HMMA.16816.F32": 1, "UTCHMMA": 1}
+
+
+def test_limits_and_broken_kernels_fail() -> None:
+    row = compile_job(product_job("sm_86", "tf32x3"))
+    assert failures(row) == []
+    assert "limit 101376" in failures(replace(row, shared=101_377))[0]
+    assert "do not fit" in failures(replace(row, warps=0))[0]
+    assert "1 of its matrix products" in failures(replace(row, fma_products=1))[0]
+    broken = compile_job(product_job("sm_80", block=48))  # arange wants a power of two
+    assert "does not compile" in failures(broken)[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "num_warps", "registers", "shared", "warps"),
+    [
+        ("sm_80", 4, 255, 0, 8),  # 65,536 / (256 * 32) = 8 warps
+        ("sm_80", 4, 16, 100_000, 4),  # one program in 164 KiB
+        ("sm_90", 8, 256, 0, 8),
+        ("sm_90", 16, 255, 0, 0),  # more registers than there are
+        ("sm_75", 4, 16, 0, 32),
+        ("gfx942", 4, 129, 0, 12),  # 512 / 136 = 3 waves on each of 4 SIMDs
+    ],
+)
+def test_occupancy(target: str, num_warps: int, registers: int, shared: int, warps: int) -> None:
+    found = MULTIPROCESSORS[target].warps_at_once(num_warps, registers, shared)
+    assert found == warps
+    assert set(MULTIPROCESSORS) == set(ARCHITECTURES)
+
+
+class _Driver:
+    """As much of a GPU's driver as Triton's launcher asks before it compiles."""
+
+    def __init__(self, target: str) -> None:
+        self.target = gpu_target(target)
+
+    def get_current_target(self) -> object:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return f"imagined {self.target.arch}"
+
+    def get_current_stream(self, device: object) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_jobs_are_what_tritons_launcher_compiles(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def caught(*, compile: dict, **_: object) -> bool:
+        seen.append(compile)
+        return True  # do not compile
+
+    with record_launches(ARCHITECTURES[target]) as recording:
+        for case in planning.linear_cases(ARCHITECTURES[target], False):
+            case.call()
+    monkeypatch.setattr(knobs.runtime, "jit_cache_hook", caught)
+    monkeypatch.setattr(driver, "_active", _Driver(target))
+    for launch in recording.launches:
+        grid = (launch.programs,)
+        launch.kernel.run(*launch.arguments, grid=grid, warmup=True, **launch.options)
+        job, compiled = specialise(launch, target, ""), seen[-1]
+        assert job.signature == compiled["signature"]
+        assert job.constants == compiled["constants"]
+        assert job.hints == compiled["configs"][0]
+        for name in ("num_warps", "num_stages"):
+            assert job.options[name] == compiled[name]
+    assert len(seen) == len(recording.launches)
+
+
+def test_equal_programs_are_compiled_once_and_unaligned_ones_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.empty(33, 32, device="meta")
+
+    def op(arch: Architecture, everything: bool) -> Iterator[Case]:
+        for label, rows in (("whole", x[:32]), ("again", x[:32]), ("aligned", x[1:])):
+            arguments = (rows, rows, 32, "ieee", 32)
+            yield Case(
+                label, lambda arguments=arguments: run(arch, product_kernel, 1, arguments, 4)
+            )
+        late = x.flatten()[1:1025].view(32, 32)
+        yield Case("late", lambda: run(arch, product_kernel, 1, (late, x, 32, "ieee", 32), 4))
+
+    monkeypatch.setattr(planning, "OPS", (op,))
+    assert [job.label for job in plan(("sm_80",))] == ["whole", "late"]
+    assert [job.label for job in plan(("sm_80",), cases="again")] == ["again"]
+
+
+def test_fallback_tiles_are_planned() -> None:
+    inputs = (
+        shaped(512, 1024),
+        Parameters(shaped(1024, 1024), None, None),
+        shaped(10, 1024),
+    )
+    settings = triton_backend.Settings()
+    blocks = []
+    for fallbacks in range(3):
+        with record_launches(ARCHITECTURES["sm_80"], fallbacks) as recording:
+            triton_backend.scores(*inputs, settings)
+        blocks.append(recording.launches[0].arguments[-4:-1])
+    assert len(set(blocks)) == 3
+
+
+def test_the_command_fails_loudly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def op(arch: Architecture, everything: bool) -> Iterator[Case]:
+        x = shaped(32, 32)
+        yield Case("slow", lambda: run(arch, product_kernel, 1, (x, x, 32, "ieee", 32), 4))
+
+    monkeypatch.setattr(planning, "OPS", (op,))
+    monkeypatch.setattr(command, "_compiled", lambda jobs, _: [compile_job(job) for job in jobs])
+    path = tmp_path / "report.json"
+    assert command.main(["--targets", "sm_80,sm_75", "--json", str(path)]) == 1
+    said = capsys.readouterr()
+    expected = "product_kernel on sm_80 has a matrix product but no matrix instruction"
+    assert f"FAILED: {expected} (slow, 4 warps)" in said.err
+    assert "2 programs for 2 targets" in said.out
+    assert "1 failures" in said.out
+    assert len(json.loads(path.read_text(encoding="utf-8"))["failures"]) == 1
+    assert command.main(["--targets", "sm_75"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--targets", "sm_13"], "unknown target sm_13: use sm_75"),
+        (["--targets", "sm_80", "--kernels", "nothing"], "unknown kernel nothing: use finalise"),
+        (["--targets", "sm_80", "--cases", "nothing"], "no case has 'nothing'"),
+        (["--targets", "sm_80", "--jobs", "0"], "--jobs must be at least 1"),
+    ],
+)
+def test_wrong_requests_are_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(arguments) == 2
+    assert message in capsys.readouterr().err
