@@ -131,7 +131,7 @@ def test_spela_never_imports_triton_and_only_the_cli_prints() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 roots.add(node.module.split(".")[0])
             speaks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            if speaks and name not in MAY_PRINT:
+            if speaks and not name.startswith(MAY_PRINT):
                 assert node.func.id not in ("print", "exit", "quit"), f"{name} prints or exits"
         if name.startswith("spela.") or name == "spela":
             assert "triton" not in roots, f"{name} imports triton"
@@ -139,4 +139,4 @@ def test_spela_never_imports_triton_and_only_the_cli_prints() -> None:
 
 
 # Commands: each prints its own report.
-MAY_PRINT = {"spela.cli", "spela_kernels.aot.__main__", "spela_kernels.selftest"}
+MAY_PRINT = ("spela.cli", "spela_kernels.aot.__main__", "spela_kernels.selftest")

@@ -121,6 +121,7 @@ def _convolutions(
                 num_classes,
                 pooled,
                 symmetric_dim=config.symmetric_dim,
+                projection_std=config.projection_std,
                 grouping=parse_groups(config.groups),
                 pool_size=POOL,
                 objective=config.conv_objective,

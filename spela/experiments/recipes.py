@@ -14,6 +14,7 @@ _COMMON: dict[str, Any] = {
     "channels": (),
     "kernel_size": 5,
     "symmetric_dim": 100,
+    "projection_std": 1.0,
     "groups": "",
     "conv_objective": "mse",
     "layers": (1024, 1024, 1024),
@@ -148,6 +149,9 @@ def make_config(
     if recipe not in recipes:
         close = difflib.get_close_matches(recipe, recipes, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
+        for other in RECIPES:
+            if recipe in RECIPES[other]:
+                hint = f" (it is one of --model {other})"
         raise ValueError(
             f"unknown recipe {recipe!r} of model {model}{hint}: use one of {', '.join(recipes)}"
         )

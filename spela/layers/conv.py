@@ -26,7 +26,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
     Kernel k sorts the classes into groups of its own, flattens its map and multiplies it by a trainable
     projection P_k; the loss is mean_bk f(cos(y_bk P_k, u_bk)) with u_bk the fixed vector of the group of
     the label, or a function of the cosines' means over kernels. Convolution and batch norm start as
-    torch's, P with N(0, 1). Batch norm uses running statistics in eval, as in torch.
+    torch's, P with N(0, projection_std^2). Batch norm uses running statistics in eval, as in torch.
 
     Args:
         in_channels: Channels of the input.
@@ -36,6 +36,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         output_size: (Ho, Wo) of y, after pooling; D = Ho * Wo.
         stride, padding, dilation, groups, bias: As in nn.Conv2d; zeros are padded.
         symmetric_dim: d, dimension of the class vectors.
+        projection_std: Standard deviation of the projections at the start, > 0. The loss does not see
+            their length, so it sets how fast they turn at a given learning rate; the authors' is 1.
         grouping: g groups in every kernel; (low, high): g_k drawn from low..high-1; a (K, C) tensor, as
             the buffer `grouping` of a layer to share it with; None: (2, C).
         batch_norm: Whether there is a batch norm, the submodule `norm`.
@@ -83,6 +85,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         groups: int = 1,
         bias: bool = True,
         symmetric_dim: int = 100,
+        projection_std: float = 1.0,
         grouping: Groups = None,
         batch_norm: bool = True,
         pool: str | None = "max",
@@ -106,6 +109,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if not projection_std > 0:
+            raise ValueError(f"`projection_std` must be > 0, got {projection_std}")
         if pool not in ("max", "avg", None):
             raise ValueError(f"`pool` must be 'max', 'avg' or None, got {pool!r}")
         if not negative_slope >= 0:
@@ -119,6 +124,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         self.num_classes = num_classes
         self.output_size = (height, width)
         self.symmetric_dim = symmetric_dim
+        self.projection_std = projection_std
         self.pool = pool
         self.pool_size = pool_size
         self.negative_slope = negative_slope
@@ -158,7 +164,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
                 parameter.copy_(draw.uniform_(-bound, bound, generator=generator))
         if not self.projection.is_meta:
             draw = torch.empty(self.projection.shape, device=where)
-            self.projection.copy_(draw.normal_(generator=generator))
+            self.projection.copy_(draw.normal_(0.0, self.projection_std, generator=generator))
         if self.norm is not None:
             self.norm.reset_parameters()
 

@@ -58,6 +58,7 @@ class RunConfig:
         channels: Kernels of each convolution layer; none: a network of linear layers only.
         kernel_size: Of the convolutions, without padding; each is followed by a 2 x 2 max pool.
         symmetric_dim: Dimension of the convolutions' class vectors.
+        projection_std: Standard deviation of the projections at the start.
         groups: Groups a kernel sorts the classes into: a number, or low:high to draw it from
             low..high-1.
         conv_objective: Local objective of the convolutions.
@@ -90,6 +91,7 @@ class RunConfig:
     channels: tuple[int, ...]
     kernel_size: int
     symmetric_dim: int
+    projection_std: float
     groups: str
     conv_objective: str
     layers: tuple[int, ...]
@@ -140,7 +142,7 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
-        for name in ("lr", "scale"):
+        for name in ("lr", "scale", "projection_std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         for name in ("momentum", "weight_decay", "lr_drop", "negative_slope", "noise"):

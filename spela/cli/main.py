@@ -1,0 +1,56 @@
+"""The commands, and how their errors look. Only this folder prints or exits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from spela.cli.benchmarks import bench
+from spela.cli.trained import evaluate_command, info, predict
+from spela.cli.training import demo, train
+from spela.training import TrainingDivergedError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Train neural networks without backpropagation (SPELA).",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate_command,
+    "predict": predict,
+    "bench": bench,
+    "info": info,
+}
+for name, command in _COMMANDS.items():
+    app.command(name=name)(command)
+
+
+def main() -> None:
+    """Run the command line; every foreseen error is one line on stderr and exit code 2."""
+    try:
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo(
+            "\nstopped: continue a training run with the same command and --resume", err=True
+        )
+        sys.exit(130)
+    except TrainingDivergedError as error:
+        _fail(str(error))
+    except (ValueError, TypeError, OSError) as error:
+        _fail(str(error) or type(error).__name__)
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"spela: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,80 @@
+"""What several commands share: options, the choice of a device, the progress bar, accuracies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from tqdm import tqdm
+
+__all__ = [
+    "Backend",
+    "DataRoot",
+    "Device",
+    "ProgressBar",
+    "RunDir",
+    "Threads",
+    "pick_device",
+    "print_accuracy",
+]
+
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Where datasets are, or are downloaded to (default: SPELA_DATA_ROOT)."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's choice).")]
+Backend = Annotated[
+    str, typer.Option(help="Kernel back-end: auto, or a name that `spela info` lists.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+
+
+class ProgressBar:
+    """Draws the loop's progress: a bar on a terminal, and one line an epoch anywhere."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+        self.epochs = 0
+
+    def on_epoch_start(self, epoch: int, epochs: int, steps: int) -> None:
+        self.epochs = epochs
+        self.bar = tqdm(
+            total=steps, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, disable=None
+        )
+
+    def on_progress(self, steps_done: int, losses: list[float]) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str("loss " + " ".join(f"{v:.3f}" for v in losses), refresh=False)
+            self.bar.update(steps_done - self.bar.n)
+
+    def on_epoch_end(self, record: dict[str, Any]) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        accuracy = " ".join(f"{100 * a:5.2f}" for a in record["test_accuracy"])
+        loss = " ".join(f"{v:.4f}" for v in record["train_loss"])
+        epoch = f"epoch {record['epoch']}/{self.epochs}"
+        typer.echo(f"{epoch}  accuracy % {accuracy}  loss {loss}  {record['seconds']:.1f} s")
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device; auto: a GPU where there is one. ValueError where it cannot be used."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
+    return device
+
+
+def print_accuracy(accuracy: list[float], vote: float) -> None:
+    """One line a layer, in percent, and one for the vote of all."""
+    for layer, value in enumerate(accuracy, start=1):
+        typer.echo(f"layer {layer}: {100 * value:.2f} %")
+    if len(accuracy) > 1:
+        typer.echo(f"all layers' mean score: {100 * vote:.2f} %")

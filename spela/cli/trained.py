@@ -1,0 +1,111 @@
+"""`spela evaluate`, `predict` and `info`: what becomes of a trained network."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import spela
+from spela.cli.options import DataRoot, Device, RunDir, Threads, pick_device, print_accuracy
+from spela.data import dataset_names, default_data_root, is_available, prepare, read_inputs
+from spela.experiments import LoadedRun, load_data, load_run
+from spela.training import evaluate
+from spela_kernels import available_backends
+
+__all__ = ["evaluate_command", "info", "predict"]
+
+
+def _loaded(run_dir: Path, device: str) -> LoadedRun:
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
+    return load_run(run_dir, pick_device(device))
+
+
+def evaluate_command(
+    run_dir: RunDir,
+    data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
+    data_root: DataRoot = None,
+    threads: Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Print the test accuracy of every layer, from the checkpoint."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = _loaded(run_dir, device)
+    checkpoint = loaded.checkpoint
+    dataset = load_data(checkpoint.config, data_root, data)
+    if dataset.sample_shape != checkpoint.sample_shape:
+        raise ValueError(
+            f"{dataset.name} has samples of shape {dataset.sample_shape}, the run was trained on "
+            f"{checkpoint.sample_shape}"
+        )
+    if dataset.num_classes != len(checkpoint.class_names):
+        raise ValueError(
+            f"{dataset.name} has {dataset.num_classes} classes, the run was trained on "
+            f"{len(checkpoint.class_names)}"
+        )
+    dataset = dataset.to(pick_device(device))
+    result = evaluate(loaded.net, dataset.test_x, dataset.test_y)
+    typer.echo(f"{dataset.name}, {len(dataset.test_y):,} test samples, epoch {checkpoint.epoch}:")
+    print_accuracy(result.accuracy, result.vote_accuracy)
+
+
+def predict(
+    run_dir: RunDir,
+    file: Annotated[Path, typer.Argument(help="Image, folder of images, idx, .npy or .npz file.")],
+    device: Device = "auto",
+) -> None:
+    """Label samples: a line each with index, label, class name and score (cosine, or logit)."""
+    loaded = _loaded(run_dir, device)
+    names = loaded.checkpoint.class_names
+    checkpoint = loaded.checkpoint
+    inputs = read_inputs(file, checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype)
+    typer.echo("index\tlabel\tclass\tscore")
+    start = 0
+    for chunk in inputs.split(1000):
+        with torch.no_grad():
+            scores = loaded.net(prepare(chunk.to(pick_device(device))))
+        best = scores.max(dim=1)
+        for offset, (label, score) in enumerate(
+            zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ):
+            typer.echo(f"{start + offset}\t{label}\t{names[label]}\t{score:.4f}")
+        start += len(chunk)
+
+
+def info(
+    run_dir: Annotated[Path | None, typer.Argument(help="Folder of a run (optional).")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Show versions, back-ends and datasets here, or what a run folder's checkpoint is."""
+    if run_dir is not None:
+        loaded = _loaded(run_dir, "cpu")
+        checkpoint = loaded.checkpoint
+        typer.echo(
+            f"checkpoint after {checkpoint.epoch} of {checkpoint.config.total_epochs} epochs"
+        )
+        typer.echo(f"input {checkpoint.sample_shape}, classes: {', '.join(checkpoint.class_names)}")
+        for name, value in checkpoint.config.to_dict().items():
+            typer.echo(f"  {name}: {value}")
+        typer.echo(repr(loaded.net))
+        return
+    typer.echo(
+        f"spela {spela.__version__}, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+    typer.echo(f"triton: {'installed' if importlib.util.find_spec('triton') else 'not installed'}")
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    for name in devices:
+        typer.echo(f"device {name}: back-ends {', '.join(available_backends(name))}")
+    typer.echo(f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores")
+    typer.echo(f"data root: {data_root or default_data_root()}")
+    for name in dataset_names():
+        found = "here" if is_available(name, data_root) else "downloaded when first used"
+        typer.echo(f"  {name}: {found}")

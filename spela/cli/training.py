@@ -1,0 +1,208 @@
+"""`spela demo` and `spela train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from spela.cli.options import (
+    Backend,
+    DataRoot,
+    Device,
+    ProgressBar,
+    Threads,
+    pick_device,
+    print_accuracy,
+)
+from spela.data import Dataset, dataset_names, is_available, load_dataset
+from spela.experiments import RECIPES, load_data, load_run, make_config
+from spela.experiments import run as run_training
+from spela.report import write_report
+from spela.training import RunConfig, RunFolder
+from spela_kernels import ACTIVATIONS, OBJECTIVES, use_backend
+
+__all__ = ["demo", "train"]
+
+_RECIPE_HELP = "Preset; " + "; ".join(
+    f"for {model}: {', '.join(recipes)}" for model, recipes in RECIPES.items()
+)
+
+
+def _train(
+    config: RunConfig,
+    dataset: Dataset,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    backend: str,
+    threads: int | None,
+) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    shape = "x".join(map(str, dataset.sample_shape))
+    start = shape if config.channels else str(dataset.num_features)
+    sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
+    typer.echo(
+        f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
+        f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {device}"
+    )
+    with use_backend(backend):
+        summary = run_training(
+            config, dataset, out, resume=resume, device=device, listener=ProgressBar()
+        )
+        report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
+    typer.echo("test accuracy:")
+    print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
+    if "test_accuracy_batch_statistics" in summary:
+        shares = ", ".join(f"{100 * a:.2f} %" for a in summary["test_accuracy_batch_statistics"])
+        typer.echo(f"with each test batch's own statistics in batch norm: {shares}")
+    typer.echo(f"run folder: {out}")
+    typer.echo(f"report:     {report}")
+
+
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder (default: a new runs/demo-N).")
+    ] = None,
+    data_root: DataRoot = None,
+    threads: Threads = None,
+) -> None:
+    """Train a SPELA network on real images in about a minute and write a report."""
+    name = "fashion-mnist" if is_available("fashion-mnist", data_root) else "digits"
+    if name == "digits":
+        typer.echo(
+            "Fashion-MNIST is not on this machine; training on scikit-learn's digits. For the real "
+            "thing: apt-get install dataset-fashion-mnist, or `spela train --data fashion-mnist`."
+        )
+    if out is None:
+        number = 1
+        while Path("runs", f"demo-{number}").exists():
+            number += 1
+        out = Path("runs", f"demo-{number}")
+    epochs = 3 if name == "fashion-mnist" else 20
+    config = make_config(name, "best", layers=(512, 512, 512), epochs=epochs)
+    dataset = load_dataset(name, data_root, download=False)
+    _train(config, dataset, out, False, torch.device("cpu"), "auto", threads)
+
+
+def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} must be sizes such as 1024,1024, got {text!r}") from None
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder to create (or continue, with --resume).")],
+    data: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(dataset_names())}, an .npz file, or a folder of idx files."),
+    ] = "fashion-mnist",
+    model: Annotated[
+        str, typer.Option(help="mlp (linear layers) or cnn (convolutions, and perhaps a head).")
+    ] = "mlp",
+    recipe: Annotated[str, typer.Option(help=_RECIPE_HELP)] = "best",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers", "--head", help="Output sizes of the linear layers: 1024,1024,1024."
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Kernels of each convolution layer, such as 128,128.")
+    ] = None,
+    kernel_size: Annotated[int | None, typer.Option(help="Of the convolutions, in pixels.")] = None,
+    symmetric_dim: Annotated[
+        int | None, typer.Option(help="Dimension of the convolutions' class vectors.")
+    ] = None,
+    projection_std: Annotated[
+        float | None, typer.Option(help="Of the convolutions' projections at the start.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Class groups of a kernel: a number, or a range as 2:10.")
+    ] = None,
+    conv_objective: Annotated[str | None, typer.Option(help="Of the convolutions.")] = None,
+    resize: Annotated[int | None, typer.Option(help="Images to this many pixels a side.")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Standard deviation of noise on all pixels (0..1).")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    head_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Further passes for the head alone, on frozen convolutions (0: together)."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of vectors, weights, shuffling and dropout.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    objective: Annotated[str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor of the cosines in softmax.")] = None,
+    activation: Annotated[str | None, typer.Option(help=f"{', '.join(ACTIVATIONS)}.")] = None,
+    negative_slope: Annotated[float | None, typer.Option(help="Of leaky_relu.")] = None,
+    vectors: Annotated[str | None, typer.Option(help="symmetric, gaussian, uniform.")] = None,
+    normalize_input: Annotated[
+        str | None, typer.Option(help="Row norm before every layer: none, unit, rms.")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="On the inputs of layers after the first.")
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, cosine, drop.")] = None,
+    shuffle: Annotated[
+        bool | None, typer.Option("--shuffle/--no-shuffle", help="New order every epoch.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    data_root: DataRoot = None,
+    threads: Threads = None,
+    backend: Backend = "auto",
+    device: Device = "auto",
+) -> None:
+    """Train a network; write config, metrics.jsonl, checkpoint, summary.json and report.html to --out."""
+    config = make_config(
+        data,
+        recipe,
+        seed,
+        model=model,
+        layers=_sizes("--layers", layers),
+        channels=_sizes("--channels", channels),
+        kernel_size=kernel_size,
+        symmetric_dim=symmetric_dim,
+        projection_std=projection_std,
+        groups=groups,
+        conv_objective=conv_objective,
+        resize=resize,
+        noise=noise,
+        epochs=epochs,
+        head_epochs=head_epochs,
+        batch_size=batch_size,
+        objective=objective,
+        scale=scale,
+        activation=activation,
+        negative_slope=negative_slope,
+        vectors=vectors,
+        normalize_input=normalize_input,
+        dropout=dropout,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        shuffle=shuffle,
+    )
+    folder = RunFolder(out)
+    if folder.holds_run() and not resume:
+        raise ValueError(
+            f"{out} already holds a run: continue it with --resume, or choose another --out"
+        )
+    if resume and not folder.holds_run():
+        raise ValueError(f"{out} holds no run to continue: start one without --resume")
+    where = pick_device(device)
+    _train(config, load_data(config, data_root), out, resume, where, backend, threads)
