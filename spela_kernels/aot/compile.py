@@ -98,7 +98,7 @@ def compile_job(job: Job) -> Row:
     static = resources.static_shared
     if nvidia and int(job.target.removeprefix("sm_")) >= 90:
         static = max(static - _RESERVED, 0)
-    # AMD's assembly counts the dynamic bytes only if they have a size there; Triton's always do not.
+    # Triton's own shared memory is dynamic: the machine code does not know its size.
     shared = static + compiled.metadata.shared
     product_count, fma_count = products(compiled.asm["ttir"], compiled.asm["ttgir"])
     return _row(

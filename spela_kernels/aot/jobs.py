@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import triton
@@ -100,10 +101,10 @@ def specialise(launch: Launch, target: str, label: str) -> Job:
     )  # fmt: skip
 
 
-def _recorded(
-    op: CaseGenerator, arch: Architecture, everything: bool
-) -> Iterator[tuple[str, Launch]]:
-    for case in op(arch, everything):
+def _recorded(arch: Architecture, everything: bool, cases: str) -> Iterator[tuple[str, Launch]]:
+    for case in chain.from_iterable(op(arch, everything) for op in OPS):
+        if cases not in case.label:
+            continue
         with record_launches(arch, case.fallbacks) as recording:
             case.call()
         for launch in recording.launches:
@@ -143,13 +144,12 @@ def plan(
     jobs: dict[str, Job] = {}
     seen = set()
     for target in targets:
-        for op in OPS:
-            for label, launch in _recorded(op, ARCHITECTURES[target], everything):
-                seen.add(launch.kernel.__name__)
-                if cases in label and (not kernels or launch.kernel.__name__ in kernels):
-                    job = specialise(launch, target, label)
-                    jobs.setdefault(job.identity, job)
-    if set(kernels) - seen:
+        for label, launch in _recorded(ARCHITECTURES[target], everything, cases):
+            seen.add(launch.kernel.__name__)
+            if not kernels or launch.kernel.__name__ in kernels:
+                job = specialise(launch, target, label)
+                jobs.setdefault(job.identity, job)
+    if seen and set(kernels) - seen:
         absent = ", ".join(sorted(set(kernels) - seen))
         raise ValueError(f"unknown kernel {absent}: use {', '.join(sorted(seen))}")
     return list(jobs.values())
