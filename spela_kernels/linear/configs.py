@@ -248,8 +248,9 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
         True
     """
     wide = problem.itemsize == 4
-    # Large tiles reuse x and dz over long batches; with Adam's state they cost most of the registers.
-    limit = 64 * 64 if not wide and arch.matrix_units and problem.batch > 256 else 32 * 64
+    # Large tiles reuse x and dz over long batches; with Adam's state they cost most of the registers, and
+    # more than AMD's compiler has.
+    limit = 64 * 64 if not wide and arch.async_copies and problem.batch > 256 else 32 * 64
     tiles = [
         (block_o, block_i)
         for block_o in (64, 32, 16)
