@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.grouping import Groups, class_grouping, group_vectors, most_groups
+from spela.layers.block import Stages, block_backward, block_forward
 from spela.layers.contract import FusedOptimizer, LocalLayer, step_by_gradient
 from spela.layers.maps import convolved_size
 from spela_kernels import projection_forward, projection_loss
@@ -282,19 +283,17 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         ):
             return step_by_gradient(self, x, target, optimizer)
         self._check_target(x, target)
-        with torch.enable_grad():
-            y = self(x.detach())
-        loss, dz = optimizer.projection_step(
-            y.detach().flatten(2), *self._projector(), target, **self._criterion()
-        )
-        upstream = [p for p in parameters if p is not self.projection]
-        gradients = torch.autograd.grad(y, upstream, dz.view_as(y).to(y.dtype))
+        self._check_input(x)
+        stages = Stages(self, self.norm, self.negative_slope, self.pool, self.pool_size)
+        block = block_forward(stages, x)
+        rows = block.y.contiguous().flatten(2)
+        loss, dz = optimizer.projection_step(rows, *self._projector(), target, **self._criterion())
         optimizer.zero_grad(set_to_none=True)
-        for parameter, gradient in zip(upstream, gradients, strict=True):
+        for parameter, gradient in block_backward(stages, block, dz.view(block.y.shape)).items():
             parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss, y.detach()
+        return loss, block.y
 
     def extra_repr(self) -> str:
         """nn.Conv2d's line, then what makes this layer a SPELA layer."""

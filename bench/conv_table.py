@@ -1,0 +1,86 @@
+"""`python -m bench.conv_table`: a convolution layer's step, time and peak memory, against autograd.
+
+Each variant runs in a process of its own, so that one's memory does not hide in another's; times are
+medians over rounds in which all variants take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bench.conv_cases import CONV_CASES, CONV_VARIANTS, make_conv_step
+
+__all__ = ["main", "measure"]
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return 1024 * int(found.group(1))
+
+
+def measure(variant: str, case: str, repeats: int) -> None:
+    """Print the median seconds of a step and the peak bytes it needs above what stays.
+
+    Args:
+        variant: One of `CONV_VARIANTS`.
+        case: One of `CONV_CASES`.
+        repeats: Timed steps after two that warm up.
+    """
+    step = make_conv_step(variant, CONV_CASES[case])
+    step()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
+    resident = _peak_bytes()
+    step()
+    memory = _peak_bytes() - resident
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - start)
+    print(statistics.median(seconds), memory, float(loss))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=list(CONV_CASES), default="64x3x64x64")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps of a round")
+    parser.add_argument("--variant", choices=list(CONV_VARIANTS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        measure(arguments.variant, arguments.case, arguments.repeats)
+        return
+    results: dict[str, list[list[float]]] = {variant: [] for variant in CONV_VARIANTS}
+    for _ in range(arguments.rounds):
+        for variant, rows in results.items():
+            command = [sys.executable, "-m", "bench.conv_table", "--variant", variant]
+            command += ["--case", arguments.case, "--repeats", str(arguments.repeats)]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            rows.append([float(word) for word in text.split()])
+    losses = {variant: rows[0][2] for variant, rows in results.items()}
+    spread = max(losses.values()) - min(losses.values())
+    assert spread < 1e-3 * abs(losses["spela"]) + 1e-4, f"variants disagree: {losses}"
+    best = {v: (statistics.median(r[0] for r in rows), rows[0][1]) for v, rows in results.items()}
+    ours = best["spela"]
+    print(f"{arguments.case}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'variant':<20}{'ms':>10}{'ratio':>8}{'MB':>10}{'ratio':>8}")
+    for variant, (seconds, memory) in best.items():
+        print(
+            f"{variant:<20}{1e3 * seconds:>10.1f}{seconds / ours[0]:>8.2f}"
+            f"{memory / 1e6:>10.1f}{memory / ours[1]:>8.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
