@@ -14,6 +14,13 @@ from spela_kernels.linear import (
     linear_sgd_,
 )
 from spela_kernels.objectives import OBJECTIVES
+from spela_kernels.projection import (
+    projection_adam_,
+    projection_forward,
+    projection_gradient,
+    projection_loss,
+    projection_sgd_,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,6 +31,11 @@ __all__ = [
     "linear_gradient",
     "linear_loss",
     "linear_sgd_",
+    "projection_adam_",
+    "projection_forward",
+    "projection_gradient",
+    "projection_loss",
+    "projection_sgd_",
     "select_backend",
     "use_backend",
 ]

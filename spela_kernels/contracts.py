@@ -15,7 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from spela_kernels.activations import get_activation
 from spela_kernels.objectives import get_objective
 
-__all__ = ["Settings", "check_labels", "check_linear", "check_state", "check_target"]
+__all__ = [
+    "Settings",
+    "check_labels",
+    "check_linear",
+    "check_projection",
+    "check_state",
+    "check_target",
+]
 
 
 class Settings(NamedTuple):
@@ -51,6 +58,14 @@ def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tenso
         raise TypeError(
             f"`{name}` is {tensor.dtype} but `{reference_name}` is {reference.dtype}: convert one"
         )
+
+
+def _check_range(name: str, tensor: Tensor, size: int, what: str) -> None:
+    if tensor.device.type != "cpu" or isinstance(tensor, FakeTensor):
+        return
+    low, high = (int(v) for v in tensor.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(f"`{name}` must hold {what} 0..{size - 1}, got {low if low < 0 else high}")
 
 
 def check_linear(
@@ -117,6 +132,63 @@ def check_linear(
         )
 
 
+def check_projection(
+    z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor, settings: Settings
+) -> None:
+    """Check the tensors of a grouped projection against each other.
+
+    Args:
+        z: (B, K, D) float pooled activations.
+        projection: (K, D, d) float.
+        vectors: (K, G, d) class vectors of each kernel's groups.
+        groups: (K, C) int64 group of each class; its values are read on the CPU only.
+        settings: The objective and its scale.
+
+    Raises:
+        ValueError: On a shape, device, group or name that does not fit.
+        TypeError: On dtypes that differ or are not what is said above.
+    """
+    get_objective(settings.objective)
+    if not settings.scale > 0:
+        raise ValueError(f"`scale` must be > 0, got {settings.scale}")
+    for name, tensor, axes in (
+        ("z", z, "(B, K, D): flatten each kernel's map to a row"),
+        ("projection", projection, "(K, D, d)"),
+        ("vectors", vectors, "(K, G, d)"),
+    ):
+        if tensor.dim() != 3:
+            raise ValueError(f"`{name}` must be {axes}, got shape {tuple(tensor.shape)}")
+    kernels, size, dim = projection.shape
+    if not projection.is_floating_point():
+        raise TypeError(f"`projection` must be floating point, got {projection.dtype}")
+    if z.shape[0] == 0:
+        raise ValueError("`z` has no rows: a batch needs at least one sample")
+    if z.shape[1:] != (kernels, size):
+        raise ValueError(
+            f"`z` is {tuple(z.shape)} but `projection` {tuple(projection.shape)} takes "
+            f"(B, {kernels}, {size})"
+        )
+    if vectors.shape[0] != kernels or vectors.shape[2] != dim:
+        raise ValueError(
+            f"`vectors` must be ({kernels}, G, {dim}) for this projection, got "
+            f"{tuple(vectors.shape)}"
+        )
+    if groups.dim() != 2 or groups.shape[0] != kernels or groups.shape[1] == 0:
+        raise ValueError(
+            f"`groups` must be ({kernels}, C), a group for each class, got {tuple(groups.shape)}"
+        )
+    if groups.dtype != torch.int64:
+        raise TypeError(f"`groups` must be int64, got {groups.dtype}: use .long()")
+    if groups.device != projection.device:
+        raise ValueError(
+            f"`groups` is on {groups.device} but `projection` on {projection.device}: "
+            "move both to one device"
+        )
+    _check_like("z", z, "projection", projection)
+    _check_like("vectors", vectors, "projection", projection)
+    _check_range("groups", groups, vectors.shape[1], "groups")
+
+
 def check_target(x: Tensor, target: Tensor) -> None:
     """Check the metadata of labels.
 
@@ -148,13 +220,7 @@ def check_labels(target: Tensor, num_classes: int) -> None:
     Raises:
         ValueError: If a label is not in 0..C-1.
     """
-    if target.device.type != "cpu" or isinstance(target, FakeTensor):
-        return
-    low, high = (int(v) for v in target.aminmax())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"`target` must hold labels 0..{num_classes - 1}, got {low if low < 0 else high}"
-        )
+    _check_range("target", target, num_classes, "labels")
 
 
 def check_state(name: str, state: Tensor | None, parameter: Tensor | None) -> None:

@@ -13,15 +13,9 @@ from torch import Tensor
 
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.linear.types import Gradient, Parameters
+from spela_kernels.rows import scalar_like
 
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
-
-
-def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.tensor(value, dtype=dtype, device=like.device)
 
 
 def linear_forward(
@@ -178,7 +172,7 @@ def linear_sgd_(
         raise ValueError("momentum needs `momentum_buffers`: pass one zero tensor a parameter")
     buffers = momentum_buffers or (None, None, None)
     loss, y = sgd_op(
-        x, weight, bias, slope, vectors, target, *buffers, _scalar(lr, weight),
+        x, weight, bias, slope, vectors, target, *buffers, scalar_like(lr, weight),
         momentum, weight_decay, nesterov, activation, negative_slope, objective, scale,
     )  # fmt: skip
     return loss, y
@@ -234,7 +228,7 @@ def linear_adam_(
     """
     loss, y = adam_op(
         x, weight, bias, slope, vectors, target, *exp_avgs, *exp_avg_sqs,
-        _scalar(step, weight), _scalar(lr, weight), *betas, eps, weight_decay,
+        scalar_like(step, weight), scalar_like(lr, weight), *betas, eps, weight_decay,
         activation, negative_slope, objective, scale,
     )  # fmt: skip
     return loss, y

@@ -23,7 +23,7 @@ from spela_kernels.triton_math import activate, activation_slope, label_derivati
 
 __all__ = ["finalise_kernel", "forward_kernel", "inverse_norm", "load_labels"]
 
-# Rows shorter than this have no direction (`reference.NORM_EPS`).
+# Rows shorter than this have no direction (`rows.NORM_EPS`).
 _EPS: tl.constexpr = tl.constexpr(1e-12)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.backend import select_backend
 from spela_kernels.contracts import Settings, check_labels, check_linear, check_state, check_target
-from spela_kernels.linear.types import AdamRule, Forward, Parameters, SgdRule
+from spela_kernels.linear.types import Forward, Parameters
 from spela_kernels.objectives import get_objective
+from spela_kernels.rules import AdamRule, SgdRule
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 

@@ -31,7 +31,8 @@ from spela_kernels.linear.launch import (
     launch_forward,
     launch_update,
 )
-from spela_kernels.linear.types import AdamRule, Forward, Gradient, Parameters, SgdRule
+from spela_kernels.linear.types import Forward, Gradient, Parameters
+from spela_kernels.rules import AdamRule, SgdRule
 
 __all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["AdamRule", "Forward", "Gradient", "Parameters", "SgdRule"]
+__all__ = ["Forward", "Gradient", "Parameters"]
 
 
 class Parameters(NamedTuple):
@@ -33,20 +33,3 @@ class Gradient(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     slope: Tensor | None
-
-
-class SgdRule(NamedTuple):
-    """torch.optim.SGD with dampening 0."""
-
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-
-
-class AdamRule(NamedTuple):
-    """torch.optim.Adam: weight decay is added to the gradient."""
-
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import spela_kernels as sk
-from spela_kernels.linear.reference import NORM_EPS
+from spela_kernels.rows import NORM_EPS
 
 ROWS, FEATURES, OUTPUTS, CLASSES = 7, 5, 6, 4
 

@@ -21,7 +21,8 @@ import spela_kernels as sk
 from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import launch, reference, triton_backend
-from spela_kernels.linear.types import AdamRule, Parameters, SgdRule
+from spela_kernels.linear.types import Parameters
+from spela_kernels.rules import AdamRule, SgdRule
 
 # Rounding that the reference happens to escape: units of the result's own size, per dtype.
 FLOOR = {torch.float32: 5e-7, torch.float16: 1e-4}

@@ -1,0 +1,134 @@
+"""The grouped projection's mathematics in plain PyTorch: the oracle the other back-ends are judged by.
+
+    p_bk = z_bk P_k ;  s_bkj = cos(p_bk, u_kj) ;  S_bc = mean_k s_{b,k,groups[k,c]}
+
+Spec section 4. Every gradient is the closed form; autograd is not used. Norms, cosines, losses and
+gradient rows are computed in at least float32; the products with P in the tensors' own dtype, batched
+over kernels: nothing of size (B, K, D, d) or (B, K, C, d) ever exists.
+
+Axes: B batch, K kernels, D pooled map size, d symmetric dimension, G groups, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spela_kernels.contracts import Settings
+from spela_kernels.objectives import get_objective
+from spela_kernels.projection.types import Forward, Gradient
+from spela_kernels.rows import cosine_gradient, unit_rows, widened
+from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
+
+__all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
+
+
+def _by_kernel(rows: Tensor, matrices: Tensor) -> Tensor:
+    """(B, K, m) rows times (K, m, n) matrices: (B, K, n)."""
+    return torch.bmm(rows.transpose(0, 1), matrices).transpose(0, 1).contiguous()
+
+
+def _membership(groups: Tensor, vectors: Tensor) -> Tensor:
+    """(K*G, C): 1/K where class c is in group j of kernel k, so that s @ it is the class score."""
+    kernels, count = vectors.shape[:2]
+    member = groups[:, None, :] == torch.arange(count, device=groups.device)[:, None]  # (K, G, C)
+    return widened(member.to(vectors.dtype)).flatten(0, 1) / kernels
+
+
+def _label_vectors(vectors: Tensor, groups: Tensor, target: Tensor) -> Tensor:
+    """The vector of the label's group in every kernel: (B, K, d)."""
+    kernel = torch.arange(groups.shape[0], device=groups.device)
+    return widened(vectors)[kernel, groups[:, target].T]
+
+
+def scores(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
+    """Class scores (B, C): cosines to the classes' vectors, averaged over kernels."""
+    unit, _ = unit_rows(widened(_by_kernel(z, projection)))
+    cosine = _by_kernel(unit, widened(vectors).mT)  # (B, K, G)
+    return cosine.flatten(1) @ _membership(groups, vectors)
+
+
+def forward(
+    z: Tensor,
+    projection: Tensor,
+    vectors: Tensor,
+    groups: Tensor,
+    target: Tensor,
+    settings: Settings,
+) -> Forward:
+    """p = z P, its norms and cosines, and the mean loss."""
+    objective = get_objective(settings.objective)
+    p = _by_kernel(z, projection)
+    unit, norm = unit_rows(widened(p))
+    if objective.all_classes:
+        cosine = _by_kernel(unit, widened(vectors).mT)  # (B, K, G)
+        compared = cosine.flatten(1) @ _membership(groups, vectors)  # (B, C)
+    else:
+        cosine = (unit * _label_vectors(vectors, groups, target)).sum(dim=-1)  # (B, K)
+        compared = cosine
+    loss = objective.loss(compared, target, settings.scale).mean()
+    return Forward(loss, p, norm, cosine)
+
+
+def backward(
+    z: Tensor,
+    projection: Tensor,
+    vectors: Tensor,
+    groups: Tensor,
+    target: Tensor,
+    settings: Settings,
+    saved: Forward,
+    grad_loss: Tensor | None = None,
+) -> Gradient:
+    """Gradients of grad_loss * loss (None: 1) for z and the projection, from what `forward` saved."""
+    objective, cosine = get_objective(settings.objective), saved.cosine
+    factor = 1.0 if grad_loss is None else grad_loss
+    if objective.all_classes:
+        member = _membership(groups, vectors)
+        q = objective.derivative(cosine.flatten(1) @ member, target, settings.scale)  # (B, C)
+        q = (q * factor / z.shape[0] @ member.T).view_as(cosine)  # (B, K, G)
+        pull, drift = _by_kernel(q, widened(vectors)), (q * cosine).sum(dim=-1)
+    else:
+        q = objective.derivative(cosine, target, settings.scale) * factor / cosine.numel()  # (B, K)
+        pull, drift = q[..., None] * _label_vectors(vectors, groups, target), q * cosine
+    dp = cosine_gradient(pull, drift, widened(saved.p), saved.norm).to(z.dtype)  # (B, K, d)
+    dprojection = torch.bmm(z.permute(1, 2, 0), dp.transpose(0, 1))
+    return Gradient(_by_kernel(dp, projection.mT), dprojection)
+
+
+def sgd_step_(
+    z: Tensor,
+    projection: Tensor,
+    vectors: Tensor,
+    groups: Tensor,
+    target: Tensor,
+    settings: Settings,
+    momentum_buffer: Tensor | None,
+    lr: Tensor,
+    rule: SgdRule,
+) -> tuple[Tensor, Tensor]:
+    """Loss and dz (B, K, D) from before torch.optim.SGD's update (dampening 0) of the projection."""
+    saved = forward(z, projection, vectors, groups, target, settings)
+    gradient = backward(z, projection, vectors, groups, target, settings, saved)
+    sgd_update_(projection, gradient.projection, momentum_buffer, lr, rule)
+    return saved.loss, gradient.z
+
+
+def adam_step_(
+    z: Tensor,
+    projection: Tensor,
+    vectors: Tensor,
+    groups: Tensor,
+    target: Tensor,
+    settings: Settings,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    rule: AdamRule,
+) -> tuple[Tensor, Tensor]:
+    """Loss and dz (B, K, D) from before torch.optim.Adam's update; `step` counts from 1."""
+    saved = forward(z, projection, vectors, groups, target, settings)
+    gradient = backward(z, projection, vectors, groups, target, settings, saved)
+    adam_update_(projection, gradient.projection, exp_avg, exp_avg_sq, step, lr, rule)
+    return saved.loss, gradient.z

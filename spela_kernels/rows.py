@@ -1,0 +1,54 @@
+"""Directions of rows and the gradient through a cosine, shared by the references.
+
+Rows lie along the last axis. Statistics and scalars are kept in at least float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["NORM_EPS", "cosine_gradient", "scalar_like", "unit_rows", "widened"]
+
+# Rows shorter than this have no direction: their cosines are 0 and they contribute no gradient.
+NORM_EPS = 1e-12
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number as a 0-d tensor on the device of `like`, in at least float32; tensors pass through."""
+    if isinstance(value, Tensor):
+        return value
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor(value, dtype=dtype, device=like.device)
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (..., d) scaled to norm 1 (zeros stay zeros), and their norms (...)."""
+    norm = torch.linalg.vector_norm(rows, dim=-1)
+    return rows / norm.clamp_min(NORM_EPS)[..., None], norm
+
+
+def cosine_gradient(pull: Tensor, drift: Tensor, rows: Tensor, norm: Tensor) -> Tensor:
+    """dL/drow = (sum_j q_j v_j - (sum_j q_j c_j) row/|row|) / |row| with q_j = dL/dc_j.
+
+    Args:
+        pull: (..., d) sum_j q_j v_j.
+        drift: (...) sum_j q_j c_j.
+        rows: (..., d).
+        norm: (...) their norms.
+
+    Returns:
+        (..., d); zeros for rows without direction.
+
+    Example:
+        >>> v, row = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]])
+        >>> cosine_gradient(v, torch.tensor([0.6]), row, torch.tensor([5.0]))
+        tensor([[ 0.1280, -0.0960]])
+    """
+    inverse = torch.where(norm > NORM_EPS, 1 / norm, torch.zeros_like(norm))[..., None]
+    return (pull - drift[..., None] * rows * inverse) * inverse
