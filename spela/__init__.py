@@ -4,15 +4,18 @@ Layers that learn on their own in one forward pass, drop in for torch's, and can
 """
 
 from spela import optim
-from spela.layers import LocalLayer, RowNorm, SpelaLinear
+from spela.grouping import class_grouping
+from spela.layers import LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
 from spela.network import SpelaSequential
 from spela.vectors import coulomb_energy, random_vectors, symmetric_vectors
 
 __all__ = [
     "LocalLayer",
     "RowNorm",
+    "SpelaConv2d",
     "SpelaLinear",
     "SpelaSequential",
+    "class_grouping",
     "coulomb_energy",
     "optim",
     "random_vectors",

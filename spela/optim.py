@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer
-from spela_kernels import linear_adam_, linear_sgd_
+from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.linear import Parameters
 
 __all__ = ["LocalAdam", "LocalSGD"]
@@ -45,10 +45,9 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         dtype = torch.promote_types(like.dtype, torch.float32)
         return torch.tensor(lr, dtype=dtype, device=like.device)
 
-    def _buffers(self, name: str, params: Parameters) -> Parameters:
-        weight, *others = params
-        held = (None if p is None else self.state[p][name] for p in others)
-        return Parameters(self.state[weight][name], *held)
+    def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:
+        """The state `name` of each parameter, None where there is no parameter or no state."""
+        return [None if p is None else self.state[p].get(name) for p in parameters]
 
 
 class LocalSGD(_LocalOptimizer, torch.optim.SGD):
@@ -83,6 +82,19 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
             self, params, lr, momentum, 0.0, weight_decay, nesterov, foreach=False
         )
 
+    def _rule(self, like: Tensor) -> dict[str, Any]:
+        group = self._group_of(like)
+        names = ("momentum", "weight_decay", "nesterov")
+        return {"lr": self._lr(group, like), **{name: group[name] for name in names}}
+
+    def _momenta(self, rule: dict[str, Any], *parameters: Tensor | None) -> list[Any]:
+        if rule["momentum"] == 0:
+            return [None] * len(parameters)
+        for parameter in parameters:
+            if parameter is not None and self.state[parameter].get("momentum_buffer") is None:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return self._buffers("momentum_buffer", parameters)
+
     def linear_step(
         self,
         x: Tensor,
@@ -94,26 +106,34 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
         **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Forward, gradient and SGD update of a linear layer: see `spela_kernels.linear_sgd_`."""
-        group, params = self._group_of(weight), Parameters(weight, bias, slope)
-        buffers = None
-        if group["momentum"] != 0:
-            for parameter in params:
-                if parameter is not None and self.state[parameter].get("momentum_buffer") is None:
-                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers = self._buffers("momentum_buffer", params)
+        rule = self._rule(weight)
+        buffers = Parameters(*self._momenta(rule, weight, bias, slope))
         return linear_sgd_(
             x,
             weight,
             bias,
             vectors,
             target,
-            self._lr(group, weight),
             slope=slope,
             momentum_buffers=buffers,
-            momentum=group["momentum"],
-            weight_decay=group["weight_decay"],
-            nesterov=group["nesterov"],
+            **rule,
             **settings,
+        )
+
+    def projection_step(
+        self,
+        z: Tensor,
+        projection: nn.Parameter,
+        vectors: Tensor,
+        groups: Tensor,
+        target: Tensor,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient and SGD update of a projection: see `spela_kernels.projection_sgd_`."""
+        rule = self._rule(projection)
+        (buffer,) = self._momenta(rule, projection)
+        return projection_sgd_(
+            z, projection, vectors, groups, target, momentum_buffer=buffer, **rule, **settings
         )
 
 
@@ -147,6 +167,28 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
     ) -> None:
         torch.optim.Adam.__init__(self, params, lr, betas, eps, weight_decay, fused=True)
 
+    def _rule(self, like: Tensor) -> dict[str, Any]:
+        group = self._group_of(like)
+        names = ("betas", "eps", "weight_decay")
+        return {"lr": self._lr(group, like), **{name: group[name] for name in names}}
+
+    def _moments(self, *parameters: Tensor | None) -> tuple[list[Any], list[Any]]:
+        for parameter in parameters:
+            if parameter is None or self.state[parameter]:
+                continue
+            self.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return self._buffers("exp_avg", parameters), self._buffers("exp_avg_sq", parameters)
+
+    def _count(self, *parameters: Tensor | None) -> None:
+        """Count the step, after the op has accepted its arguments: a refused batch leaves no trace."""
+        for parameter in parameters:
+            if parameter is not None:
+                self.state[parameter]["step"] += 1
+
     def linear_step(
         self,
         x: Tensor,
@@ -158,33 +200,45 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Forward, gradient and Adam update of a linear layer: see `spela_kernels.linear_adam_`."""
-        group, params = self._group_of(weight), Parameters(weight, bias, slope)
-        for parameter in params:
-            if parameter is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-        # Counted on only after the op has accepted its arguments, so that a refused batch leaves no trace.
+        first, second = self._moments(weight, bias, slope)
         result = linear_adam_(
             x,
             weight,
             bias,
             vectors,
             target,
-            self._lr(group, weight),
             slope=slope,
-            exp_avgs=self._buffers("exp_avg", params),
-            exp_avg_sqs=self._buffers("exp_avg_sq", params),
+            exp_avgs=Parameters(*first),
+            exp_avg_sqs=Parameters(*second),
             step=self.state[weight]["step"] + 1,
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
+            **self._rule(weight),
             **settings,
         )
-        for parameter in params:
-            if parameter is not None:
-                self.state[parameter]["step"] += 1
+        self._count(weight, bias, slope)
+        return result
+
+    def projection_step(
+        self,
+        z: Tensor,
+        projection: nn.Parameter,
+        vectors: Tensor,
+        groups: Tensor,
+        target: Tensor,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient and Adam update of a projection: see `spela_kernels.projection_adam_`."""
+        (first,), (second,) = self._moments(projection)
+        result = projection_adam_(
+            z,
+            projection,
+            vectors,
+            groups,
+            target,
+            exp_avg=first,
+            exp_avg_sq=second,
+            step=self.state[projection]["step"] + 1,
+            **self._rule(projection),
+            **settings,
+        )
+        self._count(projection)
         return result

@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from spela.sphere import best_minimum, coulomb, stress, unit_rows
 
 __all__ = [
     "VECTOR_KINDS",
@@ -21,15 +22,6 @@ __all__ = [
     "random_vectors",
     "symmetric_vectors",
 ]
-
-# (N, d) unit rows -> (value, gradient with respect to the rows up to a radial part)
-_Objective = Callable[[Tensor], tuple[float, Tensor]]
-
-# Every start gets a short run, only the best one a long one: a local minimum shows its rank within
-# a few hundred steps, the last digits take thousands.
-_SHORT_RUN = 200
-_BLOCK_ROWS = 256  # pairs are formed 256 x N at a time: stays in cache, and memory grows as N only
-_MIN_SQUARED = 1e-15  # keeps pairs that round to coincident finite
 
 
 def symmetric_vectors(
@@ -89,8 +81,8 @@ def symmetric_vectors(
     elif dim == 2:
         vectors = _polygon(num_vectors, generator)
     else:
-        vectors = _best_minimum(_coulomb, _random_starts(num_vectors, dim, generator))
-    return _unit_rows(vectors).to(dtype)
+        vectors = best_minimum(coulomb, _random_starts(num_vectors, dim, generator))
+    return unit_rows(vectors).to(dtype)
 
 
 def random_vectors(
@@ -135,7 +127,7 @@ def random_vectors(
             "Expected argument `distribution` to be one of 'gaussian', 'uniform' "
             f"but got {distribution!r}"
         )
-    return _unit_rows(vectors).to(dtype)
+    return unit_rows(vectors).to(dtype)
 
 
 VECTOR_KINDS: dict[str, Callable[..., Tensor]] = {
@@ -254,60 +246,8 @@ def _same_geometry(
     scaled = scaled @ _frame(dim, dim, generator)
     # Rows that scaling puts at the origin or on top of each other have no direction to move in.
     scaled = scaled + 1e-3 * _normal((count, dim), generator)
-    starts = torch.cat([_unit_rows(scaled)[None], _random_starts(count, dim, generator)[1:]])
-    return _best_minimum(partial(_stress, distances=distances), starts)
-
-
-def _coulomb(vectors: Tensor) -> tuple[float, Tensor]:
-    """Return the Coulomb energy of unit rows (N, d) and its gradient, less its radial part."""
-    energy = torch.zeros((), dtype=torch.float64, device="cpu")
-    gradient = torch.empty_like(vectors)
-    for start in range(0, vectors.shape[0], _BLOCK_ROWS):
-        rows = vectors[start : start + _BLOCK_ROWS]
-        squared = torch.mm(rows, vectors.T).mul_(-2.0).add_(2.0).clamp_(min=_MIN_SQUARED)
-        squared.diagonal(start).fill_(math.inf)
-        inverse = squared.rsqrt_()
-        energy += inverse.sum()
-        # dE/dv_i = -sum_j (v_i - v_j) / r_ij^3, and its v_i part is radial
-        cubed = inverse.square().mul_(inverse)
-        torch.mm(cubed, vectors, out=gradient[start : start + _BLOCK_ROWS])
-    return 0.5 * energy.item(), gradient
-
-
-def _stress(vectors: Tensor, distances: Tensor) -> tuple[float, Tensor]:
-    """Return sum_{i<j} (|v_i - v_j| - D_ij)^2 and its gradient, less its radial part."""
-    squared = torch.mm(vectors, vectors.T).mul_(-2.0).add_(2.0).clamp_(min=_MIN_SQUARED)
-    squared.fill_diagonal_(_MIN_SQUARED)
-    error = squared.sqrt().sub_(distances)
-    error.fill_diagonal_(0.0)
-    return 0.5 * error.square().sum().item(), torch.mm(error * squared.rsqrt(), vectors).mul_(-2.0)
-
-
-def _best_minimum(objective: _Objective, starts: Tensor) -> Tensor:
-    """Return the unit rows (N, d) of the lowest minimum reached from ``starts`` (S, N, d)."""
-    runs = [_minimise(objective, start, _SHORT_RUN) for start in starts]
-    best = min(runs, key=lambda run: run[0])[1]
-    # A step costs about N^2 d, so many vectors get fewer of them: 500 steps at N = 1000.
-    return _minimise(objective, best, max(500, 400_000 // starts.shape[1]))[1]
-
-
-def _minimise(objective: _Objective, start: Tensor, max_steps: int) -> tuple[float, Tensor]:
-    """Return the value and unit rows where L-BFGS ends; the sphere is kept as v = x/|x|."""
-    from scipy.optimize import minimize  # here: few sizes need it, and it loads slowly
-
-    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        points = torch.from_numpy(flat).view(start.shape)
-        lengths = points.norm(dim=1, keepdim=True)
-        rows = points / lengths
-        value, gradient = objective(rows)
-        tangent = gradient - (gradient * rows).sum(dim=1, keepdim=True) * rows
-        return value, (tangent / lengths).view(-1).numpy()
-
-    options = {"maxiter": max_steps, "maxfun": 2 * max_steps, "ftol": 1e-14, "gtol": 1e-10}
-    found = minimize(
-        evaluate, start.reshape(-1).numpy(), jac=True, method="L-BFGS-B", options=options
-    )
-    return float(found.fun), _unit_rows(torch.from_numpy(found.x).view(start.shape))
+    starts = torch.cat([unit_rows(scaled)[None], _random_starts(count, dim, generator)[1:]])
+    return best_minimum(partial(stress, distances=distances), starts)
 
 
 def _random_starts(count: int, dim: int, generator: torch.Generator | None) -> Tensor:
@@ -327,10 +267,6 @@ def _frame(rows: int, dim: int, generator: torch.Generator | None) -> Tensor:
 def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     # device is named because a layer may be built under torch.device("meta") or a GPU default
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-
-def _unit_rows(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=1, keepdim=True)
 
 
 def _check_request(
@@ -372,4 +308,4 @@ def _checked_like(like: Tensor, num_vectors: int) -> Tensor:
             f"Expected argument `like` to have non-zero rows but got zeros in row {zero[0]}; "
             "pass the unit class vectors of another layer"
         )
-    return _unit_rows(rows)
+    return unit_rows(rows)

@@ -48,20 +48,32 @@ def _check_matrix(name: str, tensor: Tensor, axes: str) -> None:
         )
 
 
-def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+def _check_device(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
     if tensor.device != reference.device:
         raise ValueError(
             f"`{name}` is on {tensor.device} but `{reference_name}` on {reference.device}: "
             "move both to one device"
         )
+
+
+def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    _check_device(name, tensor, reference_name, reference)
     if tensor.dtype != reference.dtype:
         raise TypeError(
             f"`{name}` is {tensor.dtype} but `{reference_name}` is {reference.dtype}: convert one"
         )
 
 
+def _check_input(name: str, tensor: Tensor, weight_name: str, weight: Tensor) -> None:
+    if weight.dtype == torch.float32 and tensor.dtype in (torch.float16, torch.bfloat16):
+        _check_device(name, tensor, weight_name, weight)  # mixed precision: products in 16 bits
+    else:
+        _check_like(name, tensor, weight_name, weight)
+
+
 def _check_range(name: str, tensor: Tensor, size: int, what: str) -> None:
-    if tensor.device.type != "cpu" or isinstance(tensor, FakeTensor):
+    traced = isinstance(tensor, FakeTensor) or torch.compiler.is_compiling()
+    if traced or tensor.device.type != "cpu":
         return
     low, high = (int(v) for v in tensor.aminmax())
     if low < 0 or high >= size:
@@ -79,7 +91,7 @@ def check_linear(
     """Check the tensors of a linear layer against each other.
 
     Args:
-        x: (B, I) float layer input.
+        x: (B, I) float layer input, in the parameters' dtype or in 16 bits under float32 ones.
         weight: (O, I) float.
         bias: (O,) or None.
         slope: (1,) learnable slope, for `prelu` only.
@@ -112,7 +124,7 @@ def check_linear(
             f"`vectors` have dimension {vectors.shape[1]} but the layer has {weight.shape[0]} "
             f"outputs: vectors must be (C, {weight.shape[0]})"
         )
-    _check_like("x", x, "weight", weight)
+    _check_input("x", x, "weight", weight)
     _check_like("vectors", vectors, "weight", weight)
     if bias is not None:
         if bias.shape != weight.shape[:1]:
@@ -138,7 +150,8 @@ def check_projection(
     """Check the tensors of a grouped projection against each other.
 
     Args:
-        z: (B, K, D) float pooled activations.
+        z: (B, K, D) float pooled activations, in the dtype of `projection` or in 16 bits under
+            float32.
         projection: (K, D, d) float.
         vectors: (K, G, d) class vectors of each kernel's groups.
         groups: (K, C) int64 group of each class; its values are read on the CPU only.
@@ -184,7 +197,7 @@ def check_projection(
             f"`groups` is on {groups.device} but `projection` on {projection.device}: "
             "move both to one device"
         )
-    _check_like("z", z, "projection", projection)
+    _check_input("z", z, "projection", projection)
     _check_like("vectors", vectors, "projection", projection)
     _check_range("groups", groups, vectors.shape[1], "groups")
 

@@ -118,4 +118,4 @@ def adam_update_(
     exp_avg.mul_(rule.beta1).add_(gradient, alpha=1 - rule.beta1)
     exp_avg_sq.mul_(rule.beta2).addcmul_(gradient, gradient, value=1 - rule.beta2)
     denominator = (exp_avg_sq / correction2).sqrt_().add_(rule.eps)
-    parameter.sub_((lr / correction1) * exp_avg / denominator)
+    parameter.sub_(((lr / correction1) * exp_avg).div_(denominator))

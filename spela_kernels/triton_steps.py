@@ -13,17 +13,14 @@ __all__ = ["apply_step", "ordered_sum"]
 
 @triton.jit
 def apply_step(
-    gradient, parameter_ptr, offs, master_ptr, first_ptr, second_ptr, offs_state, mask, lr, step,
+    gradient, parameter_ptr, offs, first_ptr, second_ptr, offs_state, mask, lr, step,
     RULE: tl.constexpr, MOMENTUM: tl.constexpr, WEIGHT_DECAY: tl.constexpr, NESTEROV: tl.constexpr,
     BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
     ADAM_EPS: tl.constexpr,
 ):  # fmt: skip
     """Store a gradient, or take torch.optim's SGD or Adam step on what it belongs to, in fp32."""
     if RULE != "gradient":
-        if master_ptr is not None:
-            value = tl.load(master_ptr + offs_state, mask=mask, other=0.0)
-        else:
-            value = tl.load(parameter_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(parameter_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         if WEIGHT_DECAY != 0:
             gradient += WEIGHT_DECAY * value
         if RULE == "sgd":
@@ -43,8 +40,6 @@ def apply_step(
             # 1 - beta^step, without cancellation at small steps
             correction1, correction2 = -expm1(step * LOG_BETA1), -expm1(step * LOG_BETA2)
             value -= (lr / correction1) * first / (tl.sqrt(second / correction2) + ADAM_EPS)
-        if master_ptr is not None:
-            tl.store(master_ptr + offs_state, value, mask=mask)
         gradient = value
     tl.store(parameter_ptr + offs, gradient.to(parameter_ptr.dtype.element_ty), mask=mask)
 

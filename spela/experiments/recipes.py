@@ -38,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "objective": "softmax",
         "activation": "gelu",
         "normalize_input": "rms",
+        "dropout": 0.2,
         "optimizer": "adam",
         "lr": 1e-3,
         "schedule": "cosine",

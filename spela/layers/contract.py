@@ -12,7 +12,7 @@ __all__ = ["FusedOptimizer", "LocalLayer", "step_by_gradient"]
 
 
 class FusedOptimizer(ABC):
-    """An optimizer that can run forward, gradient and update of a layer as one op."""
+    """An optimizer that can run forward, gradient and update of a layer, or its projection, as one op."""
 
     @abstractmethod
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
@@ -30,6 +30,18 @@ class FusedOptimizer(ABC):
         **settings: Any,
     ) -> tuple[Tensor, Tensor]:
         """Loss () and output (B, O) of a linear layer, whose parameters are updated in place."""
+
+    @abstractmethod
+    def projection_step(
+        self,
+        z: Tensor,
+        projection: nn.Parameter,
+        vectors: Tensor,
+        groups: Tensor,
+        target: Tensor,
+        **settings: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss () and dloss/dz (B, K, D) of a projection, which is updated in place."""
 
 
 class LocalLayer(nn.Module, ABC):

@@ -137,7 +137,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         Returns:
             (*, C); a row of zeros scores 0 for every class.
         """
-        return nn.functional.normalize(y, dim=-1) @ self.vectors.T
+        return nn.functional.normalize(y.to(self.vectors.dtype), dim=-1) @ self.vectors.T
 
     def _settings(self) -> dict[str, str | float]:
         return {

@@ -30,7 +30,7 @@ class Problem:
 
     Attributes:
         batch, inputs, outputs, classes: B, I, O, C.
-        itemsize: Bytes an element of x and W.
+        itemsize, weight_itemsize: Bytes an element of x and of W.
         all_classes: Whether cosines to all classes are needed.
     """
 
@@ -39,6 +39,7 @@ class Problem:
     outputs: int
     classes: int
     itemsize: int
+    weight_itemsize: int
     all_classes: bool = False
 
 
@@ -63,9 +64,10 @@ class ForwardConfig:
         """Upper bound: the pipelined x and W tiles, or the epilogue's y and V tiles if larger."""
         # A three-part fp32 product stages both halves of its operands.
         copies = self.num_stages + (self.precision == "tf32x3" and problem.itemsize == 4)
-        loop = copies * (self.block_b + self.block_o) * self.block_i
+        row_bytes = self.block_b * problem.itemsize + self.block_o * problem.weight_itemsize
+        loop = copies * row_bytes * self.block_i
         epilogue = (self.block_b + 2 * self.block_c) * self.block_o + self.block_b * self.block_c
-        return max(loop * problem.itemsize, 4 * epilogue) + 1024
+        return max(loop, 4 * epilogue) + 1024
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,9 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         Configs that fit `arch`, best first, at least two.
 
     Example:
+        >>> from spela_kernels.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
-        >>> pick_forward(Problem(50, 784, 1024, 10, itemsize=4), a100)[0].block_o
+        >>> pick_forward(Problem(50, 784, 1024, 10, itemsize=4, weight_itemsize=4), a100)[0].block_o
         16
     """
     wide = problem.itemsize == 4 or not arch.matrix_units
@@ -237,8 +240,9 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
         Configs that fit `arch`, best first, at least two.
 
     Example:
+        >>> from spela_kernels.architectures import find_architecture
         >>> h100 = find_architecture("sm_90")
-        >>> problem = Problem(50, 784, 1024, 10, itemsize=4)
+        >>> problem = Problem(50, 784, 1024, 10, itemsize=4, weight_itemsize=4)
         >>> pick_update(problem, h100)[0].programs(problem) > 2 * h100.multiprocessors
         True
     """

@@ -1,9 +1,10 @@
 """The linear layer's public functions: documentation and defaults over the ops.
 
 The same arguments everywhere: x (B, I) layer input; weight (O, I); bias (O,) or None; vectors (C, O) unit
-class vectors; target (B,) int64 labels, all on one device in one float dtype. Losses and cosines come back
-in at least float32. Every function raises ValueError for shapes, devices, labels or names that do not fit
-and TypeError for dtypes that do not. Source: spec sections 3 and 5; TMLR 2025, Algorithm 1.
+class vectors; target (B,) int64 labels, all on one device in one float dtype. x alone may be in 16 bits under
+float32 parameters (mixed precision, what autocast chooses): products and y are then in x's dtype. Losses and
+cosines come back in at least float32. Every function raises ValueError for shapes, devices, labels or names
+that do not fit and TypeError for dtypes that do not. Source: spec sections 3 and 5; TMLR 2025, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.linear.types import Gradient, Parameters
+from spela_kernels.precision import autocast_input
 from spela_kernels.rows import scalar_like
 
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
@@ -47,7 +49,9 @@ def linear_forward(
         >>> linear_forward(torch.tensor([[3.0, 4.0]]), eye, None, eye)[1]
         tensor([[0.6000, 0.8000]])
     """
-    y, scores = forward_op(x, weight, bias, slope, vectors, activation, negative_slope, "log", 1.0)
+    y, scores = forward_op(
+        autocast_input(x), weight, bias, slope, vectors, activation, negative_slope, "log", 1.0
+    )
     return y, scores
 
 
@@ -83,8 +87,9 @@ def linear_loss(
         (-1.0, False)
     """
     loss, y, *_ = loss_op(
-        x, weight, bias, slope, vectors, target, activation, negative_slope, objective, scale
-    )
+        autocast_input(x), weight, bias, slope, vectors, target,
+        activation, negative_slope, objective, scale,
+    )  # fmt: skip
     return loss, y
 
 
@@ -118,7 +123,7 @@ def linear_gradient(
         tensor([[-0.3536, -0.3536],
                 [ 0.3536,  0.3536]])
     """
-    tensors = (x, weight, bias, slope, vectors, target)
+    tensors = (autocast_input(x), weight, bias, slope, vectors, target)
     settings = (activation, negative_slope, objective, scale)
     loss, *saved = loss_op(*tensors, *settings)
     dweight, dbias, dslope = loss_backward_op(None, *tensors, *saved, *settings)
@@ -172,7 +177,7 @@ def linear_sgd_(
         raise ValueError("momentum needs `momentum_buffers`: pass one zero tensor a parameter")
     buffers = momentum_buffers or (None, None, None)
     loss, y = sgd_op(
-        x, weight, bias, slope, vectors, target, *buffers, scalar_like(lr, weight),
+        autocast_input(x), weight, bias, slope, vectors, target, *buffers, scalar_like(lr, weight),
         momentum, weight_decay, nesterov, activation, negative_slope, objective, scale,
     )  # fmt: skip
     return loss, y
@@ -227,7 +232,7 @@ def linear_adam_(
                 [-0.1000,  0.9000]])
     """
     loss, y = adam_op(
-        x, weight, bias, slope, vectors, target, *exp_avgs, *exp_avg_sqs,
+        autocast_input(x), weight, bias, slope, vectors, target, *exp_avgs, *exp_avg_sqs,
         scalar_like(step, weight), scalar_like(lr, weight), *betas, eps, weight_decay,
         activation, negative_slope, objective, scale,
     )  # fmt: skip

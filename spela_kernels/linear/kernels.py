@@ -82,14 +82,14 @@ def forward_kernel(
         for start in range(BLOCK_I, I + BLOCK_I, BLOCK_I):
             next_x = _load_columns(x_rows, stride_xi, mask_b, start, I, BLOCK_I)
             next_weight = _load_columns(weight_rows, stride_wi, mask_o, start, I, BLOCK_I)
-            z = tl.dot(x, tl.trans(weight), z, input_precision=PRECISION)
+            z = tl.dot(x, tl.trans(weight.to(x.dtype)), z, input_precision=PRECISION)
             x = next_x
             weight = next_weight
     else:
         for start in range(0, I, BLOCK_I):
             x = _load_columns(x_rows, stride_xi, mask_b, start, I, BLOCK_I)
             weight = _load_columns(weight_rows, stride_wi, mask_o, start, I, BLOCK_I)
-            z = tl.dot(x, tl.trans(weight), z, input_precision=PRECISION)
+            z = tl.dot(x, tl.trans(weight.to(x.dtype)), z, input_precision=PRECISION)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + offs_o.to(tl.int64) * stride_b, mask=mask_o, other=0.0)
         z += bias.to(tl.float32)[None, :]
@@ -113,7 +113,9 @@ def forward_kernel(
             mask_c = offs_c < C
             vectors = tl.load(vector_columns + offs_c.to(tl.int64)[:, None] * stride_vc,
                               mask=mask_c[:, None] & mask_o[None, :], other=0.0)  # fmt: skip
-            dots = tl.dot(y, tl.trans(vectors), input_precision=PRECISION)  # (BLOCK_B, BLOCK_C)
+            dots = tl.dot(
+                y, tl.trans(vectors.to(y.dtype)), input_precision=PRECISION
+            )  # (BLOCK_B, BLOCK_C)
             tl.store(dots_ptr + offs_b.to(tl.int64)[:, None] * stride_dotb + offs_c[None, :], dots,
                      mask=mask_b[:, None] & (offs_c < stride_dotb)[None, :])  # fmt: skip
     elif target_ptr is not None:

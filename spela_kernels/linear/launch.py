@@ -92,7 +92,7 @@ class Layer:
         classes, outputs = self.vectors.shape
         return Problem(
             batch, inputs, outputs, classes,
-            self.x.element_size(), self.all_classes,
+            self.x.element_size(), self.params.weight.element_size(), self.all_classes,
         )  # fmt: skip
 
 
@@ -196,13 +196,12 @@ def launch_finalise(
 class Update(Step):
     """What the update kernel does with a gradient, and the optimizer state of each parameter."""
 
-    masters: Parameters | tuple[None, None, None] = NO_STATE
     first: Parameters | tuple[None, None, None] = NO_STATE
     second: Parameters | tuple[None, None, None] = NO_STATE
 
-    def state(self, index: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Master, first and second moment of weight, bias or slope (0, 1, 2)."""
-        return self.masters[index], self.first[index], self.second[index]
+    def state(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """First and second moment of weight, bias or slope (0, 1, 2)."""
+        return self.first[index], self.second[index]
 
     def one_layout(self) -> bool:
         """Whether the state of each parameter has one set of strides, as the kernel assumes."""

@@ -1,7 +1,8 @@
 """The linear layer's mathematics in plain PyTorch: the oracle the other back-ends are judged by.
 
 Spec sections 3 and 5. Every gradient is the closed form; autograd is not used. Norms, cosines, losses
-and gradient rows are computed in at least float32; the two matrix products in the tensors' own dtype.
+and gradient rows are computed in at least float32; the two matrix products in the input's own dtype, which
+may be 16 bits under float32 parameters.
 
 Axes: B batch, I in, O out, C classes.
 """
@@ -15,6 +16,7 @@ from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
 from spela_kernels.linear.types import Forward, Gradient, Parameters
 from spela_kernels.objectives import get_objective
+from spela_kernels.precision import without_autocast
 from spela_kernels.rows import cosine_gradient, unit_rows, widened
 from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
 
@@ -22,11 +24,13 @@ __all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
 
 
 def _activate(x: Tensor, params: Parameters, settings: Settings) -> tuple[Tensor, Tensor]:
-    z = torch.nn.functional.linear(x, params.weight, params.bias)  # (B, O)
-    slope = settings.negative_slope if params.slope is None else params.slope
+    bias = None if params.bias is None else params.bias.to(x.dtype)
+    z = torch.nn.functional.linear(x, params.weight.to(x.dtype), bias)  # (B, O)
+    slope = settings.negative_slope if params.slope is None else params.slope.to(x.dtype)
     return get_activation(settings.activation).forward(z, slope), z
 
 
+@without_autocast
 def scores(
     x: Tensor, params: Parameters, vectors: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
@@ -36,6 +40,7 @@ def scores(
     return y, unit @ widened(vectors).T
 
 
+@without_autocast
 def forward(
     x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, settings: Settings
 ) -> Forward:
@@ -52,6 +57,7 @@ def forward(
     return Forward(loss, y, kept, norm, cosine)
 
 
+@without_autocast
 def backward(
     x: Tensor,
     params: Parameters,
@@ -76,11 +82,13 @@ def backward(
     dy = cosine_gradient(pull, drift, y, norm)  # (B, O)
     slope = settings.negative_slope if params.slope is None else widened(params.slope)
     dz = dy * phi.derivative(widened(saved.pre_activation) if phi.needs_input else y, slope)
-    dbias = None if params.bias is None else dz.sum(dim=0).to(x.dtype)
+    dbias = None if params.bias is None else dz.sum(dim=0).to(params.bias.dtype)
     dslope = None
     if params.slope is not None:
-        dslope = (dy * widened(saved.pre_activation).clamp_max(0)).sum().to(x.dtype).reshape(1)
-    return Gradient(dz.to(x.dtype).T @ x, dbias, dslope)
+        dslope = (dy * widened(saved.pre_activation).clamp_max(0)).sum()
+        dslope = dslope.to(params.slope.dtype).reshape(1)
+    dweight = (dz.to(x.dtype).T @ x).to(params.weight.dtype)
+    return Gradient(dweight, dbias, dslope)
 
 
 def sgd_step_(

@@ -61,9 +61,9 @@ def update_kernel(
     dslope_ptr,  # (dslope_count,) fp32 or None: partial sums from `finalise`
     grad_loss_ptr,  # () or None: factor of all gradients
     lr_ptr, step_ptr,  # () or None
-    weight_ptr, weight_master_ptr, weight_first_ptr, weight_second_ptr,  # (O, I); state or None
-    bias_ptr, bias_master_ptr, bias_first_ptr, bias_second_ptr,  # (O,) or None
-    slope_ptr, slope_master_ptr, slope_first_ptr, slope_second_ptr,  # (1,) or None
+    weight_ptr, weight_first_ptr, weight_second_ptr,  # (O, I); state or None
+    bias_ptr, bias_first_ptr, bias_second_ptr,  # (O,) or None
+    slope_ptr, slope_first_ptr, slope_second_ptr,  # (1,) or None
     B, I, O, C, dslope_count,
     stride_xb, stride_xi, stride_yb, stride_yo, stride_zb, stride_zo,
     stride_vc, stride_vo, stride_t,
@@ -126,7 +126,7 @@ def update_kernel(
     rows, columns = offs_o.to(tl.int64), offs_i.to(tl.int64)[None, :]
     apply_step(
         dweight * factor, weight_ptr, rows[:, None] * stride_wo + columns * stride_wi,
-        weight_master_ptr, weight_first_ptr, weight_second_ptr,
+        weight_first_ptr, weight_second_ptr,
         rows[:, None] * stride_so + columns * stride_si,
         mask_o[:, None] & mask_i[None, :], lr, step,
         RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
@@ -134,7 +134,7 @@ def update_kernel(
     if bias_ptr is not None:
         apply_step(
             dbias * factor, bias_ptr, rows * stride_b,
-            bias_master_ptr, bias_first_ptr, bias_second_ptr, rows * stride_sb,
+            bias_first_ptr, bias_second_ptr, rows * stride_sb,
             offs_o < tl.where(tile_i == 0, O, 0), lr, step,
             RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
         )  # fmt: skip
@@ -144,7 +144,7 @@ def update_kernel(
         if slope_ptr is not None:
             apply_step(
                 ordered_sum(dslope_ptr, dslope_count, 256) * factor, slope_ptr, 0,
-                slope_master_ptr, slope_first_ptr, slope_second_ptr, 0, True, lr, step,
+                slope_first_ptr, slope_second_ptr, 0, True, lr, step,
                 RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV,
                 BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
             )  # fmt: skip

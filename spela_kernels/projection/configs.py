@@ -6,7 +6,6 @@ Axes: B batch, K kernels, D pooled map size, E symmetric dimension, G groups, C 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -153,7 +152,10 @@ def _rows(problem: Problem, arch: Architecture, most: int) -> int:
     """The most rows of a batch tile that still leave every multiprocessor a program or two."""
     for rows in (64, 32):
         programs = problem.kernels * _tiles(problem.batch, rows)
-        if rows <= min(most, _power(problem.batch, 16, 64)) and programs >= 1.5 * arch.multiprocessors:
+        if (
+            rows <= min(most, _power(problem.batch, 16, 64))
+            and programs >= 1.5 * arch.multiprocessors
+        ):
             return rows
     return 16
 

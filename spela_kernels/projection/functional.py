@@ -2,9 +2,10 @@
 
 The same arguments everywhere: z (B, K, D) pooled activations of K kernels; projection (K, D, d); vectors
 (K, G, d) unit rows (kernel k's own g_k first, zeros after them); groups (K, C) int64 group of each class,
-0..g_k-1; target (B,) int64 labels, all on one device, the floats in one dtype. Losses and scores come back
-in at least float32. Every function raises ValueError for shapes, devices, groups, labels or names that do
-not fit and TypeError for dtypes that do not. Source: spec section 4; the authors' CNN notebooks.
+0..g_k-1; target (B,) int64 labels, all on one device, the floats in one dtype (z alone may be in 16 bits
+under float32: mixed precision, what autocast chooses). Losses and scores come back in at least float32. Every
+function raises ValueError for shapes, devices, groups, labels or names that do not fit and TypeError for
+dtypes that do not. Source: spec section 4; the authors' CNN notebooks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spela_kernels.precision import autocast_input
 from spela_kernels.projection.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.projection.types import Gradient
 from spela_kernels.rows import scalar_like
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 
+@torch.no_grad()
 def projection_forward(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
     """Class scores: the cosine of z_k P_k to the vector of the class's group, mean over k; no gradients.
 
@@ -42,7 +45,7 @@ def projection_forward(z: Tensor, projection: Tensor, vectors: Tensor, groups: T
         >>> projection_forward(torch.tensor([[[3.0, 4.0]]]), eye, eye, torch.tensor([[0, 1, 0]]))
         tensor([[0.6000, 0.8000, 0.6000]])
     """
-    scores: Tensor = forward_op(z, projection, vectors, groups)
+    scores: Tensor = forward_op(autocast_input(z), projection, vectors, groups)
     return scores
 
 
@@ -76,7 +79,9 @@ def projection_loss(
         >>> z.grad
         tensor([[[-0.1024,  0.0768]]])
     """
-    loss: Tensor = loss_op(z, projection, vectors, groups, target, objective, scale)[0]
+    loss: Tensor = loss_op(
+        autocast_input(z), projection, vectors, groups, target, objective, scale
+    )[0]
     return loss
 
 
@@ -104,7 +109,7 @@ def projection_gradient(
         >>> projection_gradient(z, eye, eye, torch.tensor([[0, 1]]), torch.tensor([0]))[1].z
         tensor([[[-0.1024,  0.0768]]])
     """
-    tensors = (z, projection, vectors, groups, target)
+    tensors = (autocast_input(z), projection, vectors, groups, target)
     loss, *saved = loss_op(*tensors, objective, scale)
     return loss, Gradient(*loss_backward_op(None, *tensors, *saved, objective, scale))
 
@@ -150,7 +155,7 @@ def projection_sgd_(
     if momentum_buffer is None and momentum != 0:
         raise ValueError("momentum needs `momentum_buffer`: pass zeros shaped like `projection`")
     loss, dz = sgd_op(
-        z, projection, vectors, groups, target, momentum_buffer, scalar_like(lr, projection),
+        autocast_input(z), projection, vectors, groups, target, momentum_buffer, scalar_like(lr, projection),
         momentum, weight_decay, nesterov, objective, scale,
     )  # fmt: skip
     return loss, dz
@@ -203,7 +208,7 @@ def projection_adam_(
                  [ 0.1000,  0.9000]]])
     """
     loss, dz = adam_op(
-        z, projection, vectors, groups, target, exp_avg, exp_avg_sq,
+        autocast_input(z), projection, vectors, groups, target, exp_avg, exp_avg_sq,
         scalar_like(step, projection), scalar_like(lr, projection), *betas, eps, weight_decay,
         objective, scale,
     )  # fmt: skip

@@ -1,4 +1,3 @@
-# ruff: noqa: RET505 - Triton drops a constexpr branch only where `else` is written.
 """The grouped projection's Triton kernels, with `update_kernel.py`; `launch.py` runs them. No torch here.
 
 A step with a label objective is two launches, with an all-class objective four:
@@ -119,7 +118,7 @@ def forward_kernel(
         for start in range(0, G, BLOCK_G):
             offs_g = start + tl.arange(0, BLOCK_G)
             vectors = load_tile(vectors_ptr, offs_g, stride_ug, G, offs_e, stride_ue, E)
-            dots = tl.dot(p, tl.trans(vectors.to(p.dtype)), input_precision=PRECISION)
+            dots = tl.dot(p.to(vectors.dtype), tl.trans(vectors), input_precision=PRECISION)
             tl.store(cosine_ptr + rows[:, None] * G + offs_g[None, :], dots * inverse[:, None],
                      mask=mask_b[:, None] & (offs_g < G)[None, :])  # fmt: skip
     else:

@@ -96,10 +96,10 @@ class Projection:
 
     @functools.cached_property
     def problem(self) -> Problem:
-        return Problem(
-            *self.z.shape, *self.vectors.shape[:0:-1], self.groups.shape[1],
-            max(self.z.element_size(), self.projection.element_size()),
-        )  # fmt: skip
+        batch, kernels, size = self.z.shape
+        groups, dim = self.vectors.shape[1:]
+        itemsize = max(self.z.element_size(), self.projection.element_size())
+        return Problem(batch, kernels, size, dim, groups, self.groups.shape[1], itemsize)
 
     def rows(self, *last: int, dtype: torch.dtype = torch.float32, used: bool = True) -> Tensor:
         """An unwritten (B, K, *last), or an empty tensor."""

@@ -3,8 +3,8 @@
     p_bk = z_bk P_k ;  s_bkj = cos(p_bk, u_kj) ;  S_bc = mean_k s_{b,k,groups[k,c]}
 
 Spec section 4. Every gradient is the closed form; autograd is not used. Norms, cosines, losses and
-gradient rows are computed in at least float32; the products with P in the tensors' own dtype, batched
-over kernels: nothing of size (B, K, D, d) or (B, K, C, d) ever exists.
+gradient rows are computed in at least float32; the products with P in the dtype of z, which may be 16
+bits under a float32 P, batched over kernels: nothing of size (B, K, D, d) or (B, K, C, d) ever exists.
 
 Axes: B batch, K kernels, D pooled map size, d symmetric dimension, G groups, C classes.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spela_kernels.contracts import Settings
 from spela_kernels.objectives import get_objective
+from spela_kernels.precision import without_autocast
 from spela_kernels.projection.types import Forward, Gradient
 from spela_kernels.rows import cosine_gradient, unit_rows, widened
 from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
@@ -41,13 +42,15 @@ def _label_vectors(vectors: Tensor, groups: Tensor, target: Tensor) -> Tensor:
     return widened(vectors)[kernel, groups[:, target].T]
 
 
+@without_autocast
 def scores(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
     """Class scores (B, C): cosines to the classes' vectors, averaged over kernels."""
-    unit, _ = unit_rows(widened(_by_kernel(z, projection)))
+    unit, _ = unit_rows(widened(_by_kernel(z, projection.to(z.dtype))))
     cosine = _by_kernel(unit, widened(vectors).mT)  # (B, K, G)
     return cosine.flatten(1) @ _membership(groups, vectors)
 
 
+@without_autocast
 def forward(
     z: Tensor,
     projection: Tensor,
@@ -58,7 +61,7 @@ def forward(
 ) -> Forward:
     """p = z P, its norms and cosines, and the mean loss."""
     objective = get_objective(settings.objective)
-    p = _by_kernel(z, projection)
+    p = _by_kernel(z, projection.to(z.dtype))
     unit, norm = unit_rows(widened(p))
     if objective.all_classes:
         cosine = _by_kernel(unit, widened(vectors).mT)  # (B, K, G)
@@ -70,6 +73,7 @@ def forward(
     return Forward(loss, p, norm, cosine)
 
 
+@without_autocast
 def backward(
     z: Tensor,
     projection: Tensor,
@@ -92,8 +96,8 @@ def backward(
         q = objective.derivative(cosine, target, settings.scale) * factor / cosine.numel()  # (B, K)
         pull, drift = q[..., None] * _label_vectors(vectors, groups, target), q * cosine
     dp = cosine_gradient(pull, drift, widened(saved.p), saved.norm).to(z.dtype)  # (B, K, d)
-    dprojection = torch.bmm(z.permute(1, 2, 0), dp.transpose(0, 1))
-    return Gradient(_by_kernel(dp, projection.mT), dprojection)
+    dprojection = torch.bmm(z.permute(1, 2, 0), dp.transpose(0, 1)).to(projection.dtype)
+    return Gradient(_by_kernel(dp, projection.to(z.dtype).mT), dprojection)
 
 
 def sgd_step_(

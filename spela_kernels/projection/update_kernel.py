@@ -95,11 +95,10 @@ def update_kernel(
         apply_step(
             dprojection * factor,
             output_ptr, kernel * stride_ok + wide_d * stride_od + wide_e * stride_oe,
-            None, first_ptr, second_ptr,
-            kernel * stride_sk + wide_d * stride_sd + wide_e * stride_se,
+            first_ptr, second_ptr, kernel * stride_sk + wide_d * stride_sd + wide_e * stride_se,
             (offs_d < D)[:, None] & (columns < E)[None, :], lr, step,
             RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
         )  # fmt: skip
-    if loss_ptr is not None:
-        if tl.program_id(0) == 0:
+    if tl.program_id(0) == 0:
+        if loss_ptr is not None:
             tl.store(loss_ptr, ordered_sum(shares_ptr, shares, 256))

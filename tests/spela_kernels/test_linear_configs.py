@@ -14,9 +14,14 @@ from spela_kernels.linear.configs import Problem
 
 SIZES = (1, 10, 34, 50, 64, 65, 784, 1000, 1024, 4096)
 PROBLEMS = [
-    Problem(batch, inputs, outputs, classes, itemsize, all_classes)
+    Problem(batch, inputs, outputs, classes, itemsize, weight_itemsize, all_classes)
     for batch, inputs, outputs in product((1, 16, 50, 64, 512, 8192), SIZES, SIZES)
-    for classes, itemsize, all_classes in ((10, 4, False), (10, 2, True), (1000, 4, True))
+    for classes, itemsize, weight_itemsize, all_classes in (
+        (10, 4, 4, False),
+        (10, 2, 2, True),
+        (10, 2, 4, False),
+        (1000, 4, 4, True),
+    )
 ]
 
 
@@ -48,7 +53,7 @@ def test_later_choices_ask_for_less(name: str) -> None:
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_small_batches_occupy_the_gpu(name: str, batch: int, itemsize: int) -> None:
     arch = ARCHITECTURES[name]
-    problem = Problem(batch, 784, 1024, 10, itemsize)
+    problem = Problem(batch, 784, 1024, 10, itemsize, itemsize)
     forward = configs.pick_forward(problem, arch)[0]
     update = configs.pick_update(problem, arch)[0]
     # 1,024 columns in the narrowest tile of a product are 64 a row tile; MI300X has 304 units.
@@ -60,7 +65,7 @@ def test_small_batches_occupy_the_gpu(name: str, batch: int, itemsize: int) -> N
 def test_a_large_batch_gets_larger_tiles() -> None:
     arch = ARCHITECTURES["sm_90"]
     small, large = (
-        configs.pick_forward(Problem(batch, 1024, 1024, 10, 2), arch)[0] for batch in (50, 8192)
+        configs.pick_forward(Problem(batch, 1024, 1024, 10, 2, 2), arch)[0] for batch in (50, 8192)
     )
     assert large.block_b * large.block_o >= 4 * small.block_b * small.block_o
 

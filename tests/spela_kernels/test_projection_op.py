@@ -76,6 +76,17 @@ def test_steps_leave_the_other_tensors_alone() -> None:
         assert torch.equal(now, then)
 
 
+def test_autocast_leaves_the_ops_dtypes_alone() -> None:
+    tensors = _tensors()
+    expected = loss_op(*tensors, "softmax", 2.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = loss_op(*tensors, "softmax", 2.0)
+        scores = forward_op(*tensors[:4])
+    for ours, theirs in zip(result, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(scores, forward_op(*tensors[:4]))
+
+
 def test_noncontiguous_arguments() -> None:
     z, projection, *fixed = _tensors()
     strided_z = torch.empty(7, 5, 3).transpose(1, 2).copy_(z)  # channels last

@@ -43,6 +43,7 @@ class Case:
     rule: str = "sgd"
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
+    params_dtype: torch.dtype | None = None  # None: the case's dtype
 
 
 CASES = {
@@ -58,6 +59,12 @@ CASES = {
     "prelu": Case((20, 40, 34, 5), "mse", "prelu", "adam"),
     "strided": Case((18, 24, 40, 6), "cosine", "leaky_relu", "momentum", layout="strided"),
     "strided-fp16": Case((18, 24, 40, 6), "softmax", "prelu", "adam", torch.float16, "strided"),
+    "mixed": Case(
+        (18, 24, 40, 6), "softmax", "prelu", "momentum", torch.float16, params_dtype=torch.float32
+    ),
+    "mixed-label": Case(
+        (33, 65, 34, 5), "log", "gelu", "adam", torch.float16, params_dtype=torch.float32
+    ),
     "zero-rows": Case((18, 24, 20, 6), "log", "leaky_relu", layout="zero rows"),
 }
 
@@ -86,7 +93,10 @@ def _tensors(case: Case, dtype: torch.dtype) -> tuple[Tensor, Parameters, Tensor
     if case.layout == "zero rows":
         x[::4], bias = 0, torch.zeros_like(bias)
     # Rounded to the case's dtype first: oracle and kernel start from the same numbers.
-    x, weight, bias, vectors = (t.to(case.dtype).to(dtype) for t in (x, weight, bias, vectors))
+    x = x.to(case.dtype).to(dtype)
+    own = case.params_dtype or case.dtype
+    dtype = torch.promote_types(own, dtype)
+    weight, bias, vectors = (t.to(own).to(dtype) for t in (weight, bias, vectors))
     if case.layout == "strided":
         x, weight, bias = _every_second(x), weight.t().contiguous().t(), _every_second(bias)
         vectors, target = vectors.t().contiguous().t(), _every_second(target)

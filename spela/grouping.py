@@ -1,0 +1,170 @@
+"""Class grouping: every convolution kernel sorts the classes into groups of its own, a vector each.
+
+Axes: K kernels, C classes, G most groups of a kernel, d symmetric dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spela.vectors import class_vectors
+
+__all__ = ["Groups", "class_grouping", "group_vectors", "most_groups"]
+
+# g for every kernel, [low, high) to draw g_k from, or the grouping itself (K, C); None: (2, C)
+Groups = int | tuple[int, int] | Tensor | None
+
+
+def class_grouping(
+    num_kernels: int,
+    num_classes: int,
+    groups: Groups = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sort the classes into groups at random, anew for every kernel, no group empty.
+
+    Args:
+        num_kernels: K, at least 1.
+        num_classes: C, at least 1.
+        groups: g (1..C) for every kernel; (low, high): g_k is drawn from low..high-1; a (K, C)
+            grouping, as another layer's, to be checked; None: (2, C), or C groups where C < 3.
+        generator: CPU generator; None: torch's default one.
+
+    Returns:
+        (K, C) int64 on the CPU: group of each class, 0..g_k-1 in kernel k.
+
+    Raises:
+        ValueError: If a size or range does not fit, or a given grouping has an empty group.
+        TypeError: If a given grouping is not int64.
+
+    Source: the authors' CNN notebooks; spec section 4.
+
+    Example:
+        >>> grouping = class_grouping(128, 10, (2, 5))
+        >>> sorted(set(grouping.amax(dim=1).tolist()))
+        [1, 2, 3]
+    """
+    for name, value in (("num_kernels", num_kernels), ("num_classes", num_classes)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if isinstance(groups, Tensor):
+        return _checked(groups, num_kernels, num_classes)
+    low, high = _bounds(groups, num_classes)
+    counts = torch.randint(low, high, (num_kernels, 1), generator=generator, device="cpu")
+    shape = (num_kernels, num_classes)
+    order = torch.rand(shape, generator=generator, device="cpu").argsort(dim=1)
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    # In a random order, the first g_k classes take a group each, the others any.
+    place = torch.arange(num_classes, device="cpu").expand(shape)
+    taken = torch.where(place < counts, place, (draws * counts).long())
+    return torch.empty_like(taken).scatter_(1, order, taken)
+
+
+def most_groups(groups: Groups, num_classes: int) -> int:
+    """The most groups a kernel may get under `class_grouping(_, num_classes, groups)`.
+
+    Args:
+        groups: As in `class_grouping`.
+        num_classes: C.
+
+    Returns:
+        G; it follows from the arguments alone, so that layers built alike have buffers of one shape.
+
+    Raises:
+        ValueError: As `class_grouping`.
+
+    Example:
+        >>> most_groups((2, 10), 10), most_groups(3, 10)
+        (9, 3)
+    """
+    if isinstance(groups, Tensor):
+        return int(groups.max()) + 1
+    return _bounds(groups, num_classes)[1] - 1
+
+
+def group_vectors(
+    kind: str,
+    counts: list[int],
+    dim: int,
+    size: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Class vectors of the groups of every kernel, drawn or rotated anew for each.
+
+    Args:
+        kind: symmetric, gaussian or uniform.
+        counts: g_k for each of K kernels.
+        dim: d.
+        size: G, at least the largest g_k.
+        generator: CPU generator; None: torch's default one.
+
+    Returns:
+        (K, G, d) float64 on the CPU: unit rows, zeros after the first g_k.
+
+    Raises:
+        ValueError: If the kind is unknown or d is too small for the vectors.
+
+    Source: spec sections 2 and 4.
+
+    Example:
+        >>> vectors = group_vectors("symmetric", [2, 3], 4, 3)
+        >>> round((vectors[1] @ vectors[1].T)[0, 1].item(), 12)
+        -0.5
+    """
+    vectors = torch.zeros(len(counts), size, dim, dtype=torch.float64, device="cpu")
+    for count in sorted(set(counts)):
+        kernels = [kernel for kernel, own in enumerate(counts) if own == count]
+        if kind == "symmetric":  # one geometry a count, however dear it was to find
+            rows = class_vectors(kind, count, dim, generator=generator)
+            drawn = _rotated(rows, len(kernels), generator)
+        else:
+            drawn = torch.stack(
+                [class_vectors(kind, count, dim, generator=generator) for _ in kernels]
+            )
+        vectors[kernels, :count] = drawn
+    return vectors
+
+
+def _bounds(groups: int | tuple[int, int] | None, num_classes: int) -> tuple[int, int]:
+    if groups is None:
+        groups = (2, num_classes) if num_classes > 2 else num_classes
+    low, high = (groups, groups + 1) if isinstance(groups, int) else groups
+    if not 1 <= low < high <= num_classes + 1:
+        raise ValueError(
+            f"`groups` must be 1..{num_classes}, or (low, high) with 1 <= low < high <= "
+            f"{num_classes + 1}, for {num_classes} classes, got {groups}"
+        )
+    return low, high
+
+
+def _checked(grouping: Tensor, num_kernels: int, num_classes: int) -> Tensor:
+    if grouping.shape != (num_kernels, num_classes):
+        raise ValueError(
+            f"a given grouping must be ({num_kernels}, {num_classes}), one group a kernel and "
+            f"class, got {tuple(grouping.shape)}"
+        )
+    if grouping.dtype != torch.int64:
+        raise TypeError(f"a given grouping must be int64, got {grouping.dtype}: use .long()")
+    grouping = grouping.detach().to("cpu", copy=True)
+    for kernel, row in enumerate(grouping):
+        used = row.unique().tolist()
+        if used != list(range(len(used))):
+            raise ValueError(
+                f"a given grouping must number the groups of a kernel 0..g-1 with none empty, but "
+                f"kernel {kernel} uses {used}"
+            )
+    return grouping
+
+
+def _rotated(rows: Tensor, copies: int, generator: torch.Generator | None) -> Tensor:
+    """(N, d) unit rows in `copies` random orientations: (copies, N, d)."""
+    left, scales, _ = torch.linalg.svd(rows, full_matrices=False)
+    shape = (copies, rows.shape[1], len(scales))
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    frames, upper = torch.linalg.qr(drawn)  # (copies, d, rank)
+    # QR fixes signs by its own convention; drawing them from the matrix makes the frames uniform.
+    frames = frames * upper.diagonal(dim1=1, dim2=2).sign()[:, None]
+    return torch.nn.functional.normalize((left * scales) @ frames.mT, dim=2)

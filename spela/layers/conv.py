@@ -1,0 +1,299 @@
+"""SpelaConv2d: a drop-in for nn.Conv2d that classifies and learns on its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spela.grouping import Groups, class_grouping, group_vectors, most_groups
+from spela.layers.contract import FusedOptimizer, LocalLayer, step_by_gradient
+from spela.layers.maps import convolved_size
+from spela_kernels import projection_forward, projection_loss
+from spela_kernels.contracts import check_labels, check_target
+from spela_kernels.objectives import get_objective
+
+__all__ = ["SpelaConv2d"]
+
+_Pair = int | tuple[int, int]
+
+
+class SpelaConv2d(LocalLayer, nn.Conv2d):
+    """y = pool(leaky_relu(batch_norm(conv(x)))), each kernel's map turned towards the sample's class.
+
+    Kernel k sorts the classes into groups of its own, flattens its map and multiplies it by a trainable
+    projection P_k; the loss is mean_bk f(cos(y_bk P_k, u_bk)) with u_bk the fixed vector of the group of
+    the label, or a function of the cosines' means over kernels. Convolution and batch norm start as
+    torch's, P with N(0, 1). Batch norm uses running statistics in eval, as in torch.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: K kernels.
+        kernel_size: Of the convolution.
+        num_classes: C.
+        output_size: (Ho, Wo) of y, after pooling; D = Ho * Wo.
+        stride, padding, dilation, groups, bias: As in nn.Conv2d; zeros are padded.
+        symmetric_dim: d, dimension of the class vectors.
+        grouping: g groups in every kernel; (low, high): g_k drawn from low..high-1; a (K, C) tensor, as
+            the buffer `grouping` of a layer to share it with; None: (2, C).
+        batch_norm: Whether there is a batch norm, the submodule `norm`.
+        pool: max, avg, or None.
+        pool_size: Window and stride of the pooling.
+        negative_slope: Slope of leaky_relu below zero, >= 0.
+        objective: log, cosine, angular, euclidean, mse, or softmax (over all classes).
+        scale: Factor of the scores in `softmax`; other objectives ignore it.
+        vectors: symmetric, gaussian or uniform, or a (K, G, d) tensor of rows to normalise.
+        generator: CPU source of all randomness; None: torch's default one.
+        device: Where parameters and buffers live.
+        dtype: Their dtype; None: torch's default dtype.
+
+    Shape:
+        Input (B, in_channels, H, W), output (B, K, Ho, Wo).
+
+    Raises:
+        ValueError: If a size is not positive, a name is unknown, or a grouping or `vectors` does not fit.
+
+    Source: the authors' CNN notebooks; spec section 4.
+
+    Example:
+        >>> layer = SpelaConv2d(1, 6, 3, 10, output_size=(3, 3), symmetric_dim=16)
+        >>> y = layer(torch.randn(5, 1, 8, 8))
+        >>> y.shape, layer.scores(y).shape
+        (torch.Size([5, 6, 3, 3]), torch.Size([5, 10]))
+    """
+
+    projection: nn.Parameter
+    norm: nn.BatchNorm2d | None
+    vectors: Tensor
+    grouping: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Pair,
+        num_classes: int,
+        output_size: _Pair,
+        *,
+        stride: _Pair = 1,
+        padding: str | _Pair = 0,
+        dilation: _Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        symmetric_dim: int = 100,
+        grouping: Groups = None,
+        batch_norm: bool = True,
+        pool: str | None = "max",
+        pool_size: int = 2,
+        negative_slope: float = 1e-4,
+        objective: str = "mse",
+        scale: float = 20.0,
+        vectors: str | Tensor = "symmetric",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        height, width = (output_size,) * 2 if isinstance(output_size, int) else output_size
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("num_classes", num_classes),
+            ("output_size", min(height, width)),
+            ("symmetric_dim", symmetric_dim),
+            ("pool_size", pool_size),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if pool not in ("max", "avg", None):
+            raise ValueError(f"`pool` must be 'max', 'avg' or None, got {pool!r}")
+        if not negative_slope >= 0:
+            raise ValueError(f"`negative_slope` must be >= 0, got {negative_slope}")
+        get_objective(objective)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        nn.Conv2d.__init__(
+            self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            **factory,
+        )  # fmt: skip
+        self.num_classes = num_classes
+        self.output_size = (height, width)
+        self.symmetric_dim = symmetric_dim
+        self.pool = pool
+        self.pool_size = pool_size
+        self.negative_slope = negative_slope
+        self.objective = objective
+        self.scale = scale
+        self.norm = nn.BatchNorm2d(out_channels, **factory) if batch_norm else None
+        shape = (out_channels, height * width, symmetric_dim)
+        self.projection = nn.Parameter(torch.empty(shape, **factory))
+        own = class_grouping(out_channels, num_classes, grouping, generator=generator)
+        rows = self._class_vectors(vectors, own, most_groups(grouping, num_classes), generator)
+        self.register_buffer("grouping", own.to(self.weight.device))
+        self.register_buffer("vectors", rows.to(self.weight))
+        self._initialise(generator)
+
+    def _class_vectors(
+        self,
+        vectors: str | Tensor,
+        grouping: Tensor,
+        most: int,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        if isinstance(vectors, str):
+            counts = (grouping.amax(dim=1) + 1).tolist()
+            return group_vectors(vectors, counts, self.symmetric_dim, most, generator=generator)
+        expected = (self.out_channels, most, self.symmetric_dim)
+        if vectors.shape != expected:
+            raise ValueError(f"`vectors` must be {expected}, got {tuple(vectors.shape)}")
+        return nn.functional.normalize(vectors.double(), dim=2)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        where = "cpu" if generator is None else generator.device
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        for parameter in (self.weight, self.bias):
+            if parameter is not None and not parameter.is_meta:
+                draw = torch.empty(parameter.shape, device=where)
+                parameter.copy_(draw.uniform_(-bound, bound, generator=generator))
+        if not self.projection.is_meta:
+            draw = torch.empty(self.projection.shape, device=where)
+            self.projection.copy_(draw.normal_(generator=generator))
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw convolution and projection again from torch's default generator, reset the batch norm."""
+        if hasattr(self, "projection"):  # nn.Conv2d calls this before there is one
+            self._initialise(None)
+
+    def _check_input(self, x: Tensor) -> None:
+        """Refuse what would fail half way: after a forward the running statistics have moved on."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"`x` must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        height, width = convolved_size(self, x.shape[2:])
+        window = self.pool_size if self.pool else 1
+        pooled = (height // window, width // window)
+        if pooled != self.output_size:
+            raise ValueError(
+                f"`x` {tuple(x.shape)} becomes a {pooled[0]} x {pooled[1]} map, but `output_size` is "
+                f"{self.output_size}: build the layer with output_size={pooled}"
+            )
+        if self.training and self.norm is not None and x.shape[0] * height * width == 1:
+            raise ValueError(
+                "batch norm has one value a channel here: train on more than one sample, or call "
+                "eval() first"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Layer output: x (B, in_channels, H, W) -> y (B, K, Ho, Wo); plain torch."""
+        self._check_input(x)
+        y = self._conv_forward(x, self.weight, self.bias)
+        if self.norm is not None:
+            y = self.norm(y)
+        # In place: neither batch norm nor convolution needs its output again.
+        y = nn.functional.leaky_relu(y, self.negative_slope, inplace=True)
+        if self.pool == "max":
+            y = nn.functional.max_pool2d(y, self.pool_size)
+        elif self.pool == "avg":
+            y = nn.functional.avg_pool2d(y, self.pool_size)
+        return y
+
+    def scores(self, y: Tensor) -> Tensor:
+        """Cosines of every kernel's projected map to its class vectors, averaged over kernels.
+
+        Args:
+            y: (B, K, Ho, Wo) outputs of this layer.
+
+        Returns:
+            (B, C); a kernel whose map is zero adds 0 to every class.
+
+        Raises:
+            ValueError: If y is not such an output.
+        """
+        if y.dim() != 4 or y.shape[2:] != self.output_size:
+            expected = ", ".join(map(str, (self.out_channels, *self.output_size)))
+            raise ValueError(f"`y` must be (B, {expected}), got {tuple(y.shape)}")
+        return projection_forward(y.flatten(2), *self._projector())
+
+    def _projector(self) -> tuple[nn.Parameter, Tensor, Tensor]:
+        return self.projection, self.vectors, self.grouping
+
+    def _criterion(self) -> dict[str, Any]:
+        return {"objective": self.objective, "scale": self.scale}
+
+    def _check_target(self, x: Tensor, target: Tensor) -> None:
+        check_target(x, target)
+        check_labels(target, self.num_classes)
+
+    def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss () differentiable in this layer's parameters only, and the detached output.
+
+        Args:
+            x: (B, in_channels, H, W); receives no gradient.
+            target: (B,) int64 labels.
+
+        Returns:
+            loss (), y (B, K, Ho, Wo).
+
+        Raises:
+            ValueError: On a shape, device or label that does not fit.
+            TypeError: On dtypes that do not fit.
+
+        Example:
+            >>> layer = SpelaConv2d(1, 6, 3, 10, output_size=(3, 3), symmetric_dim=16)
+            >>> loss, y = layer.local_loss(torch.randn(2, 1, 8, 8), torch.tensor([3, 9]))
+            >>> loss.backward()
+            >>> layer.projection.grad.shape
+            torch.Size([6, 9, 16])
+        """
+        self._check_target(x, target)
+        y = self(x.detach())
+        loss = projection_loss(y.flatten(2), *self._projector(), target, **self._criterion())
+        return loss, y.detach()
+
+    def local_step(
+        self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, Tensor]:
+        """Forward and update in place; the projection's gradient is never stored.
+
+        Args:
+            x: (B, in_channels, H, W).
+            target: (B,) int64 labels.
+            optimizer: `LocalSGD` or `LocalAdam` (the projection in one fused op), or any torch
+                optimizer that holds this layer's parameters. Frozen parameters stay.
+
+        Returns:
+            loss () and y (B, K, Ho, Wo), both from before the update.
+
+        Raises:
+            ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
+            TypeError: On dtypes that do not fit.
+        """
+        parameters = list(self.parameters())
+        if not isinstance(optimizer, FusedOptimizer) or not all(
+            p.requires_grad and optimizer.can_fuse([p]) for p in parameters
+        ):
+            return step_by_gradient(self, x, target, optimizer)
+        self._check_target(x, target)
+        with torch.enable_grad():
+            y = self(x.detach())
+        loss, dz = optimizer.projection_step(
+            y.detach().flatten(2), *self._projector(), target, **self._criterion()
+        )
+        upstream = [p for p in parameters if p is not self.projection]
+        gradients = torch.autograd.grad(y, upstream, dz.view_as(y).to(y.dtype))
+        optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in zip(upstream, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss, y.detach()
+
+    def extra_repr(self) -> str:
+        """nn.Conv2d's line, then what makes this layer a SPELA layer."""
+        return (
+            f"{nn.Conv2d.extra_repr(self)}, num_classes={self.num_classes}, "
+            f"output_size={self.output_size}, symmetric_dim={self.symmetric_dim}, "
+            f"pool={self.pool}, objective={self.objective}"
+        )

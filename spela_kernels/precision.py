@@ -1,0 +1,57 @@
+"""Autocast: the layer input is cast, and with it the products; parameters, losses and state stay."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["autocast_input", "without_autocast"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def autocast_input(x: Tensor) -> Tensor:
+    """A layer's input in autocast's dtype where autocast is on.
+
+    Every op runs its products in the dtype of its input, so this one cast is all that autocast changes:
+    gradients reach float32 parameters in float32, and a fused step updates them in float32.
+
+    Args:
+        x: Any float tensor; float64 is left alone, as torch's autocast does.
+
+    Returns:
+        `x`, cast or as it is.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     autocast_input(torch.ones(1)).dtype
+        torch.bfloat16
+    """
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
+def without_autocast(function: _Function) -> _Function:
+    """Decorator: autocast is off inside, so that torch's products there keep the dtypes they are given.
+
+    Args:
+        function: Takes the layer input as its first argument.
+
+    Returns:
+        The same function; nothing is entered where autocast is off.
+    """
+
+    @functools.wraps(function)
+    def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return function(x, *args, **kwargs)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]

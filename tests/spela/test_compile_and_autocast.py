@@ -1,0 +1,132 @@
+"""Networks inside torch.compile(fullgraph=True), and under autocast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from spela import RowNorm, SpelaLinear, SpelaSequential
+from spela.optim import LocalAdam, LocalSGD
+
+X = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(1))
+TARGET = torch.randint(3, (8,), generator=torch.Generator().manual_seed(2))
+Optimizers = dict[str, Callable[[SpelaSequential], torch.optim.Optimizer]]
+OPTIMIZERS: Optimizers = {
+    "sgd": lambda net: LocalSGD(net.parameters(), lr=torch.tensor(0.1)),
+    "momentum": lambda net: LocalSGD(net.parameters(), lr=torch.tensor(0.1), momentum=0.9),
+    "adam": lambda net: LocalAdam(net.parameters(), lr=torch.tensor(1e-2)),
+}
+
+
+def _network() -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    return SpelaSequential(
+        torch.nn.Flatten(),
+        RowNorm("rms"),
+        SpelaLinear(12, 16, 3, objective="softmax", activation="gelu", generator=g),
+        SpelaLinear(16, 9, 3, generator=g),
+    )
+
+
+def _train(net: SpelaSequential, optimizer: torch.optim.Optimizer, step: Callable) -> Tensor:
+    losses = []
+    for _ in range(4):
+        losses.append(step(X, TARGET))
+        for group in optimizer.param_groups:
+            group["lr"].mul_(0.5)  # a schedule
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_local_step_is_one_graph_that_a_schedule_does_not_recompile(name: str) -> None:
+    nets = [_network(), _network()]
+    optimizers = [OPTIMIZERS[name](net) for net in nets]
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, t: nets[1].local_step(x, t, optimizers[1]), fullgraph=True, backend="aot_eager"
+    )
+    expected = _train(nets[0], optimizers[0], lambda x, t: nets[0].local_step(x, t, optimizers[0]))
+    # The first step creates the optimizer's state, so the second may compile once more; no other may.
+    compiled(X, TARGET)
+    compiled(X, TARGET)
+    nets[1].load_state_dict(_network().state_dict())
+    for state in optimizers[1].state.values():
+        for value in state.values():
+            value.zero_()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        result = _train(nets[1], optimizers[1], compiled)
+    assert torch.equal(result, expected)
+    for now, then in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+        assert torch.equal(now, then)
+    assert not torch.equal(expected[0], expected[-1])
+
+
+def test_local_losses_compile_to_one_graph() -> None:
+    eager, net = _network(), _network()
+    torch._dynamo.reset()
+    losses = torch.compile(net.local_losses, fullgraph=True)(X, TARGET)
+    losses.sum().backward()
+    expected = eager.local_losses(X, TARGET)
+    expected.sum().backward()
+    torch.testing.assert_close(losses, expected)
+    for now, then in zip(net.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(now.grad, then.grad)
+
+
+def _published(net: SpelaSequential) -> Tensor:
+    """The same losses from torch's own differentiable operations."""
+    x, losses = X, []
+    for module in net:
+        x = module(x.detach())
+        if isinstance(module, SpelaLinear):
+            unit = torch.nn.functional.normalize(x.to(module.vectors.dtype), dim=1)
+            cosines = unit @ module.vectors.T
+            if module.objective == "softmax":
+                losses.append(torch.nn.functional.cross_entropy(20 * cosines, TARGET))
+            else:
+                losses.append(torch.log(2 - cosines[torch.arange(8), TARGET]).mean())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_costs_no_more_accuracy_than_torchs_own_layers(dtype: torch.dtype) -> None:
+    exact = _network().double()
+    exact.local_losses(X.double(), TARGET).sum().backward()
+    ours, torchs = _network(), _network()
+    with torch.autocast("cpu", dtype=dtype):
+        losses = ours.local_losses(X, TARGET)
+        published = _published(torchs)
+    assert losses.dtype == torch.float32
+    losses.sum().backward()
+    published.sum().backward()
+    for mine, rival, true in zip(
+        ours.parameters(), torchs.parameters(), exact.parameters(), strict=True
+    ):
+        assert mine.grad.dtype == torch.float32
+        error = (mine.grad - true.grad).abs().max()
+        assert 0 < error <= 2 * (rival.grad - true.grad).abs().max()
+
+
+def test_a_fused_step_under_autocast_updates_float32_weights() -> None:
+    nets = [_network(), _network()]
+    fused = LocalSGD(nets[0].parameters(), lr=0.1)
+    plain = torch.optim.SGD(nets[1].parameters(), lr=0.1)
+    before = copy.deepcopy(nets[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        nets[0].local_step(X, TARGET, fused)
+        nets[1].local_losses(X, TARGET).sum().backward()
+    plain.step()
+    for now, then, start in zip(*(net.parameters() for net in (*nets, before)), strict=True):
+        assert now.dtype == torch.float32
+        assert not torch.equal(now, start)
+        torch.testing.assert_close(now, then)
+
+
+def test_sixteen_bit_input_needs_float32_parameters() -> None:
+    layer = SpelaLinear(12, 16, 3).double()
+    with pytest.raises(TypeError, match="convert one"):
+        layer.local_loss(X.flatten(1).bfloat16(), TARGET)
