@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: SIM102 - Triton drops a constexpr `if` only where it stands alone.
 """The grouped projection's last kernel: dz = dp P_k^T, then dP_k = z_k^T dp and the optimizer step.
 
 Both products belong to one program because P has by far the most bytes: the tile that dz needs is the
