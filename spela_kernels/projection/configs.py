@@ -49,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ForwardConfig:
-    """Tile (block_b, block_e) of p, reduced block_d at a time; block_g groups at a time."""
+    """Tile (block_b, block_e) of p, reduced block_d at a time; block_g groups at a time (1: no product)."""
 
     block_b: int
     block_d: int
@@ -180,7 +180,8 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
     wide = problem.itemsize == 4 or not arch.matrix_units
     block_e = _power(problem.dim, 16, LARGEST_DIM)
     block_b = _rows(problem, arch, most=max((4096 if wide else 8192) // block_e, 16))
-    block_g = _power(problem.groups, 16, 32 if block_e <= 256 else 16)
+    # p U^T is reduced along all of E at once, for which longer rows have no registers.
+    block_g = _power(problem.groups, 16, 32) if arch.matrix_units and block_e <= 128 else 1
     warps = 8 if block_b * block_e > 2048 else 4
     if not arch.matrix_units:
         # An FMA product holds whole rows of its operands in registers: short reductions.
@@ -194,8 +195,8 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
     precision = arch.fp32_dot
     configs = [
         ForwardConfig(block_b, block_d, block_e, block_g, warps, stages, precision, prefetch),
-        ForwardConfig(16, min(block_d, 32), block_e, 16, warps, 1, precision),
-        ForwardConfig(16, 16, block_e, 16, warps, 1, precision),
+        ForwardConfig(16, min(block_d, 32), block_e, min(block_g, 16), warps, 1, precision),
+        ForwardConfig(16, 16, block_e, min(block_g, 16), warps, 1, precision),
     ]
     return _fitting(configs, problem, arch)
 

@@ -115,12 +115,20 @@ def forward_kernel(
     if norm_ptr is not None:
         tl.store(norm_ptr + rows, norm, mask=mask_b)
     if ALL_CLASSES:
-        for start in range(0, G, BLOCK_G):
-            offs_g = start + tl.arange(0, BLOCK_G)
-            vectors = load_tile(vectors_ptr, offs_g, stride_ug, G, offs_e, stride_ue, E)
-            dots = tl.dot(p.to(vectors.dtype), tl.trans(vectors), input_precision=PRECISION)
-            tl.store(cosine_ptr + rows[:, None] * G + offs_g[None, :], dots * inverse[:, None],
-                     mask=mask_b[:, None] & (offs_g < G)[None, :])  # fmt: skip
+        cosine_rows = cosine_ptr + rows * G
+        if BLOCK_G == 1:
+            for group in range(G):
+                vector = tl.load(vectors_ptr + group * stride_ug
+                                 + offs_e.to(tl.int64) * stride_ue, mask=offs_e < E, other=0.0)  # fmt: skip
+                dots = tl.sum(wide * vector.to(tl.float32)[None, :], axis=1)
+                tl.store(cosine_rows + group, dots * inverse, mask=mask_b)
+        else:
+            for start in range(0, G, BLOCK_G):
+                offs_g = start + tl.arange(0, BLOCK_G)
+                vectors = load_tile(vectors_ptr, offs_g, stride_ug, G, offs_e, stride_ue, E)
+                dots = tl.dot(p.to(vectors.dtype), tl.trans(vectors), input_precision=PRECISION)
+                tl.store(cosine_rows[:, None] + offs_g[None, :], dots * inverse[:, None],
+                         mask=mask_b[:, None] & (offs_g < G)[None, :])  # fmt: skip
     else:
         vectors, valid = _label_vectors(
             vectors_ptr, groups_ptr + kernel * stride_gk, target_ptr, offs_b, offs_e, B, E, G, C,
