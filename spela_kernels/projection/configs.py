@@ -102,8 +102,9 @@ class GradientConfig:
         return problem.kernels * _tiles(problem.batch, self.block_b)
 
     def shared_bytes(self, problem: Problem) -> int:
-        """Upper bound: the q and U tiles of q U, both halves of them."""
-        return 8 * (self.block_b + self.block_e) * self.block_c + 4096
+        """Upper bound: the q and U tiles of q U, and the reductions' scratch."""
+        halves = 2 if self.precision == "tf32x3" else 1
+        return 4 * halves * (self.block_b + self.block_e) * self.block_c + 4096
 
 
 @dataclass(frozen=True)
@@ -257,15 +258,16 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
         >>> pick_update(problem, h100)[0].programs(problem) > 2 * h100.multiprocessors
         True
     """
-    # Adam's state costs most of the registers: tiles of 32 x 64 in four warps.
+    # Two products, Adam's state and its addresses share the registers.
     if arch.matrix_units:
         block_b, block_e = _power(problem.batch, 16, 32), _power(problem.dim, 16, 64)
         block_d = _power(problem.size, 16, 32)
     else:
         block_b, block_e, block_d = 16, 16, _power(problem.size, 16, 64)
+    warps = 8 if block_d * block_e > 1024 else 4
     precision = arch.fp32_dot
     configs = [
-        UpdateConfig(block_b, block_d, block_e, 4, 1, precision),
+        UpdateConfig(block_b, block_d, block_e, warps, 1, precision),
         UpdateConfig(16, 16, min(block_e, 32), 4, 1, precision),
         UpdateConfig(16, 16, 16, 4, 1, precision),
     ]

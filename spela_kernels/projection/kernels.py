@@ -118,10 +118,11 @@ def forward_kernel(
         cosine_rows = cosine_ptr + rows * G
         if BLOCK_G == 1:
             for group in range(G):
-                vector = tl.load(vectors_ptr + group * stride_ug
-                                 + offs_e.to(tl.int64) * stride_ue, mask=offs_e < E, other=0.0)  # fmt: skip
+                vector = tl.load(vectors_ptr + offs_e.to(tl.int64) * stride_ue,
+                                 mask=offs_e < E, other=0.0)  # fmt: skip
                 dots = tl.sum(wide * vector.to(tl.float32)[None, :], axis=1)
                 tl.store(cosine_rows + group, dots * inverse, mask=mask_b)
+                vectors_ptr += stride_ug
         else:
             for start in range(0, G, BLOCK_G):
                 offs_g = start + tl.arange(0, BLOCK_G)
