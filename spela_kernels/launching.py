@@ -7,6 +7,7 @@ A recording takes the launches' place: it needs no GPU and runs nothing, so the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,17 +131,14 @@ def first_that_fits(configs: tuple[_Config, ...], launch: Callable[[_Config], No
     return launch(configs[-1])
 
 
-def vector_width(*matrices: Tensor | None) -> int:
-    """Elements that loads along the last axis of all these tensors may take at once, or 1."""
-    given = [matrix for matrix in matrices if matrix is not None and matrix.numel() > 0]
-    vector = _VECTOR_BYTES // min(matrix.element_size() for matrix in given)
-    fits = all(
-        matrix.stride(-1) == 1
-        and matrix.shape[-1] % vector == 0
-        and all(stride % vector == 0 for stride in matrix.stride()[:-1])
-        for matrix in given
-    )
-    return vector if fits else 1
+def vector_width(*tensors: Tensor | None) -> int:
+    """Elements that loads along the last axis of all these tensors may take at once: a power of two."""
+    given = [tensor for tensor in tensors if tensor is not None and tensor.numel() > 0]
+    if any(tensor.stride(-1) != 1 for tensor in given):
+        return 1
+    widest = _VECTOR_BYTES // min(tensor.element_size() for tensor in given)
+    rows = (stride for tensor in given for stride in tensor.stride()[:-1])
+    return math.gcd(widest, *(tensor.shape[-1] for tensor in given), *rows)
 
 
 def strides(tensor: Tensor | None, dims: int) -> tuple[int, ...]:

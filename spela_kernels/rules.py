@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["AdamRule", "SgdRule", "adam_update_", "sgd_update_"]
+__all__ = ["AdamRule", "SgdRule", "Step", "adam_update_", "sgd_update_"]
 
 
 class SgdRule(NamedTuple):
@@ -24,6 +26,31 @@ class AdamRule(NamedTuple):
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an update kernel does with a gradient; the defaults store it."""
+
+    kind: str = "gradient"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+    lr: Tensor | None = None
+    step: Tensor | None = None
+    grad_loss: Tensor | None = None
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """The kernel's constexprs; log(beta) because 1 - beta^step cancels in fp32."""
+        logs = (math.log(max(beta, 1e-30)) for beta in (self.beta1, self.beta2))
+        return (
+            self.kind, self.momentum, self.weight_decay, self.nesterov,
+            self.beta1, self.beta2, *logs, self.eps,
+        )  # fmt: skip
 
 
 def sgd_update_(

@@ -20,11 +20,9 @@ import triton
 import triton.language as tl
 
 from spela_kernels.triton_math import activate, activation_slope, label_derivative, label_loss
+from spela_kernels.triton_rows import ROW_EPS, inverse_norm, load_labels
 
-__all__ = ["finalise_kernel", "forward_kernel", "inverse_norm", "load_labels"]
-
-# Rows shorter than this have no direction (`rows.NORM_EPS`).
-_EPS: tl.constexpr = tl.constexpr(1e-12)
+__all__ = ["finalise_kernel", "forward_kernel"]
 
 
 @triton.jit
@@ -41,19 +39,6 @@ def _load_columns(rows, stride, mask_rows, start, size, BLOCK: tl.constexpr):
     offs = (start + tl.arange(0, BLOCK))[None, :]
     return tl.load(rows + offs.to(tl.int64) * stride,
                    mask=mask_rows[:, None] & (offs < size), other=0.0)  # fmt: skip
-
-
-@triton.jit
-def load_labels(target_ptr, stride_t, offs_b, B, C):
-    """Labels safe to form addresses with, and which of them are real."""
-    label = tl.load(target_ptr + offs_b.to(tl.int64) * stride_t, mask=offs_b < B, other=-1)
-    valid = (label >= 0) & (label < C)
-    return tl.where(valid, label, 0), valid
-
-
-@triton.jit
-def inverse_norm(norm):
-    return tl.where(norm > _EPS, 1 / tl.maximum(norm, _EPS), 0.0)
 
 
 @triton.jit
@@ -206,7 +191,7 @@ def finalise_kernel(
             squares_ptr += stride_squares
         norm = tl.sqrt(squares)
         tl.store(norm_ptr + offs_b, norm, mask=mask_write)
-    inverse = 1 / tl.maximum(norm, _EPS)
+    inverse = 1 / tl.maximum(norm, ROW_EPS)
     if target_ptr is not None:
         label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
 

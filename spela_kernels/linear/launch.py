@@ -9,9 +9,8 @@ Axes: B batch, I in, O out, C classes, T column tiles of the forward kernel.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +38,7 @@ from spela_kernels.linear.kernels import finalise_kernel, forward_kernel
 from spela_kernels.linear.types import Gradient, Parameters
 from spela_kernels.linear.update_kernel import update_kernel
 from spela_kernels.objectives import get_objective
+from spela_kernels.rules import Step
 
 __all__ = [
     "NO_STATE",
@@ -193,30 +193,11 @@ def launch_finalise(
 
 
 @dataclass(frozen=True)
-class Update:
-    """What the update kernel does with a gradient; the defaults store it."""
+class Update(Step):
+    """What the update kernel does with a gradient, and the optimizer state of each parameter."""
 
-    kind: str = "gradient"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    beta1: float = 0.0
-    beta2: float = 0.0
-    eps: float = 0.0
-    lr: Tensor | None = None
-    step: Tensor | None = None
-    grad_loss: Tensor | None = None
     first: Parameters | tuple[None, None, None] = NO_STATE
     second: Parameters | tuple[None, None, None] = NO_STATE
-
-    @property
-    def constants(self) -> tuple[Any, ...]:
-        """The kernel's constexprs; log(beta) because 1 - beta^step cancels in fp32."""
-        logs = (math.log(max(beta, 1e-30)) for beta in (self.beta1, self.beta2))
-        return (
-            self.kind, self.momentum, self.weight_decay, self.nesterov,
-            self.beta1, self.beta2, *logs, self.eps,
-        )  # fmt: skip
 
     def state(self, index: int) -> tuple[Tensor | None, Tensor | None]:
         """First and second moment of weight, bias or slope (0, 1, 2)."""

@@ -8,19 +8,14 @@ Axes: B batch, I in, O out, C classes.
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
 
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
-from spela_kernels.launching import architecture_of
+from spela_kernels.guarding import guarded, on_device, warn_of_fallback
 from spela_kernels.linear import reference
 from spela_kernels.linear.launch import (
     NO_STATE,
@@ -36,41 +31,7 @@ from spela_kernels.rules import AdamRule, SgdRule
 
 __all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
 
-_logger = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 _Stepped = tuple[Tensor, Tensor]
-
-
-@functools.lru_cache(maxsize=1)
-def _warn_of_fallback(reason: str) -> None:
-    _logger.warning("spela_kernels: the reference replaces the Triton kernels here: %s", reason)
-
-
-def _supports(x: Tensor) -> bool:
-    if x.dtype == torch.bfloat16:  # the interpreter's bf16 products are wrong
-        return x.device.type != "cpu" and architecture_of(x.device).has_bf16
-    return x.dtype in (torch.float32, torch.float16)
-
-
-def _on(x: Tensor, scalar: Tensor | None) -> Tensor | None:
-    """The 0-d tensor where the kernel can read it; one already on the device is not copied."""
-    return None if scalar is None else scalar.to(x.device)
-
-
-def _guarded(run: Callable[[], _Result], fallback: Callable[[], _Result], x: Tensor) -> _Result:
-    """`run()` on the tensors' device, or the reference where the kernels cannot take the call."""
-    if not _supports(x):
-        _warn_of_fallback(f"no kernels for {x.dtype} on {x.device.type}")
-        return fallback()
-    on_device: AbstractContextManager[Any] = (
-        torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
-    )
-    try:
-        with on_device:
-            return run()
-    except OutOfResources as error:  # raised before a launch: nothing is half updated
-        _warn_of_fallback(str(error))
-        return fallback()
 
 
 def scores(
@@ -83,7 +44,7 @@ def scores(
         y, z, squares, dots = launch_forward(layer)
         return y, launch_finalise(layer, y, z, squares, dots).cosine
 
-    return _guarded(run, lambda: reference.scores(x, params, vectors, settings), x)
+    return guarded(run, lambda: reference.scores(x, params, vectors, settings), x)
 
 
 def forward(
@@ -98,7 +59,7 @@ def forward(
         kept = y.new_empty(0) if z is None else z
         return Forward(rows.losses.mean(), y, kept, rows.norm, rows.cosine)
 
-    return _guarded(run, lambda: reference.forward(x, params, vectors, target, settings), x)
+    return guarded(run, lambda: reference.forward(x, params, vectors, target, settings), x)
 
 
 def backward(
@@ -125,19 +86,19 @@ def backward(
             None if bias is None else torch.empty_like(bias),
             None if slope is None else torch.empty_like(slope),
         )
-        launch_update(layer, saved.y, z, rows, Update(grad_loss=_on(x, grad_loss)), outputs)
+        launch_update(layer, saved.y, z, rows, Update(grad_loss=on_device(x, grad_loss)), outputs)
         return outputs
 
     def fallback() -> Gradient:
         return reference.backward(x, params, vectors, target, settings, saved, grad_loss)
 
-    return _guarded(run, fallback, x)
+    return guarded(run, fallback, x)
 
 
 def _step(layer: Layer, update: Update, fallback: Callable[[], _Stepped]) -> _Stepped:
     """The three launches of a step: loss () and y (B, O) from before it."""
     if not update.one_layout():
-        _warn_of_fallback("optimizer buffers of one parameter differ in their strides")
+        warn_of_fallback("optimizer buffers of one parameter differ in their strides")
         return fallback()
 
     def run() -> _Stepped:
@@ -147,7 +108,7 @@ def _step(layer: Layer, update: Update, fallback: Callable[[], _Stepped]) -> _St
         launch_update(layer, y, z, rows, update, layer.params, loss)
         return loss, y
 
-    return _guarded(run, fallback, layer.x)
+    return guarded(run, fallback, layer.x)
 
 
 def sgd_step_(
@@ -161,7 +122,7 @@ def sgd_step_(
     rule: SgdRule,
 ) -> tuple[Tensor, Tensor]:
     """Forward, closed-form gradient and torch.optim.SGD's update (dampening 0) in place."""
-    update = Update("sgd", *rule, lr=_on(x, lr), first=momentum_buffers or NO_STATE)
+    update = Update("sgd", *rule, lr=on_device(x, lr), first=momentum_buffers or NO_STATE)
     return _step(
         Layer(x, params, vectors, target, settings),
         update,
@@ -186,7 +147,7 @@ def adam_step_(
     """Forward, closed-form gradient and torch.optim.Adam's update in place; `step` counts from 1."""
     update = Update(
         "adam", weight_decay=rule.weight_decay, beta1=rule.beta1, beta2=rule.beta2, eps=rule.eps,
-        lr=_on(x, lr), step=_on(x, step), first=exp_avgs, second=exp_avg_sqs,
+        lr=on_device(x, lr), step=on_device(x, step), first=exp_avgs, second=exp_avg_sqs,
     )  # fmt: skip
     return _step(
         Layer(x, params, vectors, target, settings),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.linear.kernels import inverse_norm, load_labels
-from spela_kernels.triton_math import activation_slope, expm1, label_derivative
+from spela_kernels.triton_math import activation_slope, label_derivative
+from spela_kernels.triton_rows import inverse_norm, load_labels
+from spela_kernels.triton_steps import apply_step, ordered_sum
 
 __all__ = ["update_kernel"]
 
@@ -46,49 +47,6 @@ def _load_dz(
                         mask=mask, other=0.0).to(tl.float32)  # fmt: skip
         dy = pull[:, None] * vectors - drift[:, None] * y
         return dy * activation_slope(v, slope, ACTIVATION)
-
-
-@triton.jit
-def _apply(
-    gradient, parameter_ptr, offs, first_ptr, second_ptr, offs_state, mask, lr, step,
-    RULE: tl.constexpr, MOMENTUM: tl.constexpr, WEIGHT_DECAY: tl.constexpr, NESTEROV: tl.constexpr,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
-    ADAM_EPS: tl.constexpr,
-):  # fmt: skip
-    """Store a gradient, or take torch.optim's SGD or Adam step on what it belongs to, in fp32."""
-    if RULE != "gradient":
-        value = tl.load(parameter_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-        if WEIGHT_DECAY != 0:
-            gradient += WEIGHT_DECAY * value
-        if RULE == "sgd":
-            if first_ptr is not None:
-                first = tl.load(first_ptr + offs_state, mask=mask, other=0.0).to(tl.float32)
-                first = MOMENTUM * first + gradient
-                tl.store(first_ptr + offs_state, first.to(first_ptr.dtype.element_ty), mask=mask)
-                gradient = gradient + MOMENTUM * first if NESTEROV else first
-            value -= lr * gradient
-        else:
-            first = tl.load(first_ptr + offs_state, mask=mask, other=0.0).to(tl.float32)
-            second = tl.load(second_ptr + offs_state, mask=mask, other=0.0).to(tl.float32)
-            first = BETA1 * first + (1 - BETA1) * gradient
-            second = BETA2 * second + (1 - BETA2) * gradient * gradient
-            tl.store(first_ptr + offs_state, first.to(first_ptr.dtype.element_ty), mask=mask)
-            tl.store(second_ptr + offs_state, second.to(second_ptr.dtype.element_ty), mask=mask)
-            # 1 - beta^step, without cancellation at small steps
-            correction1, correction2 = -expm1(step * LOG_BETA1), -expm1(step * LOG_BETA2)
-            value -= (lr / correction1) * first / (tl.sqrt(second / correction2) + ADAM_EPS)
-        gradient = value
-    tl.store(parameter_ptr + offs, gradient.to(parameter_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _sum(values_ptr, count, BLOCK: tl.constexpr):
-    """Sum of `count` floats, in the same order every time."""
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, count, BLOCK):
-        offs = start + tl.arange(0, BLOCK)
-        total += tl.load(values_ptr + offs, mask=offs < count, other=0.0)
-    return tl.sum(total)
 
 
 @triton.jit
@@ -166,7 +124,7 @@ def update_kernel(
     if step_ptr is not None:
         step = tl.load(step_ptr).to(tl.float32)
     rows, columns = offs_o.to(tl.int64), offs_i.to(tl.int64)[None, :]
-    _apply(
+    apply_step(
         dweight * factor, weight_ptr, rows[:, None] * stride_wo + columns * stride_wi,
         weight_first_ptr, weight_second_ptr,
         rows[:, None] * stride_so + columns * stride_si,
@@ -174,7 +132,7 @@ def update_kernel(
         RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
     )  # fmt: skip
     if bias_ptr is not None:
-        _apply(
+        apply_step(
             dbias * factor, bias_ptr, rows * stride_b,
             bias_first_ptr, bias_second_ptr, rows * stride_sb,
             offs_o < tl.where(tile_i == 0, O, 0), lr, step,
@@ -182,10 +140,10 @@ def update_kernel(
         )  # fmt: skip
     if tl.program_id(0) == 0:
         if loss_ptr is not None:
-            tl.store(loss_ptr, _sum(losses_ptr, B, 256) / B)
+            tl.store(loss_ptr, ordered_sum(losses_ptr, B, 256) / B)
         if slope_ptr is not None:
-            _apply(
-                _sum(dslope_ptr, dslope_count, 256) * factor, slope_ptr, 0,
+            apply_step(
+                ordered_sum(dslope_ptr, dslope_count, 256) * factor, slope_ptr, 0,
                 slope_first_ptr, slope_second_ptr, 0, True, lr, step,
                 RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV,
                 BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,

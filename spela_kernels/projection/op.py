@@ -30,6 +30,7 @@ __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 # A back-end without a row here has no projection of its own yet: the reference runs for it.
 _MODULES = {
     "reference": "spela_kernels.projection.reference",
+    "triton": "spela_kernels.projection.triton_backend",
 }
 
 _TENSORS = "Tensor z, Tensor projection, Tensor vectors, Tensor groups"

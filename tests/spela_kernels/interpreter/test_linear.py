@@ -14,6 +14,7 @@ from triton.runtime.errors import OutOfResources
 
 import spela_kernels as sk
 from spela_kernels.contracts import Settings
+from spela_kernels.guarding import warn_of_fallback
 from spela_kernels.linear import launch, reference, triton_backend
 from spela_kernels.linear.types import Parameters
 from spela_kernels.parity import (
@@ -130,7 +131,7 @@ def _failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_out_of_resources_falls_back_once_told(
     times: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    triton_backend._warn_of_fallback.cache_clear()
+    warn_of_fallback.cache_clear()
     calls = _failing(times, monkeypatch)
     case = CASES["strided"]
     with caplog.at_level(logging.WARNING):
@@ -144,7 +145,7 @@ def test_out_of_resources_falls_back_once_told(
 
 
 def test_float64_and_bfloat16_run_on_the_reference_here() -> None:
-    triton_backend._warn_of_fallback.cache_clear()
+    warn_of_fallback.cache_clear()
     case = CASES["zero-rows"]
     for dtype in (torch.float64, torch.bfloat16):
         kernel, same = run_case(triton_backend, case, dtype), run_case(reference, case, dtype)

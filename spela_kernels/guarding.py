@@ -1,0 +1,65 @@
+"""Where Triton kernels cannot take a call (float64, bf16 on Turing, no tile that fits) the reference does.
+
+One warning says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from spela_kernels.launching import architecture_of
+
+__all__ = ["guarded", "on_device", "warn_of_fallback"]
+
+_logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+@functools.lru_cache(maxsize=1)
+def warn_of_fallback(reason: str) -> None:
+    """Say once why the reference replaces the kernels."""
+    _logger.warning("spela_kernels: the reference replaces the Triton kernels here: %s", reason)
+
+
+def _supports(x: Tensor) -> bool:
+    if x.dtype == torch.bfloat16:  # the interpreter's bf16 products are wrong
+        return x.device.type != "cpu" and architecture_of(x.device).has_bf16
+    return x.dtype in (torch.float32, torch.float16)
+
+
+def on_device(x: Tensor, scalar: Tensor | None) -> Tensor | None:
+    """The 0-d tensor where a kernel beside `x` can read it; one already there is not copied."""
+    return None if scalar is None else scalar.to(x.device)
+
+
+def guarded(run: Callable[[], _Result], fallback: Callable[[], _Result], x: Tensor) -> _Result:
+    """`run()` on the tensors' device, or the reference where the kernels cannot take the call.
+
+    Args:
+        run: Launches the kernels.
+        fallback: Runs the reference.
+        x: The op's input: its device and dtype decide.
+
+    Returns:
+        What either returns.
+    """
+    if not _supports(x):
+        warn_of_fallback(f"no kernels for {x.dtype} on {x.device.type}")
+        return fallback()
+    on_its_device: AbstractContextManager[Any] = (
+        torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+    )
+    try:
+        with on_its_device:
+            return run()
+    except OutOfResources as error:  # raised before a launch: nothing is half updated
+        warn_of_fallback(str(error))
+        return fallback()

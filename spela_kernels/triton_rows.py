@@ -1,0 +1,34 @@
+# mypy: ignore-errors
+"""Rows as every kernel reads them: tiles with edges, labels, lengths."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from spela_kernels.rows import NORM_EPS
+
+__all__ = ["ROW_EPS", "inverse_norm", "load_labels", "load_tile"]
+
+ROW_EPS: tl.constexpr = tl.constexpr(NORM_EPS)
+
+
+@triton.jit
+def load_tile(ptr, offs_m, stride_m, M, offs_n, stride_n, N):
+    """Rows offs_m and columns offs_n of an (M, N) matrix; 0 beyond its edges."""
+    offs = offs_m.to(tl.int64)[:, None] * stride_m + offs_n.to(tl.int64)[None, :] * stride_n
+    return tl.load(ptr + offs, mask=(offs_m < M)[:, None] & (offs_n < N)[None, :], other=0.0)
+
+
+@triton.jit
+def load_labels(target_ptr, stride_t, offs_b, B, C):
+    """Labels safe to form addresses with, and which of them are real."""
+    label = tl.load(target_ptr + offs_b.to(tl.int64) * stride_t, mask=offs_b < B, other=-1)
+    valid = (label >= 0) & (label < C)
+    return tl.where(valid, label, 0), valid
+
+
+@triton.jit
+def inverse_norm(norm):
+    """1 / |row|; 0 for rows without direction."""
+    return tl.where(norm > ROW_EPS, 1 / tl.maximum(norm, ROW_EPS), 0.0)

@@ -1,0 +1,54 @@
+# mypy: ignore-errors
+"""The optimizers' arithmetic at the end of every update kernel, and sums in a fixed order."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from spela_kernels.triton_math import expm1
+
+__all__ = ["apply_step", "ordered_sum"]
+
+
+@triton.jit
+def apply_step(
+    gradient, parameter_ptr, offs, first_ptr, second_ptr, offs_state, mask, lr, step,
+    RULE: tl.constexpr, MOMENTUM: tl.constexpr, WEIGHT_DECAY: tl.constexpr, NESTEROV: tl.constexpr,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
+    ADAM_EPS: tl.constexpr,
+):  # fmt: skip
+    """Store a gradient, or take torch.optim's SGD or Adam step on what it belongs to, in fp32."""
+    if RULE != "gradient":
+        value = tl.load(parameter_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if WEIGHT_DECAY != 0:
+            gradient += WEIGHT_DECAY * value
+        if RULE == "sgd":
+            if first_ptr is not None:
+                first = tl.load(first_ptr + offs_state, mask=mask, other=0.0).to(tl.float32)
+                first = MOMENTUM * first + gradient
+                tl.store(first_ptr + offs_state, first.to(first_ptr.dtype.element_ty), mask=mask)
+                gradient = gradient + MOMENTUM * first if NESTEROV else first
+            value -= lr * gradient
+        else:
+            first = tl.load(first_ptr + offs_state, mask=mask, other=0.0).to(tl.float32)
+            second = tl.load(second_ptr + offs_state, mask=mask, other=0.0).to(tl.float32)
+            first = BETA1 * first + (1 - BETA1) * gradient
+            second = BETA2 * second + (1 - BETA2) * gradient * gradient
+            tl.store(first_ptr + offs_state, first.to(first_ptr.dtype.element_ty), mask=mask)
+            tl.store(second_ptr + offs_state, second.to(second_ptr.dtype.element_ty), mask=mask)
+            # 1 - beta^step, without cancellation at small steps
+            correction1, correction2 = -expm1(step * LOG_BETA1), -expm1(step * LOG_BETA2)
+            value -= (lr / correction1) * first / (tl.sqrt(second / correction2) + ADAM_EPS)
+        gradient = value
+    tl.store(parameter_ptr + offs, gradient.to(parameter_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def ordered_sum(values_ptr, count, BLOCK: tl.constexpr):
+    """Sum of `count` floats, in the same order every time."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        total += tl.load(values_ptr + offs, mask=offs < count, other=0.0)
+    return tl.sum(total)
