@@ -17,7 +17,7 @@ import torch
 __all__ = ["BACKENDS", "available_backends", "select_backend", "use_backend"]
 
 # Fastest first; `reference` runs everywhere and is what the others are judged by.
-BACKENDS: tuple[str, ...] = ("triton", "reference")
+BACKENDS: tuple[str, ...] = ("triton", "cpu", "reference")
 
 _requested: ContextVar[str | None] = ContextVar("spela_backend", default=None)
 
@@ -44,10 +44,13 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """
     kind = torch.device(device).type
     # TRITON_INTERPRET=1, set before triton is imported, runs its kernels on CPU tensors: for tests.
-    runs_triton = kind == "cuda" or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
-    if runs_triton and find_spec("triton") is not None:
-        return BACKENDS
-    return ("reference",)
+    interprets = kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    runs = {
+        "triton": (kind == "cuda" or interprets) and find_spec("triton") is not None,
+        "cpu": kind == "cpu",
+        "reference": True,
+    }
+    return tuple(name for name in BACKENDS if runs[name])
 
 
 @contextmanager

@@ -24,6 +24,7 @@ __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
 _MODULES = {
     "triton": "spela_kernels.linear.triton_backend",
+    "cpu": "spela_kernels.linear.cpu",
     "reference": "spela_kernels.linear.reference",
 }
 

@@ -9,6 +9,8 @@ Axes: B batch, I in, O out, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -122,6 +124,7 @@ def adam_step_(
     step: Tensor,
     lr: Tensor,
     rule: AdamRule,
+    update: Callable[..., None] = adam_update_,
 ) -> tuple[Tensor, Tensor]:
     """Forward, closed-form gradient and torch.optim.Adam's update in place; `step` counts from 1."""
     saved = forward(x, params, vectors, target, settings)
@@ -131,5 +134,5 @@ def adam_step_(
     ):
         if parameter is None or gradient is None or exp_avg is None or exp_avg_sq is None:
             continue
-        adam_update_(parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule)
+        update(parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule)
     return saved.loss, saved.y

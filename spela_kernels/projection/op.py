@@ -29,8 +29,9 @@ __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
 # A back-end without a row here has no projection of its own yet: the reference runs for it.
 _MODULES = {
-    "reference": "spela_kernels.projection.reference",
     "triton": "spela_kernels.projection.triton_backend",
+    "cpu": "spela_kernels.projection.cpu",
+    "reference": "spela_kernels.projection.reference",
 }
 
 _TENSORS = "Tensor z, Tensor projection, Tensor vectors, Tensor groups"
@@ -39,7 +40,7 @@ _SETTINGS = "str objective, float scale"
 
 
 def _backend(z: Tensor) -> ModuleType:
-    return import_module(_MODULES.get(select_backend(z.device), _MODULES["reference"]))
+    return import_module(_MODULES[select_backend(z.device)])
 
 
 def _check(

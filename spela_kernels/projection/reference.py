@@ -11,6 +11,8 @@ Axes: B batch, K kernels, D pooled map size, d symmetric dimension, G groups, C 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -130,9 +132,10 @@ def adam_step_(
     step: Tensor,
     lr: Tensor,
     rule: AdamRule,
+    update: Callable[..., None] = adam_update_,
 ) -> tuple[Tensor, Tensor]:
     """Loss and dz (B, K, D) from before torch.optim.Adam's update; `step` counts from 1."""
     saved = forward(z, projection, vectors, groups, target, settings)
     gradient = backward(z, projection, vectors, groups, target, settings, saved)
-    adam_update_(projection, gradient.projection, exp_avg, exp_avg_sq, step, lr, rule)
+    update(projection, gradient.projection, exp_avg, exp_avg_sq, step, lr, rule)
     return saved.loss, gradient.z
