@@ -121,7 +121,7 @@ def label_derivative(c, OBJECTIVE: tl.constexpr):
     elif OBJECTIVE == "cosine":
         return c * 0 - 1
     elif OBJECTIVE == "angular":
-        return -1 / ((_PI + acos(inside)) * tl.sqrt(1 - inside * inside))
+        return -1 / ((acos(inside) + _PI) * tl.sqrt(1 - inside * inside))
     elif OBJECTIVE == "euclidean":
         distance = tl.sqrt(2 - 2 * inside)
         return -1 / ((1 + distance) * distance)

@@ -260,7 +260,9 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
     """
     # Two products, Adam's state and its addresses share the registers.
     if arch.matrix_units:
-        block_b, block_e = _power(problem.batch, 16, 32), _power(problem.dim, 16, 64)
+        # Rows that no wide load can take need an address for every element: narrower tiles.
+        widest = 32 if problem.itemsize == 4 and problem.dim % 4 else 64
+        block_b, block_e = _power(problem.batch, 16, 32), _power(problem.dim, 16, widest)
         block_d = _power(problem.size, 16, 32)
     else:
         block_b, block_e, block_d = 16, 16, _power(problem.size, 16, 64)
