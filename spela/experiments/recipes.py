@@ -88,12 +88,15 @@ _CNN_COMMON: dict[str, Any] = {**_COMMON, "channels": (128, 128), "layers": (), 
 _CNN: dict[str, dict[str, Any]] = {
     "best": {
         **_CNN_COMMON,
+        # Projections that start small turn fast: with N(0, 1) they hardly move in an epoch.
+        "projection_std": 0.1,
         "groups": "10",
         "conv_objective": "softmax",
         "objective": "softmax",
+        "scale": 60.0,
         "normalize_input": "rms",
         "optimizer": "adam",
-        "lr": 1e-3,
+        "lr": 3e-3,
         "schedule": "cosine",
     },
     # The released CNN notebooks: mse on the convolutions, then a frozen CNN's head; Adam 0.1.
