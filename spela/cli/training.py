@@ -124,7 +124,8 @@ def train(
         float | None, typer.Option(help="Of the convolutions' projections at the start.")
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="Class groups of a kernel: a number, or a range as 2:10.")
+        str | None,
+        typer.Option(help="Class groups of a kernel: all, a number, or a range as 2:10."),
     ] = None,
     conv_objective: Annotated[str | None, typer.Option(help="Of the convolutions.")] = None,
     resize: Annotated[int | None, typer.Option(help="Images to this many pixels a side.")] = None,

@@ -122,7 +122,7 @@ def _convolutions(
                 pooled,
                 symmetric_dim=config.symmetric_dim,
                 projection_std=config.projection_std,
-                grouping=parse_groups(config.groups),
+                grouping=parse_groups(config.groups, num_classes),
                 pool_size=POOL,
                 objective=config.conv_objective,
                 scale=config.scale,

@@ -90,7 +90,7 @@ _CNN: dict[str, dict[str, Any]] = {
         **_CNN_COMMON,
         # Projections that start small turn fast: with N(0, 1) they hardly move in an epoch.
         "projection_std": 0.1,
-        "groups": "10",
+        "groups": "all",
         "conv_objective": "softmax",
         "objective": "softmax",
         "scale": 60.0,

@@ -21,26 +21,30 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def parse_groups(text: str) -> int | tuple[int, int] | None:
+def parse_groups(text: str, num_classes: int) -> int | tuple[int, int] | None:
     """The number of groups in a kernel, as `class_grouping` takes it.
 
     Args:
-        text: "10" (every kernel), "2:10" (drawn from 2..9), or "" (drawn from 2..C-1).
+        text: "all" (every class its own), "5" (so many in every kernel), "2:10" (drawn from 2..9), or ""
+            (drawn from 2..C-1).
+        num_classes: C.
 
     Raises:
         ValueError: If it is none of these.
 
     Example:
-        >>> parse_groups("2:10")
-        (2, 10)
+        >>> parse_groups("2:10", 10), parse_groups("all", 10)
+        ((2, 10), 10)
     """
+    if text == "all":
+        return num_classes
     try:
         numbers = [int(part) for part in text.split(":")] if text else []
     except ValueError:
         numbers = [0]
     if len(numbers) > 2 or any(number < 1 for number in numbers):
         raise ValueError(
-            f"groups must be a number such as 10 or a range such as 2:10, got {text!r}"
+            f"groups must be all, a number such as 5 or a range such as 2:10, got {text!r}"
         )
     if len(numbers) == 2:
         return numbers[0], numbers[1]
@@ -59,8 +63,8 @@ class RunConfig:
         kernel_size: Of the convolutions, without padding; each is followed by a 2 x 2 max pool.
         symmetric_dim: Dimension of the convolutions' class vectors.
         projection_std: Standard deviation of the projections at the start.
-        groups: Groups a kernel sorts the classes into: a number, or low:high to draw it from
-            low..high-1.
+        groups: Groups a kernel sorts the classes into: all (a class each), a number, or low:high to
+            draw it from low..high-1; empty: from 2..C-1.
         conv_objective: Local objective of the convolutions.
         layers: Output sizes of the linear layers; after convolutions they are the head.
         epochs: Passes over the training data.
@@ -133,7 +137,7 @@ class RunConfig:
             raise ValueError("head_epochs needs convolutions and a head: set channels and layers")
         if self.head_epochs > 0 and self.method == "backprop":
             raise ValueError("head_epochs is for SPELA: backprop trains the whole network at once")
-        parse_groups(self.groups)
+        parse_groups(self.groups, 2)
         for name in ("head_epochs", "resize"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
