@@ -128,6 +128,9 @@ def train(
         typer.Option(help="Class groups of a kernel: all, a number, or a range as 2:10."),
     ] = None,
     conv_objective: Annotated[str | None, typer.Option(help="Of the convolutions.")] = None,
+    conv_scale: Annotated[
+        float | None, typer.Option(help="Factor of the convolutions' scores in softmax.")
+    ] = None,
     resize: Annotated[int | None, typer.Option(help="Images to this many pixels a side.")] = None,
     noise: Annotated[
         float | None, typer.Option(help="Standard deviation of noise on all pixels (0..1).")
@@ -179,6 +182,7 @@ def train(
         projection_std=projection_std,
         groups=groups,
         conv_objective=conv_objective,
+        conv_scale=conv_scale,
         resize=resize,
         noise=noise,
         epochs=epochs,

@@ -125,7 +125,7 @@ def _convolutions(
                 grouping=parse_groups(config.groups, num_classes),
                 pool_size=POOL,
                 objective=config.conv_objective,
-                scale=config.scale,
+                scale=config.conv_scale,
                 vectors=config.vectors,
                 generator=generator,
             )

@@ -66,6 +66,7 @@ class RunConfig:
         groups: Groups a kernel sorts the classes into: all (a class each), a number, or low:high to
             draw it from low..high-1; empty: from 2..C-1.
         conv_objective: Local objective of the convolutions.
+        conv_scale: Factor of their scores in `softmax`, which are means over kernels and so smaller.
         layers: Output sizes of the linear layers; after convolutions they are the head.
         epochs: Passes over the training data.
         head_epochs: Further passes, for the head on frozen convolutions; 0: both learn together.
@@ -75,7 +76,7 @@ class RunConfig:
         batch_size: Samples a step.
         shuffle: New order every epoch.
         objective: Local objective of the linear layers.
-        scale: Factor of the cosines in `softmax`.
+        scale: Factor of the linear layers' cosines in `softmax`.
         activation: Of every linear layer.
         negative_slope: Slope of leaky_relu below zero.
         vectors: How class vectors are placed.
@@ -98,6 +99,7 @@ class RunConfig:
     projection_std: float
     groups: str
     conv_objective: str
+    conv_scale: float
     layers: tuple[int, ...]
     epochs: int
     head_epochs: int
@@ -146,7 +148,7 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
-        for name in ("lr", "scale", "projection_std"):
+        for name in ("lr", "scale", "conv_scale", "projection_std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
         for name in ("momentum", "weight_decay", "lr_drop", "negative_slope", "noise"):
