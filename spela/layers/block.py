@@ -48,6 +48,11 @@ def _per_kernel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+def _positions(maps: Tensor) -> Tensor:
+    """(B, K, H, W) as (B, H * W, K), a view where channels are last: the order that scatter is fast in."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
+
+
 def _moments(conv: Tensor, norm: nn.BatchNorm2d, sign: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (K,) and variance (K,) to normalise with; in training the running ones move on."""
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
@@ -110,7 +115,7 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
 
     Args:
         stages: As `block_forward` was given them.
-        block: What it returned; its `conv` is overwritten.
+        block: What it returned; its `conv` may be overwritten.
         dy: (B, K, Ho, Wo) gradient of `block.y`.
 
     Returns:
@@ -123,19 +128,19 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
         dy = torch.ops.aten.avg_pool2d_backward(
             dy, block.active, window, window, (0, 0), False, True, None
         )
-    dpre = torch.where(block.active > 0, dy, negative_slope * dy)
+    dpre = torch.ops.aten.leaky_relu_backward(dy, block.active, negative_slope, True)
     gradients: dict[Tensor, Tensor] = {}
-    dconv = block.conv.detach()
+    dconv = block.conv.detach().contiguous(memory_format=torch.channels_last)
     if norm is None or block.mean is None or block.inverse is None:
         dconv.zero_()
     else:
         axes, wide = (0, 2, 3), widened(dpre)
         total = wide.sum(axes)
         centred = widened(block.normed) - _per_kernel(block.mean)
-        along = (wide * centred).sum(axes) * block.inverse  # sum of dpre * normalised
+        along = centred.mul_(wide).sum(axes) * block.inverse  # sum of dpre * normalised
         gradients |= {norm.weight: along * block.sign, norm.bias: total}
         scale = norm.weight.abs() * block.inverse
-        dpre = dpre * _per_kernel(scale).to(dpre.dtype)
+        dpre.mul_(_per_kernel(scale))
         if norm.training or norm.running_mean is None:
             # Through the batch's own mean and deviation, on the whole map: affine in `conv`.
             share = -scale / (dconv.numel() // dconv.shape[1])
@@ -147,7 +152,8 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
     if block.where is None:
         dconv.add_(dpre)
     else:
-        dconv.flatten(2).scatter_add_(2, block.where.flatten(2), dpre.flatten(2))
+        positions, values = _positions(block.where), _positions(dpre)
+        _positions(dconv).scatter_add_(1, positions, values)
     own = [p for p in (layer.weight, layer.bias) if p is not None]
     # In the parameter's own strides: torch's fused optimizers walk both through memory side by side.
     found = torch.autograd.grad(block.conv, own, dconv)
