@@ -56,10 +56,13 @@ def _compiled(jobs: list[Job], processes: int) -> list[Row]:
     rows = []
     # spawn: a fork would copy torch's threads.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        print(HEADER)
-        for row in pool.map(compile_job, jobs):
-            print(line(row), flush=True)
-            rows.append(row)
+        try:
+            print(HEADER)
+            for row in pool.map(compile_job, jobs):
+                print(line(row), flush=True)
+                rows.append(row)
+        finally:
+            pool.shutdown(cancel_futures=True)  # the rest is of no use to a reader who has left
     return rows
 
 
@@ -102,4 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        status = 0
+    sys.exit(status)

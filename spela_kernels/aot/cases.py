@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spela_kernels.architectures import Architecture
 
-__all__ = ["HALF", "Case", "dtypes", "shaped"]
+__all__ = ["HALF", "Case", "CaseGenerator", "dtypes", "labelled", "shaped"]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -30,6 +30,29 @@ class Case(NamedTuple):
 
 
 CaseGenerator = Callable[[Architecture, bool], Iterator[Case]]
+
+
+def labelled(words: tuple[object, ...], call: Callable[[], object], fallbacks: int = 0) -> Case:
+    """A case called by what it is: its op, rule, sizes and names.
+
+    Args:
+        words: Of the label; sizes and dtypes in short, empty ones left out.
+        call: Asks for the launches.
+        fallbacks: How many choices of tile to pass over.
+
+    Example:
+        >>> labelled(("linear", "sgd", (50, 784), torch.float32, ""), lambda: None, 1).label
+        'linear sgd 50x784 float32 fallback 1'
+    """
+
+    def said(word: object) -> str:
+        if isinstance(word, tuple):
+            return "x".join(map(str, word))
+        return str(word).removeprefix("torch.")
+
+    if fallbacks:
+        words += ("fallback", fallbacks)
+    return Case(" ".join(filter(None, map(said, words))), call, fallbacks)
 
 
 def shaped(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

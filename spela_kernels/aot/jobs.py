@@ -14,13 +14,14 @@ from triton.runtime import jit
 
 from spela_kernels.aot.cases import CaseGenerator
 from spela_kernels.aot.linear_cases import linear_cases
+from spela_kernels.aot.projection_cases import projection_cases
 from spela_kernels.architectures import ARCHITECTURES, Architecture
 from spela_kernels.launching import Launch, record_launches
 
 __all__ = ["OPS", "Job", "gpu_target", "plan", "specialise"]
 
 # A new op adds its generator here.
-OPS: tuple[CaseGenerator, ...] = (linear_cases,)
+OPS: tuple[CaseGenerator, ...] = (linear_cases, projection_cases)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def plan(
 
     Example:
         >>> sorted({job.kernel for job in plan(("sm_80",))})
-        ['finalise_kernel', 'forward_kernel', 'update_kernel']
+        ['classes_kernel', 'finalise_kernel', 'forward_kernel', 'gradient_kernel', 'update_kernel']
     """
     unknown = set(targets) - set(ARCHITECTURES)
     if unknown:

@@ -9,7 +9,7 @@ from itertools import product
 import torch
 
 from spela_kernels.activations import ACTIVATIONS
-from spela_kernels.aot.cases import Case, dtypes, shaped
+from spela_kernels.aot.cases import Case, dtypes, labelled, shaped
 from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import triton_backend
@@ -97,12 +97,10 @@ def _case(
     fallbacks: int = 0,
     mixed: bool = False,
 ) -> Case:
-    name = str(dtype).removeprefix("torch.") + " mixed" * mixed
-    label = f"{rule} {'x'.join(map(str, shape))} {name} {objective} {activation}"
-    if fallbacks:
-        label += f" fallback {fallbacks}"
-    return Case(
-        label, lambda: RULES[rule](_layer(shape, dtype, objective, activation, mixed)), fallbacks
+    return labelled(
+        ("linear", rule, shape, dtype, "mixed" * mixed, objective, activation),
+        lambda: RULES[rule](_layer(shape, dtype, objective, activation, mixed)),
+        fallbacks,
     )
 
 

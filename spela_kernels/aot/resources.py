@@ -26,7 +26,7 @@ class Resources:
     Attributes:
         registers: Vector registers, on AMD with accumulation registers.
         spill_stores, spill_loads: Bytes of local memory that the code writes and reads; on AMD the
-            number of spilled registers for both.
+            number of spilled vector registers for both.
         stack: Bytes of the stack frame (AMD: scratch).
         static_shared: Bytes a program, reserved by the compiler.
         matrix: Matrix instructions in the code by name.
@@ -88,7 +88,9 @@ def amd_resources(assembly: str) -> Resources:
             raise ValueError(f"the assembly has no .{field}")
         return int(found.group(1))
 
-    spilled = value("vgpr_spill_count") + value("sgpr_spill_count")
+    # Scalar registers spill to lanes of a vector register, which costs no memory; where even those run
+    # out, the scratch bytes of `stack` tell.
+    spilled = value("vgpr_spill_count")
     return Resources(
         registers=value("vgpr_count"),
         spill_stores=spilled,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from spela_kernels.aot.compile import compile_job
 from spela_kernels.aot.jobs import Job, gpu_target, plan, specialise
 from spela_kernels.aot.occupancy import MULTIPROCESSORS
 from spela_kernels.aot.report import failures
-from spela_kernels.aot.resources import nvidia_resources
+from spela_kernels.aot.resources import amd_resources, nvidia_resources
 from spela_kernels.architectures import ARCHITECTURES, Architecture
 from spela_kernels.launching import Launch, record_launches, run
 from spela_kernels.linear import triton_backend
@@ -80,9 +81,13 @@ def test_no_kernel_spills_on_any_gpu(report: dict) -> None:
 
 
 def test_every_kernel_is_built_for_every_gpu(report: dict) -> None:
-    built = {(row["target"], row["kernel"]) for row in report["rows"]}
-    kernels = {"forward_kernel", "finalise_kernel", "update_kernel"}
-    assert built >= {(target, kernel) for target in ARCHITECTURES for kernel in kernels}
+    kernels = {
+        "linear": ("forward_kernel", "finalise_kernel", "update_kernel"),
+        "projection": ("forward_kernel", "classes_kernel", "gradient_kernel", "update_kernel"),
+    }
+    built = {(row["target"], row["label"].split()[0], row["kernel"]) for row in report["rows"]}
+    for target, (op, names) in product(ARCHITECTURES, kernels.items()):
+        assert built >= {(target, op, name) for name in names}
 
 
 def test_products_run_on_matrix_units(report: dict) -> None:
@@ -97,13 +102,13 @@ def test_products_run_on_matrix_units(report: dict) -> None:
         if "float32" in row["label"] and row["target"].startswith("sm_") and count:
             assert all("TF32" in name for name in row["resources"]["matrix"]), row
         if "softmax" in row["label"] and row["kernel"] == "forward_kernel":
-            assert row["products"] == 2, row  # x W^T and y V^T
+            assert row["products"] == 2, row  # x W^T and y V^T; z P and p U^T
 
 
 @pytest.mark.parametrize(
     ("kernel", "case"),
     [
-        ("update_kernel", "masters 512x1024x1024x10 bfloat16 log leaky_relu"),
+        ("update_kernel", "adam 512x1024x1024x10 bfloat16 mixed log leaky_relu"),
         ("finalise_kernel", "sgd 100x1001x130x100 float16 log prelu"),
     ],
 )
@@ -136,6 +141,20 @@ def test_amd_spills_are_found() -> None:
     assert row.resources is not None
     assert row.resources.spill_stores > 0
     assert any("spills" in what for what in failures(row))
+
+
+def test_amd_scalar_spills_cost_no_memory_and_scratch_fails() -> None:
+    fields = {
+        "vgpr_count": 64, "vgpr_spill_count": 0, "sgpr_spill_count": 9,
+        "private_segment_fixed_size": 0, "group_segment_fixed_size": 0,
+    }  # fmt: skip
+    row = compile_job(product_job("gfx942"))
+    wrong = []
+    for scratch in (0, 16):
+        fields["private_segment_fixed_size"] = scratch
+        said = "\n".join(f".{name}: {count}" for name, count in fields.items())
+        wrong.append(failures(replace(row, resources=amd_resources(said + "\nv_mfma_f32_x"))))
+    assert wrong == [[], ["keeps 16 bytes a thread on the stack"]]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +234,7 @@ def test_jobs_are_what_tritons_launcher_compiles(
         return True  # do not compile
 
     with record_launches(ARCHITECTURES[target]) as recording:
-        for case in planning.linear_cases(ARCHITECTURES[target], False):
+        for case in chain(*(op(ARCHITECTURES[target], False) for op in planning.OPS)):
             case.call()
     monkeypatch.setattr(knobs.runtime, "jit_cache_hook", caught)
     monkeypatch.setattr(driver, "_active", _Driver(target))
@@ -226,7 +245,7 @@ def test_jobs_are_what_tritons_launcher_compiles(
         assert job.signature == compiled["signature"]
         assert job.constants == compiled["constants"]
         assert job.hints == compiled["configs"][0]
-        for name in ("num_warps", "num_stages"):
+        for name in ("num_warps", "num_stages", "enable_fp_fusion"):
             assert job.options[name] == compiled[name]
     assert len(seen) == len(recording.launches)
 
@@ -285,11 +304,24 @@ def test_the_command_fails_loudly(
     assert command.main(["--targets", "sm_75"]) == 0
 
 
+def test_a_reader_who_leaves_early_ends_it_quietly() -> None:
+    command_line = [sys.executable, "-m", "spela_kernels.aot", "--targets", "sm_80", "--jobs", "1"]
+    with subprocess.Popen(
+        [*command_line, "--cases", "projection"], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None and running.stderr is not None
+        assert running.stdout.readline().startswith("target")
+        running.stdout.close()
+        said = running.stderr.read()
+    assert (running.returncode, said) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--targets", "sm_13"], "unknown target sm_13: use sm_75"),
-        (["--targets", "sm_80", "--kernels", "nothing"], "unknown kernel nothing: use finalise"),
+        (["--targets", "sm_80", "--kernels", "nothing"], "unknown kernel nothing: use classes"),
         (["--targets", "sm_80", "--cases", "nothing"], "no case has 'nothing'"),
         (["--targets", "sm_80", "--jobs", "0"], "--jobs must be at least 1"),
     ],

@@ -1,0 +1,133 @@
+"""The grouped projection's calls: every function of its back-end, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+
+import torch
+
+from spela_kernels.aot.cases import Case, dtypes, labelled, shaped
+from spela_kernels.architectures import Architecture
+from spela_kernels.contracts import Settings
+from spela_kernels.objectives import OBJECTIVES
+from spela_kernels.projection import triton_backend
+from spela_kernels.projection.launch import Projection
+from spela_kernels.rules import AdamRule, SgdRule
+
+__all__ = ["projection_cases"]
+
+Shape = tuple[int, int, int, int, int, int]  # B, K, D, d, G, C
+Call = Callable[[Projection], object]
+
+FIRST: Shape = (64, 128, 900, 100, 9, 10)  # the authors' CIFAR network
+SHAPES: tuple[Shape, ...] = (
+    FIRST,
+    (64, 512, 169, 100, 9, 10),
+    (64, 128, 144, 100, 9, 10),  # Fashion-MNIST
+    (64, 512, 16, 100, 9, 10),
+    (33, 5, 65, 65, 17, 19),
+    (128, 64, 256, 200, 9, 100),
+    (64, 128, 225, 128, 99, 1000),
+    (50, 32, 100, 500, 20, 100),
+)
+
+
+def _projection(shape: Shape, dtype: torch.dtype, objective: str, mixed: bool) -> Projection:
+    """`mixed`: z alone is in `dtype`, the rest in float32."""
+    batch, kernels, size, dim, groups, classes = shape
+    own = torch.float32 if mixed else dtype
+    return Projection(
+        shaped(batch, kernels, size, dtype=dtype),
+        shaped(kernels, size, dim, dtype=own),
+        shaped(kernels, groups, dim, dtype=own),
+        shaped(kernels, classes, dtype=torch.int64),
+        shaped(batch, dtype=torch.int64),
+        Settings(objective=objective),
+    )
+
+
+def _inputs(
+    call: Projection,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Settings]:
+    assert call.target is not None
+    return call.z, call.projection, call.vectors, call.groups, call.target, call.settings
+
+
+def _buffer(call: Projection) -> torch.Tensor:
+    """Optimizer state, in float32 as the optimizers keep it."""
+    return torch.empty_like(call.projection, dtype=torch.float32)
+
+
+def _scores(call: Projection) -> object:
+    return triton_backend.scores(call.z, call.projection, call.vectors, call.groups)
+
+
+def _gradient(call: Projection) -> object:
+    saved = triton_backend.forward(*_inputs(call))
+    return triton_backend.backward(*_inputs(call), saved, shaped())
+
+
+def _sgd(call: Projection, momentum: float = 0.0, nesterov: bool = False) -> object:
+    buffer = _buffer(call) if momentum else None
+    rule = SgdRule(momentum, nesterov=nesterov)
+    return triton_backend.sgd_step_(*_inputs(call), buffer, shaped(), rule)
+
+
+def _adam(call: Projection) -> object:
+    first, second = _buffer(call), _buffer(call)
+    return triton_backend.adam_step_(*_inputs(call), first, second, shaped(), shaped(), AdamRule())
+
+
+RULES: dict[str, Call] = {
+    "scores": _scores,
+    "gradient": _gradient,
+    "sgd": _sgd,
+    "momentum": partial(_sgd, momentum=0.9),
+    "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
+    "adam": _adam,
+}
+
+
+def _case(
+    rule: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    objective: str,
+    fallbacks: int = 0,
+    mixed: bool = False,
+) -> Case:
+    return labelled(
+        ("projection", rule, shape, dtype, "mixed" * mixed, objective),
+        lambda: RULES[rule](_projection(shape, dtype, objective, mixed)),
+        fallbacks,
+    )
+
+
+def _everything(arch: Architecture) -> Iterator[Case]:
+    # One name for each path through the kernels; the other names differ by a line of arithmetic.
+    for shape, fallbacks, dtype, objective, rule in product(
+        SHAPES, range(3), dtypes(arch), ("mse", "softmax"), RULES
+    ):
+        for mixed in (False, True)[: 1 if dtype == torch.float32 else 2]:
+            yield _case(rule, shape, dtype, objective, fallbacks, mixed)
+    for dtype, objective in product(dtypes(arch), OBJECTIVES):
+        yield _case("gradient", FIRST, dtype, objective)
+
+
+def projection_cases(arch: Architecture, everything: bool) -> Iterator[Case]:
+    """Calls of the projection's back-end.
+
+    Args:
+        arch: The GPU they are for.
+        everything: False: two at the authors' first layer that between them reach every kernel.
+
+    Yields:
+        The cases.
+    """
+    if everything:
+        yield from _everything(arch)
+        return
+    yield _case("adam", FIRST, torch.float32, "mse")
+    yield _case("sgd", FIRST, dtypes(arch)[-1], "softmax", mixed=True)
