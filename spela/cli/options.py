@@ -18,6 +18,7 @@ __all__ = [
     "Threads",
     "pick_device",
     "print_accuracy",
+    "print_batch_statistics",
 ]
 
 DataRoot = Annotated[
@@ -78,3 +79,10 @@ def print_accuracy(accuracy: list[float], vote: float) -> None:
         typer.echo(f"layer {layer}: {100 * value:.2f} %")
     if len(accuracy) > 1:
         typer.echo(f"all layers' mean score: {100 * vote:.2f} %")
+
+
+def print_batch_statistics(accuracy: list[float] | None) -> None:
+    """One line on what batch norm with each test batch's own statistics gives, if there is one."""
+    if accuracy is not None:
+        shares = ", ".join(f"{100 * share:.2f} %" for share in accuracy)
+        typer.echo(f"with each test batch's own statistics in batch norm: {shares}")

@@ -12,10 +12,18 @@ import torch
 import typer
 
 import spela
-from spela.cli.options import DataRoot, Device, RunDir, Threads, pick_device, print_accuracy
+from spela.cli.options import (
+    DataRoot,
+    Device,
+    RunDir,
+    Threads,
+    pick_device,
+    print_accuracy,
+    print_batch_statistics,
+)
 from spela.data import dataset_names, default_data_root, is_available, prepare, read_inputs
 from spela.experiments import LoadedRun, load_data, load_run
-from spela.training import evaluate
+from spela.training import batch_statistics_accuracy, evaluate
 from spela_kernels import available_backends
 
 __all__ = ["evaluate_command", "info", "predict"]
@@ -54,6 +62,10 @@ def evaluate_command(
     result = evaluate(loaded.net, dataset.test_x, dataset.test_y)
     typer.echo(f"{dataset.name}, {len(dataset.test_y):,} test samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
+    size = checkpoint.config.batch_size
+    print_batch_statistics(
+        batch_statistics_accuracy(loaded.net, dataset.test_x, dataset.test_y, size)
+    )
 
 
 def predict(

@@ -16,6 +16,7 @@ from spela.cli.options import (
     Threads,
     pick_device,
     print_accuracy,
+    print_batch_statistics,
 )
 from spela.data import Dataset, dataset_names, is_available, load_dataset
 from spela.experiments import RECIPES, load_data, load_run, make_config
@@ -56,9 +57,7 @@ def _train(
         report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
     typer.echo("test accuracy:")
     print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
-    if "test_accuracy_batch_statistics" in summary:
-        shares = ", ".join(f"{100 * a:.2f} %" for a in summary["test_accuracy_batch_statistics"])
-        typer.echo(f"with each test batch's own statistics in batch norm: {shares}")
+    print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
     typer.echo(f"run folder: {out}")
     typer.echo(f"report:     {report}")
 

@@ -2,7 +2,13 @@
 
 from spela.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
 from spela.training.config import RunConfig, parse_groups
-from spela.training.evaluate import Evaluation, LayerwiseClassifier, batch_statistics, evaluate
+from spela.training.evaluate import (
+    Evaluation,
+    LayerwiseClassifier,
+    batch_statistics,
+    batch_statistics_accuracy,
+    evaluate,
+)
 from spela.training.loop import Listener, Trainer, TrainingDivergedError
 from spela.training.records import RunFolder
 
@@ -16,6 +22,7 @@ __all__ = [
     "Trainer",
     "TrainingDivergedError",
     "batch_statistics",
+    "batch_statistics_accuracy",
     "evaluate",
     "load_checkpoint",
     "parse_groups",

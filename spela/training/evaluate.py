@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from spela.data import Batches
 
-__all__ = ["Evaluation", "LayerwiseClassifier", "batch_statistics", "evaluate"]
+__all__ = [
+    "Evaluation",
+    "LayerwiseClassifier",
+    "batch_statistics",
+    "batch_statistics_accuracy",
+    "evaluate",
+]
 
 # Large enough for full-speed GEMMs, small enough that a wide layer's output stays in cache.
 EVALUATION_BATCH = 1000
@@ -104,3 +110,22 @@ def evaluate(
         raise ValueError("cannot evaluate on no samples")
     shares = (correct.double() / len(y)).tolist()
     return Evaluation(shares[:-1], shares[-1], confusion.reshape(classes, classes).cpu())
+
+
+def batch_statistics_accuracy(
+    net: nn.Module, x: Tensor, y: Tensor, batch_size: int
+) -> list[float] | None:
+    """Accuracy of every layer with each batch's own statistics; None where there is no batch norm.
+
+    Args:
+        net: A network with `layer_scores`.
+        x, y: As for `evaluate`.
+        batch_size: Samples that are normalised together.
+
+    Returns:
+        Shares 0..1, first layer first.
+    """
+    if not any(isinstance(m, nn.BatchNorm2d) for m in net.modules()):
+        return None
+    with batch_statistics(net):
+        return evaluate(net, x, y, batch_size).accuracy  # type: ignore[arg-type]

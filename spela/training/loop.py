@@ -12,7 +12,11 @@ from spela.data import Batches, Dataset, epoch_generator
 from spela.layers import LocalLayer
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint
 from spela.training.config import RunConfig
-from spela.training.evaluate import LayerwiseClassifier, batch_statistics, evaluate
+from spela.training.evaluate import (
+    LayerwiseClassifier,
+    batch_statistics_accuracy,
+    evaluate,
+)
 from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
 from spela_kernels import select_backend
@@ -157,9 +161,13 @@ class Trainer:
         last = records[-1]
         seconds = sorted(record["seconds"] for record in records)
         device = next(self.module.parameters()).device
+        data = self.dataset
+        own = batch_statistics_accuracy(
+            self.module, data.test_x, data.test_y, self.config.batch_size
+        )
         return {
             "test_accuracy": last["test_accuracy"],
-            **self._batch_statistics_accuracy(),
+            **({} if own is None else {"test_accuracy_batch_statistics": own}),
             "vote_accuracy": last["vote_accuracy"],
             "train_loss": last["train_loss"],
             "weight_norm": last["weight_norm"],
@@ -174,15 +182,6 @@ class Trainer:
             "dataset": self.dataset.name,
             "config": self.config.to_dict(),
         }
-
-    def _batch_statistics_accuracy(self) -> dict[str, list[float]]:
-        """Where there is a batch norm: the accuracies with each test batch's own statistics."""
-        if not any(isinstance(m, nn.BatchNorm2d) for m in self.module.modules()):
-            return {}
-        test, size = self.dataset, self.config.batch_size
-        with batch_statistics(self.module):
-            result = evaluate(self.net, test.test_x, test.test_y, batch_size=size)
-        return {"test_accuracy_batch_statistics": result.accuracy}
 
     def _freeze(self, epoch: int) -> None:
         """With epochs for the head alone: freeze it before them, and the convolutions in them."""
