@@ -117,8 +117,9 @@ def _geometry(run: LoadedRun, dataset: Dataset) -> Figure | None:
         figure.colorbar(image, ax=top, shrink=0.8)
         unit = torch.nn.functional.normalize(y.double().cpu().flatten(1), dim=1)
         centred = unit - unit.mean(dim=0)
-        axes2 = torch.linalg.svd(centred, full_matrices=False).Vh[:2]  # (2, O)
-        points = centred @ axes2.T
+        # Through the samples' products: a convolution's outputs are far longer than there are samples.
+        values, axes = torch.linalg.eigh(centred @ centred.T)
+        points = axes[:, -2:].flip(1) * values[-2:].flip(0).clamp_min(0).sqrt()
         colours = labels.numpy()
         if points.shape[1] < 2:
             points = torch.cat([points, torch.zeros_like(points)], dim=1)
