@@ -310,7 +310,8 @@ def test_a_reader_who_leaves_early_ends_it_quietly() -> None:
         [*command_line, "--cases", "projection"], cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     ) as running:  # fmt: skip
-        assert running.stdout is not None and running.stderr is not None
+        assert running.stdout is not None
+        assert running.stderr is not None
         assert running.stdout.readline().startswith("target")
         running.stdout.close()
         said = running.stderr.read()
