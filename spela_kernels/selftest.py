@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from spela_kernels.backend import use_backend
-from spela_kernels.linear.functional import linear_sgd_
+from spela_kernels.linear import parity as linear
 from spela_kernels.measuring import measure_memory, measure_us, replayed
-from spela_kernels.parity import CASES, Case, counted_launches, make_tensors, mismatches
+from spela_kernels.parity import Case, counted_launches, mismatches
+from spela_kernels.projection import parity as projection
 from spela_kernels.published import published_step
 
 __all__ = [
@@ -38,17 +38,9 @@ __all__ = [
     "selected_cases",
 ]
 
-# Each of these has its own path through the kernels: label, all classes, learnt slope, odd strides.
-QUICK = ("ones", "primes-no-bias", "paper-head-fp16", "strided-fp16")
-# On a GPU also sizes with every tile full and several waves of programs: the paper's layers.
-LARGE = {
-    "paper-784-1024": Case((50, 784, 1024, 10), "log", "leaky_relu"),
-    "paper-784-1024-softmax": Case((50, 784, 1024, 100), "softmax", "leaky_relu", "adam"),
-    "paper-1000-34": Case((50, 1000, 34, 10), "log", "leaky_relu"),
-    "batch-512": Case((512, 1024, 1024, 10), "log", "leaky_relu", "momentum"),
-}
+SUITES = {"linear": linear, "projection": projection}
 SPEED = ((50, 784, 1024), (50, 1024, 10), (50, 1024, 1024), (512, 1024, 1024))
-STEP_LAUNCHES = 3
+PROJECTION_SPEED = ("authors-30x30", "authors-13x13", "authors-13x13-softmax")
 Step = Callable[[], object]
 
 
@@ -60,29 +52,31 @@ class Row(NamedTuple):
     detail: str
 
 
-def selected_cases(on_gpu: bool, quick: bool) -> dict[str, Case]:
-    """Cases by name: each in float32, float16 and, on a GPU that has it, bfloat16.
+def selected_cases(op: str, on_gpu: bool, quick: bool) -> dict[str, Case]:
+    """An op's cases by name: each in float32, float16 and, on a GPU that has it, bfloat16.
 
     Args:
+        op: A key of `SUITES`.
         on_gpu: False in the interpreter, whose bfloat16 products are wrong and which is slow.
         quick: A small choice.
 
     Returns:
-        Names such as `prelu/float16`.
+        Names such as `linear prelu/float16`.
 
     Example:
-        >>> list(selected_cases(on_gpu=False, quick=True))[0]
-        'ones/float32'
+        >>> list(selected_cases("linear", on_gpu=False, quick=True))[0]
+        'linear ones/float32'
     """
-    cases = {name: CASES[name] for name in QUICK} if quick else CASES
+    suite = SUITES[op]
+    cases = {name: suite.CASES[name] for name in suite.QUICK} if quick else suite.CASES
     if not on_gpu:
-        return {f"{name}/{_name(case.dtype)}": case for name, case in cases.items()}
+        return {f"{op} {name}/{_name(case.dtype)}": case for name, case in cases.items()}
     dtypes = [torch.float32, torch.float16]
     if torch.cuda.is_bf16_supported(including_emulation=False):
         dtypes.append(torch.bfloat16)
     return {
-        f"{name.removesuffix('-fp16')}/{_name(dtype)}": replace(case, dtype=dtype)
-        for name, case in (cases | LARGE).items()
+        f"{op} {name.removesuffix('-fp16')}/{_name(dtype)}": replace(case, dtype=dtype)
+        for name, case in (cases | suite.LARGE).items()
         for dtype in dtypes
     }
 
@@ -100,7 +94,7 @@ def _checked(name: str, check: Callable[[], tuple[bool | None, str]], counts: bo
 
 
 def parity_rows(cases: dict[str, Case], device: str) -> list[Row]:
-    """Every tensor a layer computes against float64; a case that no kernel ran has failed.
+    """Every tensor an op computes against float64; a case that no kernel ran has failed.
 
     Args:
         cases: By name.
@@ -109,45 +103,47 @@ def parity_rows(cases: dict[str, Case], device: str) -> list[Row]:
     Returns:
         One row a case.
     """
-    backend = import_module("spela_kernels.linear.triton_backend")
 
     def check(case: Case) -> tuple[bool, str]:
+        backend = import_module(f"spela_kernels.{case.op}.triton_backend")
         with counted_launches() as launched:
             lines = mismatches(backend, case, device)
-        if len(launched) < STEP_LAUNCHES:
+        if len(launched) < case.launches:
             lines = ["the reference ran in place of the kernels", *lines]
         return not lines, "; ".join(lines) or "ok"
 
     return [_checked(f"parity {name}", partial(check, case)) for name, case in cases.items()]
 
 
-def _steps(case: Case, device: str) -> dict[str, Step]:
-    """One SGD step: ours, and the rivals' on tensors of their own."""
-    objective = case.objective
+def _steps(case: linear.Case, device: str) -> dict[str, Step]:
+    """One SGD step of a layer: ours, and the rivals' on tensors of their own."""
 
-    def tensors() -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-        x, params, vectors, target = make_tensors(case, case.dtype, device)
-        return x, params.weight, params.bias, vectors, target
+    def rival(compiled: bool = False) -> Step:
+        x, params, vectors, target = case.tensors(case.dtype, device)
+        tensors = (x, params.weight, params.bias, vectors, target)
+        return published_step(*tensors, objective=case.objective, compiled=compiled)
 
-    ours, lr = tensors(), torch.tensor(0.1, device=device)
-    return {
-        "ours": lambda: linear_sgd_(*ours, lr, objective=objective),
-        "eager": published_step(*tensors(), objective=objective),
-        "compiled": published_step(*tensors(), objective=objective, compiled=True),
-    }
+    return {"ours": case.fused_step(device), "eager": rival(), "compiled": rival(True)}
 
 
 def launch_rows(device: str) -> list[Row]:
-    """A step is three launches, whatever the objective."""
+    """A step's launches: three of a layer, whatever the objective; two or four of a projection."""
 
     def check(case: Case) -> tuple[bool, str]:
-        step = _steps(case, device)["ours"]
+        step = case.fused_step(device)
         with counted_launches() as launched:
             step()
-        return len(launched) == STEP_LAUNCHES, ", ".join(launched)
+        return len(launched) == case.launches, ", ".join(launched)
 
-    cases = (CASES["paper-head-fp16"], CASES["several-blocks-fp16"])
-    return [_checked(f"launches {case.objective}", partial(check, case)) for case in cases]
+    cases: tuple[Case, ...] = (
+        linear.CASES["paper-head-fp16"],
+        linear.CASES["several-blocks-fp16"],
+        projection.CASES["paper-fp16"],
+        projection.CASES["several-blocks-fp16"],
+    )
+    return [
+        _checked(f"launches {case.op} {case.objective}", partial(check, case)) for case in cases
+    ]
 
 
 def _memory(steps: dict[str, Step]) -> tuple[bool, str]:
@@ -160,7 +156,7 @@ def gpu_rows(quick: bool) -> list[Row]:
     rows = []
     for dtype in (torch.float32,) if quick else (torch.float32, torch.float16):
         for batch, inputs, outputs in SPEED[:1] if quick else SPEED:
-            case = Case((batch, inputs, outputs, 10), "log", "leaky_relu", dtype=dtype)
+            case = linear.Case((batch, inputs, outputs, 10), "log", "leaky_relu", dtype=dtype)
             name, steps = f"{inputs}-{outputs} b{batch} {_name(dtype)}", _steps(case, "cuda")
             rows.append(_checked(f"memory {name}", partial(_memory, steps)))
             for rival, step in steps.items():
@@ -170,7 +166,17 @@ def gpu_rows(quick: bool) -> list[Row]:
                 )
             graph = partial(_graph_time, steps["ours"])
             rows.append(_checked(f"time {name} ours in a CUDA graph", graph))
+        for name in PROJECTION_SPEED[:1] if quick else PROJECTION_SPEED:
+            step = replace(projection.LARGE[name], dtype=dtype).fused_step("cuda")
+            name = f"projection {name} {_name(dtype)}"
+            rows.append(_checked(f"time {name} ours", partial(_time, step)))
+            rows.append(_checked(f"time {name} reference", partial(_reference_time, step)))
     return rows
+
+
+def _reference_time(step: Step) -> tuple[None, str]:
+    with use_backend("reference"):
+        return _time(step)
 
 
 def _time(step: Step) -> tuple[None, str]:
@@ -251,7 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"spela_kernels: error: {error}", file=sys.stderr)
         return 2
-    rows = parity_rows(selected_cases(device == "cuda", options.quick), device)
+    rows = []
+    for op in SUITES:
+        rows += parity_rows(selected_cases(op, device == "cuda", options.quick), device)
     with use_backend("triton"):
         rows += launch_rows(device)
         if device == "cuda":

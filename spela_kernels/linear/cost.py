@@ -1,8 +1,6 @@
 """What a linear layer's step costs: bytes and flops of each launch, from the tile rules. Pure Python.
 
-A model, not a measurement: it knows which tile reads what and how often, and nothing of latency, partly
-filled sectors or bank conflicts. `requested` bytes are exact (the interpreter counts the same ones);
-which of them reach device memory is the one rule of `Traffic.device_bytes`.
+`spela_kernels.traffic` says what such a model knows and what not.
 
 Axes: B batch, I in, O out, C classes, T column tiles of the forward kernel.
 """
@@ -21,8 +19,19 @@ from spela_kernels.linear.configs import (
     pick_forward,
     pick_update,
 )
+from spela_kernels.traffic import (
+    LaunchCost,
+    StepCost,
+    Traffic,
+    covered,
+    fp32_product,
+    product,
+    read,
+    tiles,
+    write,
+)
 
-__all__ = ["LaunchCost", "Step", "StepCost", "Traffic", "step_cost"]
+__all__ = ["Step", "step_cost"]
 
 _FP32, _LABEL = 4, 8  # bytes of partial sums and row results, and of an int64 label
 
@@ -67,96 +76,6 @@ class Step:
         return p.classes if p.all_classes else min(p.batch, p.classes)
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """One tensor in one launch.
-
-    Attributes:
-        tensor: Its name, the same in every launch of the step.
-        size: Bytes touched at least once.
-        requested: Bytes asked for by all programs together.
-        window: Bytes of all tensors touched between two reads of the same element, programs running one
-            after the other: what the cache must hold for the second read to be free.
-        write: Whether it is written; else read.
-    """
-
-    tensor: str
-    size: int
-    requested: int
-    window: int
-    write: bool = False
-
-    def device_bytes(self, cache_bytes: int) -> int:
-        """Bytes from or to device memory: once if what lies between re-reads fits in half the cache.
-
-        The other half is for the programs that run at the same time.
-        """
-        return self.size if 2 * self.window <= cache_bytes else self.requested
-
-
-@dataclass(frozen=True)
-class LaunchCost:
-    """One launch.
-
-    Attributes:
-        name: forward, finalise or update.
-        programs: Of the grid.
-        flops: Of the products, padding of partly filled tiles included.
-        product: What multiplies: fp32, tf32x3 (three tf32 products) or half.
-        traffic: A row for each tensor and direction.
-    """
-
-    name: str
-    programs: int
-    flops: int
-    product: str
-    traffic: tuple[Traffic, ...]
-
-    def device_bytes(self, cache_bytes: int) -> int:
-        """Bytes from and to device memory, if the cache holds nothing of use at the start."""
-        return sum(row.device_bytes(cache_bytes) for row in self.traffic)
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """The launches of a step, in order."""
-
-    step: Step
-    launches: tuple[LaunchCost, ...]
-
-    def device_bytes(self, cache_bytes: int) -> int:
-        """Bytes from and to device memory, if the cache outlives a launch.
-
-        A tensor read before is then free where half the cache holds all that the step has touched.
-        """
-        total, read = 0, set()
-        touched: dict[str, int] = {}
-        for launch in self.launches:
-            touched |= {row.tensor: row.size for row in launch.traffic}
-            fits = 2 * sum(touched.values()) <= cache_bytes
-            for row in launch.traffic:
-                held = fits and not row.write and row.tensor in read
-                total += 0 if held else row.device_bytes(cache_bytes)
-            read |= {row.tensor for row in launch.traffic if not row.write}
-        return total
-
-
-def _tiles(size: int, block: int) -> int:
-    return -(-size // block)
-
-
-def _covered(size: int, block: int) -> int:
-    return _tiles(size, block) * block
-
-
-def _read(tensor: str, size: int, visits: int = 1, window: int = 0) -> Traffic:
-    return Traffic(tensor, size, size * visits, window)
-
-
-def _write(tensor: str, size: int) -> Traffic:
-    return Traffic(tensor, size, size, 0, write=True)
-
-
 def _vectors(step: Step, visits: int, window: int) -> Traffic:
     """All class vectors, or for each sample its own, `visits` times."""
     p = step.problem
@@ -167,18 +86,12 @@ def _vectors(step: Step, visits: int, window: int) -> Traffic:
 
 def _class_columns(step: Step) -> int:
     """Partial sums a row and column tile: one, or one a class padded to whole sectors."""
-    return _covered(step.problem.classes, 16) if step.problem.all_classes else 1
-
-
-def _product(step: Step, arch: Architecture) -> str:
-    if step.problem.itemsize < _FP32 and arch.matrix_units:
-        return "half"
-    return "tf32x3" if arch.fp32_dot == "tf32x3" else "fp32"
+    return covered(step.problem.classes, 16) if step.problem.all_classes else 1
 
 
 def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
-    tiles_b, tiles_o = _tiles(p.batch, config.block_b), _tiles(p.outputs, config.block_o)
+    tiles_b, tiles_o = tiles(p.batch, config.block_b), tiles(p.outputs, config.block_o)
     rows, columns = min(config.block_b, p.batch), min(config.block_o, p.outputs)
     sums = (1 + _class_columns(step)) * _FP32
     vectors = step.vector_rows * columns * w
@@ -187,37 +100,39 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
     program = (rows * s + columns * w) * p.inputs + vectors + rows * (outputs + sums + _LABEL)
     column = (p.batch * s + columns * w) * p.inputs + vectors + p.batch * (outputs + sums + _LABEL)
     traffic = [
-        _read("x", p.batch * p.inputs * s, tiles_o, column),
-        _read("weight", p.outputs * p.inputs * w, tiles_b, program),
+        read("x", p.batch * p.inputs * s, tiles_o, column),
+        read("weight", p.outputs * p.inputs * w, tiles_b, program),
         _vectors(step, tiles_b if p.all_classes else 1, program),
-        _write("y", p.batch * p.outputs * s),
-        _write("squares", tiles_o * p.batch * _FP32),
-        _write("dots", tiles_o * p.batch * _class_columns(step) * _FP32),
+        write("y", p.batch * p.outputs * s),
+        write("squares", tiles_o * p.batch * _FP32),
+        write("dots", tiles_o * p.batch * _class_columns(step) * _FP32),
     ]
     if not p.all_classes:
-        traffic.append(_read("target", p.batch * _LABEL, tiles_o, column))
+        traffic.append(read("target", p.batch * _LABEL, tiles_o, column))
     if step.bias:
-        traffic.append(_read("bias", p.outputs * w, tiles_b, program))
+        traffic.append(read("bias", p.outputs * w, tiles_b, program))
     if step.keeps_input:
-        traffic.append(_write("z", p.batch * p.outputs * s))
-    depth = _covered(p.inputs, config.block_i)
+        traffic.append(write("z", p.batch * p.outputs * s))
+    depth = covered(p.inputs, config.block_i)
     if p.all_classes:
-        depth += _covered(p.classes, config.block_c)
+        depth += covered(p.classes, config.block_c)
     programs = config.programs(p)
     flops = 2 * programs * config.block_b * config.block_o * depth
-    return LaunchCost("forward", programs, flops, _product(step, arch), tuple(traffic))
+    return LaunchCost(
+        "forward", programs, flops, product(step.problem.itemsize, arch), tuple(traffic)
+    )
 
 
-def _finalise(step: Step, config: FinaliseConfig, tiles: int, arch: Architecture) -> LaunchCost:
+def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
     stores_dz = p.all_classes
     programs = config.programs(p, stores_dz)
-    tiles_b = _tiles(p.batch, config.block_b)
+    tiles_b = tiles(p.batch, config.block_b)
     tiles_o = programs // tiles_b
     columns = _class_columns(step)
     rows = min(config.block_b, p.batch)
     results = (2 + (p.classes if p.all_classes else 1)) * _FP32
-    sums = rows * (tiles * (1 + columns) * _FP32 + _LABEL + results)
+    sums = rows * (partials * (1 + columns) * _FP32 + _LABEL + results)
     # Column tiles run fastest: partial sums and labels come round with the next program.
     output = rows * (2 + step.keeps_input) * s + p.classes * w
     program = sums + (output * min(config.block_o, p.outputs) if stores_dz else 0)
@@ -225,31 +140,30 @@ def _finalise(step: Step, config: FinaliseConfig, tiles: int, arch: Architecture
     # With dL/dz to write, a program adds its rows' partials up twice: for the softmax, then for q.
     visits = tiles_o * (2 if stores_dz else 1)
     traffic = [
-        _read("squares", tiles * p.batch * _FP32, tiles_o, program),
-        _read("dots", tiles * p.batch * columns * _FP32, visits, program),
-        _read("target", p.batch * _LABEL, tiles_o, program),
-        _write("norm", p.batch * _FP32),
-        _write("cosine", p.batch * (p.classes if p.all_classes else 1) * _FP32),
-        _write("losses", p.batch * _FP32),
+        read("squares", partials * p.batch * _FP32, tiles_o, program),
+        read("dots", partials * p.batch * columns * _FP32, visits, program),
+        read("target", p.batch * _LABEL, tiles_o, program),
+        write("norm", p.batch * _FP32),
+        write("cosine", p.batch * (p.classes if p.all_classes else 1) * _FP32),
+        write("losses", p.batch * _FP32),
     ]
     flops = 0
     if stores_dz:
         traffic += [
             _vectors(step, tiles_b, block),
-            _read("y", p.batch * p.outputs * s),
-            _write("dz", p.batch * p.outputs * s),
+            read("y", p.batch * p.outputs * s),
+            write("dz", p.batch * p.outputs * s),
         ]
         if step.keeps_input:
-            traffic.append(_read("z", p.batch * p.outputs * s))
-        flops = 2 * config.block_b * config.block_o * _covered(p.classes, config.block_c) * programs
+            traffic.append(read("z", p.batch * p.outputs * s))
+        flops = 2 * config.block_b * config.block_o * covered(p.classes, config.block_c) * programs
     # q V is multiplied in fp32 whatever the element size.
-    product = "tf32x3" if arch.fp32_dot == "tf32x3" else "fp32"
-    return LaunchCost("finalise", programs, flops, product, tuple(traffic))
+    return LaunchCost("finalise", programs, flops, fp32_product(arch), tuple(traffic))
 
 
 def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
-    tiles_o, tiles_i = _tiles(p.outputs, config.block_o), _tiles(p.inputs, config.block_i)
+    tiles_o, tiles_i = tiles(p.outputs, config.block_o), tiles(p.inputs, config.block_i)
     programs = config.programs(p)
     columns, inputs = min(config.block_o, p.outputs), min(config.block_i, p.inputs)
     shared = (p.batch * (1 + step.keeps_input) * s + step.vector_rows * w) * columns
@@ -259,33 +173,35 @@ def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
     program = shared + inputs * (p.batch * s + weights)
     row = shared + p.inputs * (p.batch * s + weights)
     traffic = [
-        _read("x", p.batch * p.inputs * s, tiles_o, row),
-        _read("losses", p.batch * _FP32),
-        _write("loss", _FP32),
-        _read("lr", _FP32, programs, program),
+        read("x", p.batch * p.inputs * s, tiles_o, row),
+        read("losses", p.batch * _FP32),
+        write("loss", _FP32),
+        read("lr", _FP32, programs, program),
     ]
     if step.moments == 2:
-        traffic.append(_read("step", _FP32, programs, program))
+        traffic.append(read("step", _FP32, programs, program))
     if p.all_classes:
-        traffic.append(_read("dz", p.batch * p.outputs * s, tiles_i, program))
+        traffic.append(read("dz", p.batch * p.outputs * s, tiles_i, program))
     else:
         traffic += [
-            _read("y", p.batch * p.outputs * s, tiles_i, program),
+            read("y", p.batch * p.outputs * s, tiles_i, program),
             _vectors(step, tiles_i, program),
-            _read("target", p.batch * _LABEL, programs, program),
-            _read("norm", p.batch * _FP32, programs, program),
-            _read("cosine", p.batch * _FP32, programs, program),
+            read("target", p.batch * _LABEL, programs, program),
+            read("norm", p.batch * _FP32, programs, program),
+            read("cosine", p.batch * _FP32, programs, program),
         ]
         if step.keeps_input:
-            traffic.append(_read("z", p.batch * p.outputs * s, tiles_i, program))
+            traffic.append(read("z", p.batch * p.outputs * s, tiles_i, program))
     sizes = {"weight": p.outputs * p.inputs} | ({"bias": p.outputs} if step.bias else {})
     for name, size in sizes.items():
-        traffic += [_read(name, size * w), _write(name, size * w)]
+        traffic += [read(name, size * w), write(name, size * w)]
         for moment in ("first", "second")[: step.moments]:
             state = size * step.state_itemsize
-            traffic += [_read(f"{name}.{moment}", state), _write(f"{name}.{moment}", state)]
-    flops = 2 * programs * config.block_o * config.block_i * _covered(p.batch, config.block_b)
-    return LaunchCost("update", programs, flops, _product(step, arch), tuple(traffic))
+            traffic += [read(f"{name}.{moment}", state), write(f"{name}.{moment}", state)]
+    flops = 2 * programs * config.block_o * config.block_i * covered(p.batch, config.block_b)
+    return LaunchCost(
+        "update", programs, flops, product(step.problem.itemsize, arch), tuple(traffic)
+    )
 
 
 def step_cost(step: Step, arch: Architecture) -> StepCost:
@@ -306,12 +222,11 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
         [128, 2, 416]
     """
     forward = pick_forward(step.problem, arch)[0]
-    tiles = _tiles(step.problem.outputs, forward.block_o)
+    partials = tiles(step.problem.outputs, forward.block_o)
     return StepCost(
-        step,
         (
             _forward(step, forward, arch),
-            _finalise(step, pick_finalise(step.problem, arch)[0], tiles, arch),
+            _finalise(step, pick_finalise(step.problem, arch)[0], partials, arch),
             _update(step, pick_update(step.problem, arch)[0], arch),
         ),
     )

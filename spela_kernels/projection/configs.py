@@ -181,8 +181,11 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
     wide = problem.itemsize == 4 or not arch.matrix_units
     block_e = _power(problem.dim, 16, LARGEST_DIM)
     block_b = _rows(problem, arch, most=max((4096 if wide else 8192) // block_e, 16))
-    # p U^T is reduced along all of E at once, for which longer rows have no registers.
-    block_g = _power(problem.groups, 16, 32) if arch.matrix_units and block_e <= 128 else 1
+    # p U^T is reduced along all of E at once, for which longer rows have no registers, nor have
+    # three-part products for more than 16 groups.
+    block_g = 1
+    if arch.matrix_units and block_e <= 128:
+        block_g = _power(problem.groups, 16, 16 if problem.itemsize == 4 else 32)
     warps = 8 if block_b * block_e > 2048 else 4
     if not arch.matrix_units:
         # An FMA product holds whole rows of its operands in registers: short reductions.

@@ -11,10 +11,11 @@ import torch
 
 from spela_kernels.contracts import Settings
 from spela_kernels.linear.configs import Problem
-from spela_kernels.linear.cost import Step, StepCost, Traffic, step_cost
+from spela_kernels.linear.cost import Step, step_cost
 from spela_kernels.linear.types import Parameters
 from spela_kernels.roofline import GPUS, find_gpu, launch_us
 from spela_kernels.rules import SgdRule
+from spela_kernels.traffic import StepCost, Traffic
 
 PAPER = ((784, 1024), (1024, 10), (784, 1000), (1000, 34), (1024, 1024))
 BAR = 1.15

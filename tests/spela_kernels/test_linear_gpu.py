@@ -10,7 +10,8 @@ from torch import Tensor
 
 from spela_kernels import linear_adam_, linear_sgd_
 from spela_kernels.linear import Parameters
-from spela_kernels.parity import Case, counted_launches, make_tensors, mismatches, run_case
+from spela_kernels.linear.parity import Case
+from spela_kernels.parity import counted_launches, mismatches
 from spela_kernels.published import published_step
 from spela_kernels.selftest import selected_cases
 
@@ -19,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
 ]
 pytest.importorskip("triton")
-GPU_CASES = selected_cases(True, False) if torch.cuda.is_available() else {}
+GPU_CASES = selected_cases("linear", True, False) if torch.cuda.is_available() else {}
 PAPER = Case((50, 784, 1024, 10), "log", "leaky_relu")
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
 
@@ -35,7 +36,7 @@ def _exact_reference_and_nan_filled_outputs() -> Iterator[None]:
 
 
 def _tensors(case: Case = PAPER, device: str = "cuda") -> Tensors:
-    x, params, vectors, target = make_tensors(case, case.dtype, device)
+    x, params, vectors, target = case.tensors(case.dtype, device)
     return x, params.weight, params.bias, vectors, target
 
 
@@ -51,7 +52,7 @@ def test_every_tensor_is_as_close_to_float64_as_the_reference(name: str) -> None
 def test_two_runs_give_the_same_bits() -> None:
     from spela_kernels.linear import triton_backend
 
-    first, second = (run_case(triton_backend, PAPER, PAPER.dtype, "cuda") for _ in range(2))
+    first, second = (PAPER.run(triton_backend, PAPER.dtype, "cuda") for _ in range(2))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
 
@@ -59,9 +60,9 @@ def test_two_runs_give_the_same_bits() -> None:
 def test_torchs_tf32_switch_changes_nothing() -> None:
     from spela_kernels.linear import triton_backend
 
-    exact = run_case(triton_backend, PAPER, PAPER.dtype, "cuda")
+    exact = PAPER.run(triton_backend, PAPER.dtype, "cuda")
     torch.backends.cuda.matmul.allow_tf32 = True
-    fast = run_case(triton_backend, PAPER, PAPER.dtype, "cuda")
+    fast = PAPER.run(triton_backend, PAPER.dtype, "cuda")
     for name, tensor in exact.items():
         assert torch.equal(tensor, fast[name]), name
 

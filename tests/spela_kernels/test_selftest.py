@@ -13,7 +13,8 @@ import torch
 
 from spela_kernels import selftest
 from spela_kernels.linear import reference
-from spela_kernels.parity import CASES, mismatches
+from spela_kernels.linear.parity import CASES
+from spela_kernels.parity import mismatches
 from spela_kernels.selftest import Row, report
 
 pytest.importorskip("triton")
@@ -46,9 +47,16 @@ def test_in_the_interpreter_the_kernels_pass(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert file.read_text() == result.stdout
     lines = result.stdout.splitlines()
-    assert lines[-1] == "PASS: 6 checks"
-    assert "| parity strided-fp16/float16 | pass | ok |" in lines
-    assert "| launches softmax | pass | forward_kernel, finalise_kernel, update_kernel |" in lines
+    assert lines[-1] == "PASS: 12 checks"
+    launches = {
+        "linear softmax": "forward_kernel, finalise_kernel, update_kernel",
+        "projection mse": "forward_kernel, update_kernel",
+        "projection softmax": "forward_kernel, classes_kernel, gradient_kernel, update_kernel",
+    }
+    for op in ("linear", "projection"):
+        assert f"| parity {op} strided-fp16/float16 | pass | ok |" in lines
+    for name, kernels in launches.items():
+        assert f"| launches {name} | pass | {kernels} |" in lines
 
 
 class _Wrong:
@@ -85,6 +93,7 @@ def test_rows_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return 10.0
 
     monkeypatch.setattr(selftest, "_steps", lambda case, device: dict(rivals))
+    monkeypatch.setattr(selftest.projection.Case, "fused_step", lambda case, device: lambda: None)
     monkeypatch.setattr(selftest, "measure_memory", lambda step: next(sizes))
     monkeypatch.setattr(selftest, "measure_us", clock)
     monkeypatch.setattr(selftest, "replayed", lambda step: 1 / 0)
@@ -96,6 +105,8 @@ def test_rows_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"time {name} eager", None, "10.0 us"),
         (f"time {name} compiled", None, "RuntimeError: cannot compile\nfor a | reason"),
         (f"time {name} ours in a CUDA graph", False, "ZeroDivisionError: division by zero"),
+        ("time projection authors-30x30 float32 ours", None, "10.0 us"),
+        ("time projection authors-30x30 float32 reference", None, "10.0 us"),
     ]
     text = report(rows, "here")
     assert "| - | RuntimeError: cannot compile for a / reason |" in text

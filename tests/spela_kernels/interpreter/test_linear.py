@@ -16,15 +16,9 @@ import spela_kernels as sk
 from spela_kernels.contracts import Settings
 from spela_kernels.guarding import warn_of_fallback
 from spela_kernels.linear import launch, reference, triton_backend
+from spela_kernels.linear.parity import CASES, Case
 from spela_kernels.linear.types import Parameters
-from spela_kernels.parity import (
-    CASES,
-    Case,
-    counted_launches,
-    make_tensors,
-    mismatches,
-    run_case,
-)
+from spela_kernels.parity import counted_launches, mismatches
 from spela_kernels.rules import SgdRule
 
 
@@ -47,7 +41,7 @@ def test_every_tensor_is_as_close_to_float64_as_the_reference(case: Case) -> Non
     ids=["label", "softmax", "prelu"],
 )
 def test_a_step_is_three_launches(case: Case) -> None:
-    x, params, vectors, target = make_tensors(case, case.dtype)
+    x, params, vectors, target = case.tensors(case.dtype)
     settings = Settings(case.activation, objective=case.objective)
     with counted_launches() as names:
         triton_backend.sgd_step_(
@@ -58,7 +52,7 @@ def test_a_step_is_three_launches(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["several-blocks", "block-plus-1"])
 def test_shuffled_programs_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = run_case(triton_backend, CASES[name], CASES[name].dtype)
+    straight = CASES[name].run(triton_backend, CASES[name].dtype)
     builder, orders = interpreter.interpreter_builder, []
     set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
 
@@ -68,7 +62,7 @@ def test_shuffled_programs_give_the_same_bits(name: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(builder, "set_grid_dim", shuffle)
     monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: set_idx(orders[0][x], y, z))
-    shuffled = run_case(triton_backend, CASES[name], CASES[name].dtype)
+    shuffled = CASES[name].run(triton_backend, CASES[name].dtype)
     assert len(orders[0]) > 1
     for key, tensor in straight.items():
         assert torch.equal(tensor, shuffled[key]), key
@@ -79,7 +73,7 @@ def test_a_label_out_of_range_gives_a_nan_loss_and_teaches_nothing(objective: st
     """On a GPU nobody reads the labels: the kernels must neither follow them nor hide them."""
     case = Case((12, 20, 18, 5), objective, "leaky_relu")
     settings = Settings(objective=objective)
-    x, params, vectors, target = make_tensors(case, torch.float32)
+    x, params, vectors, target = case.tensors(torch.float32)
     bad = target.clone()
     bad[2], bad[7] = 5, -(2**40)
     keep = torch.tensor([row not in (2, 7) for row in range(12)])
@@ -99,7 +93,7 @@ def test_addresses_beyond_32_bits() -> None:
     far = 2**30 + 64
     x = torch.empty(2 * far + 16, dtype=torch.float16).as_strided((3, 8), (far, 1))
     case = Case((3, 8, 5, 2), "log", "leaky_relu", dtype=torch.float16)
-    near, params, vectors, target = make_tensors(case, torch.float16)
+    near, params, vectors, target = case.tensors(torch.float16)
     x.copy_(near)
     settings = Settings()
     saved = triton_backend.forward(x, params, vectors, target, settings)
@@ -136,8 +130,8 @@ def test_out_of_resources_falls_back_once_told(
     case = CASES["strided"]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            results = run_case(triton_backend, case, case.dtype)
-    same = run_case(reference, case, case.dtype)
+            results = case.run(triton_backend, case.dtype)
+    same = case.run(reference, case.dtype)
     for name, tensor in results.items():
         torch.testing.assert_close(tensor, same[name], msg=name)
     assert calls[0] > times or times > 1
@@ -148,7 +142,7 @@ def test_float64_and_bfloat16_run_on_the_reference_here() -> None:
     warn_of_fallback.cache_clear()
     case = CASES["zero-rows"]
     for dtype in (torch.float64, torch.bfloat16):
-        kernel, same = run_case(triton_backend, case, dtype), run_case(reference, case, dtype)
+        kernel, same = case.run(triton_backend, dtype), case.run(reference, dtype)
         assert all(torch.equal(kernel[name], same[name]) for name in same)
 
 

@@ -1,8 +1,11 @@
-"""The cost model against the kernels themselves: every load and store of a step, counted as it is made."""
+"""The cost models against the kernels themselves: every load and store of a step, counted as it is made."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,23 +16,43 @@ from triton.runtime import interpreter
 
 from spela_kernels.architectures import find_architecture
 from spela_kernels.contracts import Settings
-from spela_kernels.linear import launch, triton_backend
-from spela_kernels.linear.configs import Problem
-from spela_kernels.linear.cost import Step, StepCost, step_cost
+from spela_kernels.linear import cost as linear_cost
+from spela_kernels.linear import launch as linear_launch
+from spela_kernels.linear import triton_backend as linear_backend
+from spela_kernels.linear.configs import Problem as LinearProblem
 from spela_kernels.linear.types import Parameters
+from spela_kernels.projection import cost as projection_cost
+from spela_kernels.projection import launch as projection_launch
+from spela_kernels.projection import triton_backend as projection_backend
+from spela_kernels.projection.configs import Problem
 from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.traffic import StepCost
 
 Counts = dict[
     tuple[str, bool], tuple[int, int]
 ]  # (tensor, written): bytes touched, bytes requested
 
-STEPS = {
-    "log": Step(Problem(130, 120, 100, 10, 4, 4)),
-    "fp16-adam": Step(Problem(70, 136, 200, 7, 2, 2), moments=2),
-    "mixed": Step(Problem(70, 72, 140, 7, 2, 4), moments=1),
-    "gelu-momentum": Step(Problem(50, 40, 66, 3, 4, 4), moments=1, bias=False, keeps_input=True),
-    "softmax": Step(Problem(70, 136, 200, 33, 4, 4, all_classes=True), moments=1),
-    "softmax-gelu-mixed": Step(Problem(33, 65, 140, 50, 2, 4, all_classes=True), keeps_input=True),
+Layer, Projection = linear_cost.Step, projection_cost.Step
+Step = Layer | Projection
+_Softmax = partial(LinearProblem, all_classes=True)
+
+STEPS: dict[str, Step] = {
+    "log": Layer(LinearProblem(130, 120, 100, 10, 4, 4)),
+    "fp16-adam": Layer(LinearProblem(70, 136, 200, 7, 2, 2), moments=2),
+    "mixed": Layer(LinearProblem(70, 72, 140, 7, 2, 4), moments=1),
+    "gelu-momentum": Layer(
+        LinearProblem(50, 40, 66, 3, 4, 4), moments=1, bias=False, keeps_input=True
+    ),
+    "softmax": Layer(_Softmax(70, 136, 200, 33, 4, 4), moments=1),
+    "softmax-gelu-mixed": Layer(_Softmax(33, 65, 140, 50, 2, 4), keeps_input=True),
+    "projection": Projection(Problem(70, 3, 77, 100, 9, 10, 4)),
+    "projection-few-samples-fp16-adam": Projection(Problem(6, 2, 65, 36, 9, 10, 2), moments=2),
+    "projection-mixed": Projection(Problem(40, 3, 36, 70, 4, 10, 4), moments=1, mixed=True),
+    "projection-softmax": Projection(Problem(70, 3, 77, 100, 9, 37, 4), True, moments=2),
+    "projection-softmax-fp16": Projection(Problem(70, 3, 100, 36, 20, 30, 2), True),
+    "projection-softmax-long-rows": Projection(
+        Problem(35, 2, 40, 200, 5, 11, 4), True, moments=1, mixed=True
+    ),
 }
 
 
@@ -38,7 +61,7 @@ class _Meter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[Counts] = []
-        builder, run = interpreter.interpreter_builder, launch.run
+        builder = interpreter.interpreter_builder
         load, store = builder.create_masked_load, builder.create_masked_store
         self.touched: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
         self.reads: list[list[tuple[np.ndarray, int]]] = []  # of each launch, in order
@@ -53,14 +76,18 @@ class _Meter:
             self.note(ptrs, mask, True)
             return store(ptrs, value, mask, *rest)
 
-        def running(arch: Any, kernel: Any, programs: int, arguments: Any, *rest: Any) -> None:
-            self.begin(kernel.arg_names, arguments)
-            run(arch, kernel, programs, arguments, *rest)
-            self.launches.append(self.end())
+        def running(run: Callable[..., None]) -> Callable[..., None]:
+            def measured(arch: Any, kernel: Any, programs: int, arguments: Any, *rest: Any) -> None:
+                self.begin(kernel.arg_names, arguments)
+                run(arch, kernel, programs, arguments, *rest)
+                self.launches.append(self.end())
+
+            return measured
 
         monkeypatch.setattr(builder, "create_masked_load", loading)
         monkeypatch.setattr(builder, "create_masked_store", storing)
-        monkeypatch.setattr(launch, "run", running)
+        for launch in (linear_launch, projection_launch):
+            monkeypatch.setattr(launch, "run", running(launch.run))
 
     def begin(self, names: list[str], arguments: tuple[Any, ...]) -> None:
         self.touched.clear()
@@ -69,7 +96,8 @@ class _Meter:
         for name, tensor in zip(names, arguments, strict=False):
             if isinstance(tensor, Tensor):  # dz is also passed as y: the later name is its own
                 label = name.removesuffix("_ptr").replace("_first", ".first")
-                named[tensor.data_ptr()] = (label.replace("_second", ".second"), tensor)
+                label = label.replace("_second", ".second").replace("output", "projection")
+                named[tensor.data_ptr()] = (label, tensor)
         self.ranges = [(at, at + t.nbytes, name) for at, (name, t) in named.items()]
         self.itemsizes = {name: t.element_size() for name, t in named.values()}
 
@@ -90,10 +118,53 @@ class _Meter:
 
 
 def _run(step: Step) -> None:
+    """The step on tensors in which every class and every group occurs."""
+    if isinstance(step, Layer):
+        _run_layer(step)
+    else:
+        _run_projection(step)
+
+
+def _model(step: Step) -> StepCost:
+    """With the interpreter's own choice of tiles: for one multiprocessor, so the largest."""
+    arch = find_architecture("sm_80", multiprocessors=1)
+    if isinstance(step, Layer):
+        return linear_cost.step_cost(step, arch)
+    return projection_cost.step_cost(step, arch)
+
+
+def _take(backend: ModuleType, step: Step, arguments: Any, first: Any, second: Any) -> None:
+    lr = torch.tensor(0.1)
+    if step.moments == 2:
+        backend.adam_step_(*arguments, first, second, torch.tensor(1.0), lr, AdamRule())
+    else:
+        buffers, rule = (first, SgdRule(0.9)) if step.moments else (None, SgdRule())
+        backend.sgd_step_(*arguments, buffers, lr, rule)
+
+
+def _dtypes(*itemsizes: int) -> list[torch.dtype]:
+    return [torch.float32 if size == 4 else torch.float16 for size in itemsizes]
+
+
+def _run_projection(step: Projection) -> None:
     p = step.problem
-    dtype, params_dtype = (
-        torch.float32 if size == 4 else torch.float16 for size in (p.itemsize, p.weight_itemsize)
+    dtype, own = _dtypes(step.itemsize, p.itemsize)
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(p.batch, p.kernels, p.size, generator=g).to(dtype)
+    matrices, vectors = (
+        torch.randn(p.kernels, rows, p.dim, generator=g).to(own) for rows in (p.size, p.groups)
     )
+    groups = (torch.arange(p.classes) % p.groups).repeat(p.kernels, 1)
+    target = torch.arange(p.batch) % p.classes
+    settings = Settings(objective="softmax" if step.all_classes else "log")
+    first, second = torch.zeros(matrices.shape), torch.zeros(matrices.shape)
+    arguments = (z, matrices, vectors, groups, target, settings)
+    _take(projection_backend, step, arguments, first, second)
+
+
+def _run_layer(step: Layer) -> None:
+    p = step.problem
+    dtype, params_dtype = _dtypes(p.itemsize, p.weight_itemsize)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(p.batch, p.inputs, generator=g).to(dtype)
     weight, vectors = (
@@ -106,16 +177,10 @@ def _run(step: Step) -> None:
         Parameters(*(None if t is None else torch.zeros(t.shape) for t in params))  # type: ignore[arg-type]
         for _ in range(2)
     )
-    target = torch.arange(p.batch) % p.classes  # every class occurs
+    target = torch.arange(p.batch) % p.classes
     objective = "softmax" if p.all_classes else "log"
     settings = Settings("gelu" if step.keeps_input else "leaky_relu", objective=objective)
-    tensors = (x, params, vectors, target, settings)
-    lr = torch.tensor(0.1)
-    if step.moments == 2:
-        triton_backend.adam_step_(*tensors, first, second, torch.tensor(1.0), lr, AdamRule())
-    else:
-        buffers, rule = (first, SgdRule(0.9)) if step.moments else (None, SgdRule())
-        triton_backend.sgd_step_(*tensors, buffers, lr, rule)
+    _take(linear_backend, step, (x, params, vectors, target, settings), first, second)
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
@@ -124,16 +189,21 @@ def test_the_model_counts_the_bytes_that_the_kernels_ask_for(
 ) -> None:
     meter = _Meter(monkeypatch)
     _run(step)
-    # The interpreter's own choice: one multiprocessor, so the largest tiles.
-    model = step_cost(step, find_architecture("sm_80", multiprocessors=1))
-    assert len(meter.launches) == len(model.launches) == 3
+    model = _model(step)
+    assert len(meter.launches) == len(model.launches)
     for counted, modelled in zip(meter.launches, model.launches, strict=True):
         expected = {(row.tensor, row.write): (row.size, row.requested) for row in modelled.traffic}
         assert counted == expected, modelled.name
     assert any(row.requested > row.size for row in model.launches[0].traffic)
-    assert all(launch.programs > 1 for launch in (model.launches[0], model.launches[2]))
+    assert all(launch.programs > 1 for launch in (model.launches[0], model.launches[-1]))
 
 
+TRACED: dict[str, Step] = {
+    "log": Layer(LinearProblem(130, 96, 120, 10, 4, 4)),
+    "softmax": Layer(_Softmax(40, 64, 140, 33, 4, 4)),
+    "projection": Projection(Problem(70, 2, 65, 70, 9, 10, 4)),
+    "projection-softmax": Projection(Problem(35, 2, 65, 70, 9, 37, 4), True),
+}
 _Trace = tuple[list[list[tuple[np.ndarray, int]]], StepCost]
 
 
@@ -141,17 +211,11 @@ _Trace = tuple[list[list[tuple[np.ndarray, int]]], StepCost]
 def traces() -> dict[str, _Trace]:
     """Every read of a step's launches, in order, and the model of the step."""
     found = {}
-    for name, problem in {
-        "log": Problem(130, 96, 120, 10, 4, 4),
-        "softmax": Problem(40, 64, 140, 33, 4, 4, all_classes=True),
-    }.items():
+    for name, step in TRACED.items():
         with pytest.MonkeyPatch.context() as patch:
             meter = _Meter(patch)
-            _run(Step(problem))
-        found[name] = (
-            meter.reads,
-            step_cost(Step(problem), find_architecture("sm_80", multiprocessors=1)),
-        )
+            _run(step)
+        found[name] = (meter.reads, _model(step))
     return found
 
 
@@ -172,7 +236,7 @@ def _missed(reads: list[tuple[np.ndarray, int]], cache_bytes: int) -> int:
 
 
 @pytest.mark.parametrize("cache_kib", [4096, 160, 96, 48, 32, 1])
-@pytest.mark.parametrize("name", ["log", "softmax"])
+@pytest.mark.parametrize("name", TRACED)
 def test_a_simulated_cache_fetches_no_more_than_the_model_says(
     name: str, cache_kib: int, traces: dict[str, _Trace]
 ) -> None:
