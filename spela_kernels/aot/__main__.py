@@ -57,7 +57,7 @@ def _compiled(jobs: list[Job], processes: int) -> list[Row]:
     # spawn: a fork would copy torch's threads.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         try:
-            print(HEADER)
+            print(HEADER, flush=True)
             for row in pool.map(compile_job, jobs):
                 print(line(row), flush=True)
                 rows.append(row)
@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         status = main()
+        sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
         status = 0
