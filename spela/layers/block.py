@@ -48,8 +48,8 @@ def _per_kernel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-def _positions(maps: Tensor) -> Tensor:
-    """(B, K, H, W) as (B, H * W, K), a view where channels are last: the order that scatter is fast in."""
+def _by_position(maps: Tensor) -> Tensor:
+    """(B, K, H, W) as (B, H * W, K): the order in which scattering into last channels is fast."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -152,8 +152,8 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
     if block.where is None:
         dconv.add_(dpre)
     else:
-        positions, values = _positions(block.where), _positions(dpre)
-        _positions(dconv).scatter_add_(1, positions, values)
+        own_memory = dconv.permute(0, 2, 3, 1).view(len(dconv), -1, dconv.shape[1])
+        own_memory.scatter_add_(1, _by_position(block.where), _by_position(dpre))
     own = [p for p in (layer.weight, layer.bias) if p is not None]
     # In the parameter's own strides: torch's fused optimizers walk both through memory side by side.
     found = torch.autograd.grad(block.conv, own, dconv)

@@ -1,0 +1,55 @@
+"""A convolution block in closed form against autograd of the layer's plain forward."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from spela import SpelaConv2d
+from spela.layers.block import Stages, block_backward, block_forward
+
+
+@pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "no_norm"])
+@pytest.mark.parametrize("pool", ["max", "avg", None])
+@pytest.mark.parametrize(
+    ("channels", "kernels", "kernel", "pixels", "pool_size"),
+    [(1, 1, 1, (2, 2), 2), (1, 3, 2, (3, 3), 2), (2, 1, 3, (5, 9), 3), (3, 4, 1, (1, 1), 1)],
+)
+def test_the_closed_form_is_the_gradient_of_the_layer(
+    batch_norm: bool,
+    pool: str | None,
+    channels: int,
+    kernels: int,
+    kernel: int,
+    pixels: tuple[int, int],
+    pool_size: int,
+) -> None:
+    convolved = [n - kernel + 1 for n in pixels]
+    window = pool_size if pool else 1
+    g = torch.Generator().manual_seed(0)
+    layer = SpelaConv2d(
+        channels, kernels, kernel, 3, (convolved[0] // window, convolved[1] // window),
+        symmetric_dim=4, batch_norm=batch_norm, pool=pool, pool_size=pool_size,
+        negative_slope=0.1, generator=g, dtype=torch.float64,
+    )  # fmt: skip
+    if layer.norm is not None:
+        with torch.no_grad():
+            layer.norm.weight.copy_(torch.linspace(-1.0, 1.3, kernels))
+            layer.norm.bias.uniform_(-1, 1, generator=g)
+    x = torch.randn(5, channels, *pixels, generator=g, dtype=torch.float64)
+    stages = Stages(layer, layer.norm, 0.1, pool, pool_size)
+    twin = copy.deepcopy(layer)
+    y = twin(x)
+    block = block_forward(stages, x)
+    torch.testing.assert_close(block.y, y, rtol=0, atol=1e-12)
+    dy = torch.randn(y.shape, generator=g, dtype=torch.float64)
+    y.backward(dy)
+    gradients = block_backward(stages, block, dy)
+    for name, parameter in layer.named_parameters():
+        if name != "projection":
+            expected = twin.get_parameter(name).grad
+            torch.testing.assert_close(gradients[parameter], expected, rtol=0, atol=1e-10)
+    for name, buffer in layer.named_buffers():
+        torch.testing.assert_close(buffer, twin.get_buffer(name))
