@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 from spela_kernels.architectures import Architecture
+from spela_kernels.tiles import count_tiles, fitting, power
 
 __all__ = [
     "FinaliseConfig",
@@ -58,7 +58,7 @@ class ForwardConfig:
 
     def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
-        return _tiles(problem.batch, self.block_b) * _tiles(problem.outputs, self.block_o)
+        return count_tiles(problem.batch, self.block_b) * count_tiles(problem.outputs, self.block_o)
 
     def shared_bytes(self, problem: Problem) -> int:
         """Upper bound: the pipelined x and W tiles, or the epilogue's y and V tiles if larger."""
@@ -82,8 +82,8 @@ class FinaliseConfig:
 
     def programs(self, problem: Problem, stores_dz: bool) -> int:
         """Programs of the launch."""
-        tiles_o = _tiles(problem.outputs, self.block_o) if stores_dz else 1
-        return _tiles(problem.batch, self.block_b) * tiles_o
+        tiles_o = count_tiles(problem.outputs, self.block_o) if stores_dz else 1
+        return count_tiles(problem.batch, self.block_b) * tiles_o
 
     def shared_bytes(self, problem: Problem) -> int:
         """Upper bound: the q and V tiles of q V and the reductions' scratch."""
@@ -104,34 +104,15 @@ class UpdateConfig:
 
     def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
-        return _tiles(problem.outputs, self.block_o) * _tiles(problem.inputs, self.block_i)
+        return count_tiles(problem.outputs, self.block_o) * count_tiles(
+            problem.inputs, self.block_i
+        )
 
     def shared_bytes(self, problem: Problem) -> int:
         """Upper bound: the pipelined y, V and x tiles and the dz tile, or the epilogue's tile."""
         loop = self.num_stages * self.block_b * (2 * self.block_o + self.block_i) * 4
         dz = self.block_b * self.block_o * 4
         return max(loop + dz, 4 * self.block_o * (self.block_i + 8)) + 1024
-
-
-Config = TypeVar("Config", ForwardConfig, FinaliseConfig, UpdateConfig)
-
-
-def _tiles(size: int, block: int) -> int:
-    return -(-size // block)
-
-
-def _power(size: int, low: int, high: int) -> int:
-    """The power of two that covers `size`, within [low, high]."""
-    return min(max(1 << (size - 1).bit_length(), low), high)
-
-
-def _fitting(
-    configs: list[Config], size_of: Callable[[Config], int], arch: Architecture
-) -> tuple[Config, ...]:
-    fitting = tuple(config for config in configs if size_of(config) <= arch.shared_bytes)
-    if not fitting:
-        raise ValueError(f"no tile fits {arch.shared_bytes} bytes of shared memory on {arch.name}")
-    return fitting
 
 
 def _busy(
@@ -170,18 +151,18 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         for block_b in (128, 64, 32, 16)
         for block_o in (128, 64, 32, 16)
         if block_b * block_o <= limit
-        and block_b <= _power(problem.batch, 16, 64 if wide else 128)
-        and block_o <= _power(problem.outputs, 16, 64 if wide else 128)
+        and block_b <= power(problem.batch, 16, 64 if wide else 128)
+        and block_o <= power(problem.outputs, 16, 64 if wide else 128)
     ]
     block_b, block_o = _busy(
         tiles,
-        lambda tile: _tiles(problem.batch, tile[0]) * _tiles(problem.outputs, tile[1]),
+        lambda tile: count_tiles(problem.batch, tile[0]) * count_tiles(problem.outputs, tile[1]),
         0.75 * arch.multiprocessors,
         # Tall tiles read W, the larger operand, less often; wide ones leave fewer partial sums, of which
         # an all-class objective has C a row.
         axis=1 if problem.all_classes else 0,
     )
-    block_c = _power(problem.classes, 16, 32)
+    block_c = power(problem.classes, 16, 32)
     if not arch.matrix_units:
         # An FMA product holds whole rows of its operands in registers: short reductions.
         block_i, stages, prefetch = 16, 1, True
@@ -195,7 +176,7 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         )
     else:
         block_i, stages, prefetch = 64, 4 if arch.async_copies else 2, False
-    block_i = min(block_i, _power(problem.inputs, 16, 64))
+    block_i = min(block_i, power(problem.inputs, 16, 64))
     warps = 8 if block_b * block_o > 64 * 64 else 4
     precision = arch.fp32_dot
     configs = [
@@ -203,7 +184,7 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         ForwardConfig(min(block_b, 32), min(block_o, 32), min(block_i, 32), 16, 4, 1, precision),
         ForwardConfig(16, 16, 16, 16, 4, 1, precision),
     ]
-    return _fitting(configs, lambda config: config.shared_bytes(problem), arch)
+    return fitting(configs, problem, arch)
 
 
 @lru_cache(maxsize=1024)
@@ -217,16 +198,16 @@ def pick_finalise(problem: Problem, arch: Architecture) -> tuple[FinaliseConfig,
     Returns:
         Configs that fit `arch`, best first, at least one.
     """
-    block_b = 16 if problem.all_classes else _power(problem.batch, 16, 32)
-    block_c = _power(problem.classes, 16, 32 if arch.matrix_units else 16)
+    block_b = 16 if problem.all_classes else power(problem.batch, 16, 32)
+    block_c = power(problem.classes, 16, 32 if arch.matrix_units else 16)
     # With dL/dz to write every program sums its rows' partials again: wide tiles, few programs. But y, z
     # and V have 64-bit addresses for each element, and a thread registers for 16 of them.
-    block_o = _power(problem.outputs, 16, 16 * 128 // block_b if arch.matrix_units else 32)
+    block_o = power(problem.outputs, 16, 16 * 128 // block_b if arch.matrix_units else 32)
     configs = [
         FinaliseConfig(block_b, block_o, block_c, 4, arch.fp32_dot),
         FinaliseConfig(16, 16, 16, 4, arch.fp32_dot),
     ]
-    return _fitting(configs, lambda config: config.shared_bytes(problem), arch)
+    return fitting(configs, problem, arch)
 
 
 @lru_cache(maxsize=1024)
@@ -256,16 +237,16 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
         for block_o in (64, 32, 16)
         for block_i in (128, 64, 32, 16)
         if block_o * block_i <= limit
-        and block_o <= _power(problem.outputs, 16, 32 if wide else 64)
-        and block_i <= _power(problem.inputs, 16, 64 if wide else 128)
+        and block_o <= power(problem.outputs, 16, 32 if wide else 64)
+        and block_i <= power(problem.inputs, 16, 64 if wide else 128)
     ]
     block_o, block_i = _busy(
         tiles,
-        lambda tile: _tiles(problem.outputs, tile[0]) * _tiles(problem.inputs, tile[1]),
+        lambda tile: count_tiles(problem.outputs, tile[0]) * count_tiles(problem.inputs, tile[1]),
         1.5 * arch.multiprocessors,
         axis=1,
     )
-    block_b = _power(problem.batch, 16, 32) if arch.matrix_units else 16
+    block_b = power(problem.batch, 16, 32) if arch.matrix_units else 16
     # Copies ahead pay once the batch has several steps, and would cost bank conflicts where dz passes
     # through fp32 shared memory.
     ahead = (
@@ -279,4 +260,4 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
         UpdateConfig(min(block_o, 32), min(block_i, 32), 16, 4, 1, precision),
         UpdateConfig(16, 16, 16, 4, 1, precision),
     ]
-    return _fitting(configs, lambda config: config.shared_bytes(problem), arch)
+    return fitting(configs, problem, arch)

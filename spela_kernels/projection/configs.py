@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 from spela_kernels.architectures import Architecture
+from spela_kernels.tiles import count_tiles, fitting, power
 
 __all__ = [
     "LARGEST_DIM",
@@ -62,7 +62,7 @@ class ForwardConfig:
 
     def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
-        return problem.kernels * _tiles(problem.batch, self.block_b)
+        return problem.kernels * count_tiles(problem.batch, self.block_b)
 
     def shared_bytes(self, problem: Problem) -> int:
         """Upper bound: the pipelined z and P tiles, or the epilogue's p and U tiles if larger."""
@@ -99,7 +99,7 @@ class GradientConfig:
 
     def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
-        return problem.kernels * _tiles(problem.batch, self.block_b)
+        return problem.kernels * count_tiles(problem.batch, self.block_b)
 
     def shared_bytes(self, problem: Problem) -> int:
         """Upper bound: the q and U tiles of q U, and the reductions' scratch."""
@@ -120,7 +120,7 @@ class UpdateConfig:
 
     def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
-        return problem.kernels * _tiles(problem.size, self.block_d)
+        return problem.kernels * count_tiles(problem.size, self.block_d)
 
     def shared_bytes(self, problem: Problem) -> int:
         """Upper bound: the tiles of the larger product, both halves of them."""
@@ -130,31 +130,12 @@ class UpdateConfig:
         return copies * max(dz, dprojection) + 1024
 
 
-Config = TypeVar("Config", ForwardConfig, ClassesConfig, GradientConfig, UpdateConfig)
-
-
-def _tiles(size: int, block: int) -> int:
-    return -(-size // block)
-
-
-def _power(size: int, low: int, high: int) -> int:
-    """The power of two that covers `size`, within [low, high]."""
-    return min(max(1 << (size - 1).bit_length(), low), high)
-
-
-def _fitting(configs: list[Config], problem: Problem, arch: Architecture) -> tuple[Config, ...]:
-    fitting = tuple(c for c in configs if c.shared_bytes(problem) <= arch.shared_bytes)
-    if not fitting:
-        raise ValueError(f"no tile fits {arch.shared_bytes} bytes of shared memory on {arch.name}")
-    return fitting
-
-
 def _rows(problem: Problem, arch: Architecture, most: int) -> int:
     """The most rows of a batch tile that still leave every multiprocessor a program or two."""
     for rows in (64, 32):
-        programs = problem.kernels * _tiles(problem.batch, rows)
+        programs = problem.kernels * count_tiles(problem.batch, rows)
         if (
-            rows <= min(most, _power(problem.batch, 16, 64))
+            rows <= min(most, power(problem.batch, 16, 64))
             and programs >= 1.5 * arch.multiprocessors
         ):
             return rows
@@ -179,13 +160,13 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         128
     """
     wide = problem.itemsize == 4 or not arch.matrix_units
-    block_e = _power(problem.dim, 16, LARGEST_DIM)
+    block_e = power(problem.dim, 16, LARGEST_DIM)
     block_b = _rows(problem, arch, most=max((4096 if wide else 8192) // block_e, 16))
     # p U^T is reduced along all of E at once, for which longer rows have no registers, nor have
     # three-part products for more than 16 groups.
     block_g = 1
     if arch.matrix_units and block_e <= 128:
-        block_g = _power(problem.groups, 16, 16 if problem.itemsize == 4 else 32)
+        block_g = power(problem.groups, 16, 16 if problem.itemsize == 4 else 32)
     warps = 8 if block_b * block_e > 2048 else 4
     if not arch.matrix_units:
         # An FMA product holds whole rows of its operands in registers: short reductions.
@@ -195,14 +176,14 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         block_d, stages, prefetch = 32, 1, arch.async_copies and block_e <= 256
     else:
         block_d, stages, prefetch = 64, 4 if arch.async_copies else 2, False
-    block_d = min(block_d, _power(problem.size, 16, 64), max(8192 // block_e, 16))
+    block_d = min(block_d, power(problem.size, 16, 64), max(8192 // block_e, 16))
     precision = arch.fp32_dot
     configs = [
         ForwardConfig(block_b, block_d, block_e, block_g, warps, stages, precision, prefetch),
         ForwardConfig(16, min(block_d, 32), block_e, min(block_g, 16), warps, 1, precision),
         ForwardConfig(16, 16, block_e, min(block_g, 16), warps, 1, precision),
     ]
-    return _fitting(configs, problem, arch)
+    return fitting(configs, problem, arch)
 
 
 @lru_cache(maxsize=1024)
@@ -216,8 +197,8 @@ def pick_classes(problem: Problem, arch: Architecture) -> tuple[ClassesConfig, .
     Returns:
         One config.
     """
-    block_c = _power(problem.classes, 16, 1 << 20)
-    block_k = _power(problem.kernels, 1, max(2048 // block_c, 1))
+    block_c = power(problem.classes, 16, 1 << 20)
+    block_k = power(problem.kernels, 1, max(2048 // block_c, 1))
     return (ClassesConfig(block_k, block_c, 8 if block_c > 2048 else 4),)
 
 
@@ -232,15 +213,15 @@ def pick_gradient(problem: Problem, arch: Architecture) -> tuple[GradientConfig,
     Returns:
         Configs that fit `arch`, best first, at least one.
     """
-    block_e = _power(problem.dim, 16, LARGEST_DIM)
+    block_e = power(problem.dim, 16, LARGEST_DIM)
     block_b = _rows(problem, arch, most=max(4096 // block_e, 16))
     warps = 8 if block_b * block_e > 2048 else 4
-    block_c = _power(problem.classes, 16, 32 if arch.matrix_units and block_e <= 256 else 16)
+    block_c = power(problem.classes, 16, 32 if arch.matrix_units and block_e <= 256 else 16)
     configs = [
         GradientConfig(block_b, block_e, block_c, warps, arch.fp32_dot),
         GradientConfig(16, block_e, 16, warps, arch.fp32_dot),
     ]
-    return _fitting(configs, problem, arch)
+    return fitting(configs, problem, arch)
 
 
 @lru_cache(maxsize=1024)
@@ -265,10 +246,10 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
     if arch.matrix_units:
         # Rows that no wide load can take need an address for every element: narrower tiles.
         widest = 32 if problem.itemsize == 4 and problem.dim % 4 else 64
-        block_b, block_e = _power(problem.batch, 16, 32), _power(problem.dim, 16, widest)
-        block_d = _power(problem.size, 16, 32)
+        block_b, block_e = power(problem.batch, 16, 32), power(problem.dim, 16, widest)
+        block_d = power(problem.size, 16, 32)
     else:
-        block_b, block_e, block_d = 16, 16, _power(problem.size, 16, 64)
+        block_b, block_e, block_d = 16, 16, power(problem.size, 16, 64)
     warps = 8 if block_d * block_e > 1024 else 4
     precision = arch.fp32_dot
     configs = [
@@ -276,4 +257,4 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
         UpdateConfig(16, 16, min(block_e, 32), 4, 1, precision),
         UpdateConfig(16, 16, 16, 4, 1, precision),
     ]
-    return _fitting(configs, problem, arch)
+    return fitting(configs, problem, arch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spela import SpelaConv2d, SpelaLinear, SpelaSequential, class_grouping, optim
+from spela import SpelaConv2d, class_grouping, optim
 
 CLASSES = 5
 
@@ -386,65 +386,6 @@ def test_own_vectors_are_normalised() -> None:
     rows = torch.arange(1.0, 4 * 4 * 7 + 1).reshape(4, 4, 7)
     layer = _layer(vectors=rows, grouping=class_grouping(4, CLASSES, 4))
     torch.testing.assert_close(layer.vectors, nn.functional.normalize(rows, dim=2))
-
-
-def _net() -> SpelaSequential:
-    g = torch.Generator().manual_seed(0)
-    first = SpelaConv2d(1, 16, 3, 10, (4, 4), padding=1, symmetric_dim=20, generator=g)
-    return SpelaSequential(
-        first,
-        SpelaConv2d(
-            16, 16, 3, 10, (2, 2), padding=1, symmetric_dim=20, objective="softmax",
-            grouping=first.grouping, generator=g,
-        ),
-        nn.Flatten(),
-        SpelaLinear(64, 64, 10, objective="softmax", generator=g),
-    )  # fmt: skip
-
-
-def test_a_network_learns_digits() -> None:
-    from spela.data import load_dataset
-
-    data = load_dataset("digits")
-    net, x, y = _net(), data.train_x, data.train_y
-    optimizer = optim.LocalAdam(net.parameters(), lr=0.03)
-    for start in range(0, 100 * 100, 100):
-        rows = torch.arange(start, start + 100) % len(x)
-        net.local_step(x[rows], y[rows], optimizer)
-    net.eval()
-    for scores in net.layer_scores(data.test_x):
-        assert (scores.argmax(1) == data.test_y).double().mean() > 0.9
-
-
-def test_network_steps_equal_summed_losses() -> None:
-    g = torch.Generator().manual_seed(3)
-    x, target = torch.randn(12, 1, 8, 8, generator=g).double(), torch.arange(12) % 10
-    fused = _net().double()
-    plain = copy.deepcopy(fused)
-    ours = optim.LocalSGD(fused.parameters(), lr=0.5)
-    theirs = torch.optim.SGD(plain.parameters(), lr=0.5)
-    for _ in range(3):
-        losses = fused.local_step(x, target, ours)
-        theirs.zero_grad()
-        expected = plain.local_losses(x, target)
-        expected.sum().backward()
-        theirs.step()
-        torch.testing.assert_close(losses, expected.detach(), rtol=1e-9, atol=1e-12)
-    for name, value in fused.state_dict().items():
-        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-8, atol=1e-11)
-
-
-def test_early_exit_on_maps() -> None:
-    net = _net().eval()
-    x = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(4))
-    first, _, last = net.layer_scores(x)
-    top = first.topk(2, dim=1).values
-    threshold = (top[:, 0] - top[:, 1]).median().item()
-    labels = net.predict(x, exit_threshold=threshold)
-    sure = top[:, 0] - top[:, 1] >= threshold
-    assert torch.equal(labels[sure], first.argmax(1)[sure])
-    assert torch.equal(net.predict(x, exit_threshold=9.0), last.argmax(1))
-    assert 0 < sure.sum() < 40
 
 
 def test_compile_of_the_local_loss() -> None:
