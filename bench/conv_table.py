@@ -1,7 +1,7 @@
 """`python -m bench.conv_table`: a convolution layer's step, time and peak memory, against autograd.
 
 Each variant runs in a process of its own, so that one's memory does not hide in another's; times are
-medians over rounds in which all variants take turns.
+medians over rounds in which all variants take turns. Peak memory is read from /proc: Linux only.
 """
 
 from __future__ import annotations
