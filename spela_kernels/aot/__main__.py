@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "a passed limit, or a matrix product without matrix instructions.",
     )
     parser.add_argument(
-        "--all", action="store_true", help="every case, not a few (hours of one core)"
+        "--all", action="store_true", help="every case, not a few (three hours of one core)"
     )
     parser.add_argument(
         "--targets", type=_names, default=tuple(ARCHITECTURES), metavar="A,B",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from spela_kernels.architectures import Architecture
 
-__all__ = ["HALF", "Case", "CaseGenerator", "dtypes", "labelled", "shaped"]
+__all__ = ["HALF", "Case", "CaseGenerator", "Variant", "dtypes", "labelled", "shaped", "variants"]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -27,6 +28,22 @@ class Case(NamedTuple):
     label: str
     call: Callable[[], object]
     fallbacks: int = 0
+
+
+class Variant(NamedTuple):
+    """What a shape is compiled with, apart from its classes of objective and activation.
+
+    Attributes:
+        dtype: Of the input.
+        mixed: Whether the parameters stay in float32.
+        fallbacks: How many choices of tile to pass over.
+        rule: The back-end's function and update rule.
+    """
+
+    dtype: torch.dtype
+    mixed: bool
+    fallbacks: int
+    rule: str
 
 
 CaseGenerator = Callable[[Architecture, bool], Iterator[Case]]
@@ -68,3 +85,27 @@ def shaped(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def dtypes(arch: Architecture) -> tuple[torch.dtype, ...]:
     """The dtypes that kernels exist for."""
     return (torch.float32, *(HALF if arch.has_bf16 else HALF[:1]))
+
+
+def variants(arch: Architecture, rules: Iterable[str]) -> Iterator[Variant]:
+    """The dtypes, tiles and rules of one shape.
+
+    The first choice of tile meets every rule, in every dtype and with float32 parameters under 16-bit
+    input. The fallbacks, smaller tiles of the same code, meet the rules that bracket the others: scores,
+    the stored gradient, and Adam, which keeps the most at once; in float32 and float16.
+
+    Args:
+        arch: The GPU they are for.
+        rules: Names of all rules.
+
+    Yields:
+        The variants.
+    """
+    kinds = [(dtype, False) for dtype in dtypes(arch)] + [(torch.float16, True)]
+    for dtype, mixed in kinds:
+        for rule in rules:
+            yield Variant(dtype, mixed, 0, rule)
+    for dtype, fallbacks, rule in product(
+        (torch.float32, torch.float16), (1, 2), ("scores", "gradient", "adam")
+    ):
+        yield Variant(dtype, False, fallbacks, rule)

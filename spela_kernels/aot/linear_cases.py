@@ -9,7 +9,7 @@ from itertools import product
 import torch
 
 from spela_kernels.activations import ACTIVATIONS
-from spela_kernels.aot.cases import Case, dtypes, labelled, shaped
+from spela_kernels.aot.cases import Case, dtypes, labelled, shaped, variants
 from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import triton_backend
@@ -19,6 +19,15 @@ from spela_kernels.objectives import OBJECTIVES
 from spela_kernels.rules import AdamRule, SgdRule
 
 __all__ = ["linear_cases"]
+
+# One name for each path through the kernels: the objective (the label's cosine, or all classes) and the
+# activation (its derivative from y, from z, or with a learnt slope) meet in one product of two numbers.
+CLASSES = (
+    ("log", "leaky_relu"),
+    ("softmax", "leaky_relu"),
+    ("softmax", "gelu"),
+    ("log", "prelu"),
+)
 
 Shape = tuple[int, int, int, int]  # B, I, O, C
 Call = Callable[[Layer], object]
@@ -82,7 +91,6 @@ RULES: dict[str, Call] = {
     "scores": _scores,
     "gradient": _gradient,
     "sgd": _sgd,
-    "momentum": partial(_sgd, momentum=0.9),
     "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
     "adam": _adam,
 }
@@ -105,12 +113,16 @@ def _case(
 
 
 def _everything(arch: Architecture) -> Iterator[Case]:
-    # One name for each path through the kernels; the other names differ by a line of arithmetic.
-    for shape, fallbacks, dtype, objective, activation, rule in product(
-        SHAPES, range(3), dtypes(arch), ("log", "softmax"), ("leaky_relu", "gelu", "prelu"), RULES
-    ):
-        for mixed in (False, True)[: 1 if dtype == torch.float32 else 2]:
-            yield _case(rule, shape, dtype, objective, activation, fallbacks, mixed)
+    for shape, variant, (objective, activation) in product(SHAPES, variants(arch, RULES), CLASSES):
+        yield _case(
+            variant.rule,
+            shape,
+            variant.dtype,
+            objective,
+            activation,
+            variant.fallbacks,
+            variant.mixed,
+        )
     for dtype in dtypes(arch):
         for objective in OBJECTIVES:
             yield _case("sgd", PAPER, dtype, objective)

@@ -8,7 +8,7 @@ from itertools import product
 
 import torch
 
-from spela_kernels.aot.cases import Case, dtypes, labelled, shaped
+from spela_kernels.aot.cases import Case, dtypes, labelled, shaped, variants
 from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.objectives import OBJECTIVES
@@ -84,7 +84,6 @@ RULES: dict[str, Call] = {
     "scores": _scores,
     "gradient": _gradient,
     "sgd": _sgd,
-    "momentum": partial(_sgd, momentum=0.9),
     "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
     "adam": _adam,
 }
@@ -106,12 +105,9 @@ def _case(
 
 
 def _everything(arch: Architecture) -> Iterator[Case]:
-    # One name for each path through the kernels; the other names differ by a line of arithmetic.
-    for shape, fallbacks, dtype, objective, rule in product(
-        SHAPES, range(3), dtypes(arch), ("mse", "softmax"), RULES
-    ):
-        for mixed in (False, True)[: 1 if dtype == torch.float32 else 2]:
-            yield _case(rule, shape, dtype, objective, fallbacks, mixed)
+    # One objective for each path through the kernels: the label's cosine, or all classes.
+    for shape, variant, objective in product(SHAPES, variants(arch, RULES), ("mse", "softmax")):
+        yield _case(variant.rule, shape, variant.dtype, objective, variant.fallbacks, variant.mixed)
     for dtype, objective in product(dtypes(arch), OBJECTIVES):
         yield _case("gradient", FIRST, dtype, objective)
 

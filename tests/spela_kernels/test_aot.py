@@ -24,7 +24,7 @@ from triton.runtime import driver
 
 from spela_kernels.aot import __main__ as command
 from spela_kernels.aot import jobs as planning
-from spela_kernels.aot.cases import Case, shaped
+from spela_kernels.aot.cases import Case, dtypes, shaped, variants
 from spela_kernels.aot.compile import compile_job
 from spela_kernels.aot.jobs import Job, gpu_target, plan, specialise
 from spela_kernels.aot.occupancy import MULTIPROCESSORS
@@ -111,7 +111,7 @@ def test_products_run_on_matrix_units(report: dict) -> None:
 @pytest.mark.parametrize(
     ("kernel", "case"),
     [
-        ("update_kernel", "adam 512x1024x1024x10 bfloat16 mixed log leaky_relu"),
+        ("update_kernel", "adam 512x1024x1024x10 float16 mixed log leaky_relu"),
         ("finalise_kernel", "sgd 100x1001x130x100 float16 log prelu"),
     ],
 )
@@ -270,6 +270,16 @@ def test_equal_programs_are_compiled_once_and_unaligned_ones_apart(
     monkeypatch.setattr(planning, "OPS", (op,))
     assert [job.label for job in plan(("sm_80",))] == ["whole", "late"]
     assert [job.label for job in plan(("sm_80",), cases="again")] == ["again"]
+
+
+def test_everything_meets_each_rule_in_each_dtype_and_in_every_smaller_tile() -> None:
+    for arch in ARCHITECTURES.values():
+        found = set(variants(arch, ["scores", "gradient", "nesterov", "adam"]))
+        assert {(v.dtype, v.rule) for v in found if v.fallbacks == 0 and not v.mixed} == set(
+            product(dtypes(arch), ["scores", "gradient", "nesterov", "adam"])
+        )
+        assert {v.fallbacks for v in found if v.rule == "adam"} == {0, 1, 2}
+        assert {v.rule for v in found if v.mixed} == {"scores", "gradient", "nesterov", "adam"}
 
 
 def test_fallback_tiles_are_planned() -> None:
