@@ -25,4 +25,4 @@ check: $(READY)
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: $(READY)
-	$(BIN)/python -m pytest bench --benchmark-only -o addopts= --benchmark-json=bench.json
+	$(BIN)/python -m pytest bench --benchmark-only -o addopts= --benchmark-json=bench.json --benchmark-max-time=0.5 --benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname

@@ -1,8 +1,8 @@
 """Which GEMM library runs a shape on this machine: measured once, then kept in a file.
 
 The two libraries round differently, so a choice that changed between runs would make them differ in the last
-bits. It is therefore kept for every later process: one small file a machine, kind of product and shape class in
-the user's cache folder. SPELA_CPU_GEMM=blas or onednn pins it; nothing is measured or kept then.
+bits. It is therefore kept for every later process: one small file a machine, kind of product and shape
+class in the user's cache folder. SPELA_CPU_GEMM=blas or onednn pins it; nothing is measured or kept then.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The linear layer on the CPU: two products with everything else in as few passes as possible.
 
-The reference's mathematics, arranged for memory: bias and activation inside the first product, the update inside
-the second, and between them one (B, O) buffer that starts as the labels' vectors and ends as dL/dz. Buffers
-are not kept between steps: the allocator hands the same memory out again, and a workspace of our own measured
-no faster. Axes: B batch, I in, O out, C classes.
+The reference's mathematics, arranged for memory: bias and activation inside the first product, the update
+inside the second, and between them one (B, O) buffer that starts as the labels' vectors and ends as dL/dz.
+Buffers are not kept between steps: the allocator hands the same memory out again, and a workspace of our own
+measured no faster. Axes: B batch, I in, O out, C classes.
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ def backward(
 ) -> Gradient:
     """Gradients of grad_loss * loss (None: 1) for weight, bias and slope, from what `forward` saved."""
     rows = _rows(widened(saved.y), saved.norm, vectors, target, settings.objective)
-    return _gradients(
-        x, params, *_gradient_rows(rows, params, target, settings, saved, grad_loss)
-    )
+    return _gradients(x, params, *_gradient_rows(rows, params, target, settings, saved, grad_loss))
 
 
 def _gradients(x: Tensor, params: Parameters, dz: Tensor, dslope: Tensor | None) -> Gradient:

@@ -163,8 +163,8 @@ def _step_fake(x, weight, bias, slope, vectors, target, *rest):  # type: ignore[
     return x.new_empty((), dtype=wide), x.new_empty(x.shape[0], weight.shape[0])
 
 
-# The step ops are defined on the library itself: `custom_op`, made for any use, costs 15 us more a call, which a
-# small layer on the CPU would feel. They have no gradient, so nothing else of it is missed.
+# The step ops are defined on the library itself: `custom_op`, made for any use, costs 15 us more a call,
+# which a small layer on the CPU would feel. They have no gradient, so nothing else of it is missed.
 _library = torch.library.Library("spela", "FRAGMENT")
 
 
@@ -172,7 +172,7 @@ def _define_step(name: str, run: Callable[..., Any], schema: str) -> Callable[..
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"spela::{name}", _step_fake, lib=_library)
-    return getattr(torch.ops.spela, name).default  # type: ignore[no-any-return]
+    return getattr(torch.ops.spela, name).default
 
 
 def _sgd(  # type: ignore[no-untyped-def]
