@@ -18,6 +18,8 @@ LAYERS = [
     ("spela.vectors", "spela.grouping"),
     ("spela.layers",),
     ("spela.optim",),
+    ("spela.costs",),
+    ("spela.early_exit",),
     ("spela.network", "spela.convert"),
     ("spela.data",),
     ("spela.training",),
