@@ -23,6 +23,7 @@ LAYERS = [
     ("spela.network", "spela.convert"),
     ("spela.data",),
     ("spela.training",),
+    ("spela.streaming",),
     ("spela.baselines",),
     ("spela.experiments",),
     ("spela.report", "spela.modelled"),
