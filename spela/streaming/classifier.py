@@ -145,7 +145,7 @@ class StreamingClassifier:
         if not len(self.classes):
             raise ValueError("no class is known yet: observe a labelled sample first")
         self.net.eval()
-        found = self.net.predict_detailed(prepare(x), exit_threshold)
+        found = self.net.predict_detailed(prepare(x.to(self._device)), exit_threshold)
         names = [self.classes.labels[index] for index in found.labels.tolist()]
         return StreamPrediction(names, found.margin, found.layer)
 
@@ -220,9 +220,8 @@ class StreamingClassifier:
         made.classes.load(stream.tables)
         made.classes.indices(stream.labels)
         load_weights(net, made.optimizer)
-        device = next(net.parameters()).device
         try:
-            made.buffer.load_state(stream.buffer, device)
+            made.buffer.load_state(stream.buffer, made._device)
             made.generator.set_state(stream.generator)
         except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
@@ -231,6 +230,10 @@ class StreamingClassifier:
         for index, frozen in enumerate(stream.frozen):
             made.freeze(index, frozen)
         return made
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
 
     def _batch(self, x: Tensor, y: object) -> tuple[Tensor, Sequence[object]]:
         """Samples (B, ...) on the network's device, and B labels."""
@@ -248,7 +251,7 @@ class StreamingClassifier:
         self.buffer.check(x)
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise ValueError("`x` has values that are NaN or Inf: leave such samples out")
-        return x.to(next(self.net.parameters()).device), names
+        return x.to(self._device), names
 
     def _train_mode(self) -> None:
         self.net.train()
