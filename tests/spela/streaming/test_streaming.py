@@ -260,12 +260,12 @@ def test_the_file_says_what_it_holds_and_a_damaged_one_is_refused(tmp_path: Path
     refused("is missing")
 
 
-def test_the_documented_lines_run() -> None:
+def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "streaming.md").read_text(encoding="utf-8")
     blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
     assert len(blocks) >= 3
     namespace: dict[str, object] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(__import__("tempfile").mkdtemp())
-        for block in blocks:
-            exec(block, namespace)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block, namespace)
+    assert (tmp_path / "stream.safetensors").exists()
