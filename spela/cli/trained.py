@@ -12,6 +12,7 @@ import torch
 import typer
 
 import spela
+from spela.cli.early_exit import print_early_exit
 from spela.cli.options import (
     DataRoot,
     Device,
@@ -41,8 +42,16 @@ def evaluate_command(
     data_root: DataRoot = None,
     threads: Threads = None,
     device: Device = "auto",
+    exit_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Also measure early exit that may lose this share of answers, such as 0.002."
+        ),
+    ] = None,
 ) -> None:
     """Print the test accuracy of every layer, from the checkpoint."""
+    if exit_loss is not None and not 0 <= exit_loss <= 1:
+        raise ValueError(f"--exit-loss must be a share in 0..1, such as 0.002, got {exit_loss}")
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = _loaded(run_dir, device)
@@ -66,6 +75,8 @@ def evaluate_command(
     print_batch_statistics(
         batch_statistics_accuracy(loaded.net, dataset.test_x, dataset.test_y, size)
     )
+    if exit_loss is not None:
+        print_early_exit(loaded.net, dataset, exit_loss)
 
 
 def predict(

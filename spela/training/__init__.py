@@ -2,6 +2,7 @@
 
 from spela.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
 from spela.training.config import RunConfig, parse_groups
+from spela.training.early_exit import ExitEvaluation, evaluate_early_exit
 from spela.training.evaluate import (
     Evaluation,
     LayerwiseClassifier,
@@ -15,6 +16,7 @@ from spela.training.records import RunFolder
 __all__ = [
     "Checkpoint",
     "Evaluation",
+    "ExitEvaluation",
     "LayerwiseClassifier",
     "Listener",
     "RunConfig",
@@ -24,6 +26,7 @@ __all__ = [
     "batch_statistics",
     "batch_statistics_accuracy",
     "evaluate",
+    "evaluate_early_exit",
     "load_checkpoint",
     "parse_groups",
     "restore",

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from spela.training.config import RunConfig
 from spela.training.records import write_atomically
 
-__all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "load_state_tensors",
+    "restore",
+    "save_checkpoint",
+    "state_tensors",
+]
 
 _FORMAT = "spela-checkpoint-1"
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -42,8 +49,18 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
 
-def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
+def state_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and buffers as `model.*`, the optimizer's state of each parameter as `optimizer.*`.
+
+    Args:
+        net: The network.
+        optimizer: Its optimizer; hyper-parameters are not in its state.
+
+    Returns:
+        Contiguous tensors by name.
+    """
+    tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
+    return tensors | {
         f"optimizer.{name}.{key}": value.detach().contiguous()
         for name, parameter in net.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
@@ -76,8 +93,7 @@ def save_checkpoint(
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
     """
-    tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
-    tensors |= _optimizer_tensors(net, optimizer)
+    tensors = state_tensors(net, optimizer)
     facts = {
         "config": config.to_dict(),
         "epoch": epoch,
@@ -149,8 +165,24 @@ def restore(
     Raises:
         ValueError: If tensors are missing, left over or of another shape.
     """
+    load_state_tensors(checkpoint.tensors, net, optimizer)
+
+
+def load_state_tensors(
+    tensors: dict[str, Tensor], net: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """The inverse of `state_tensors`.
+
+    Args:
+        tensors: By name; other names than `model.*` and `optimizer.*` are left alone.
+        net: A network of the same architecture.
+        optimizer: An optimizer built from net.parameters(), or None.
+
+    Raises:
+        ValueError: If tensors are missing, left over or of another shape.
+    """
     prefix = "model."
-    state = {k[len(prefix) :]: v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+    state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -160,7 +192,7 @@ def restore(
         return
     for name, parameter in net.named_parameters():
         start = f"optimizer.{name}."
-        for key, value in checkpoint.tensors.items():
+        for key, value in tensors.items():
             if not key.startswith(start):
                 continue
             field = key[len(start) :]
