@@ -4,18 +4,21 @@ Layers that learn on their own in one forward pass, drop in for torch's, and can
 """
 
 from spela import optim
+from spela.convert import convert
 from spela.grouping import class_grouping
-from spela.layers import LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
+from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
 from spela.network import SpelaSequential
 from spela.vectors import coulomb_energy, random_vectors, symmetric_vectors
 
 __all__ = [
+    "Frozen",
     "LocalLayer",
     "RowNorm",
     "SpelaConv2d",
     "SpelaLinear",
     "SpelaSequential",
     "class_grouping",
+    "convert",
     "coulomb_energy",
     "optim",
     "random_vectors",
