@@ -3,6 +3,10 @@
 Layers that learn on their own in one forward pass, drop in for torch's, and can each answer.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from spela import optim
 from spela.convert import convert
 from spela.grouping import class_grouping
@@ -10,10 +14,14 @@ from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
 from spela.network import SpelaSequential
 from spela.vectors import coulomb_energy, random_vectors, symmetric_vectors
 
+if TYPE_CHECKING:
+    from spela.estimator import SpelaClassifier
+
 __all__ = [
     "Frozen",
     "LocalLayer",
     "RowNorm",
+    "SpelaClassifier",
     "SpelaConv2d",
     "SpelaLinear",
     "SpelaSequential",
@@ -26,3 +34,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, because importing scikit-learn takes half a second that PyTorch users need not wait.
+    if name == "SpelaClassifier":
+        from spela.estimator import SpelaClassifier
+
+        return SpelaClassifier
+    raise AttributeError(f"module 'spela' has no attribute {name!r}")
