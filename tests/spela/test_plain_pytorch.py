@@ -302,6 +302,18 @@ def test_pruned_and_reparametrised_layers_learn(kind: str, make: Callable) -> No
             assert not torch.equal(value, before[key]), key
 
 
+def test_modules_in_between_may_work_in_place() -> None:
+    nets = []
+    for inplace in (False, True):
+        g = torch.Generator().manual_seed(0)
+        first = SpelaLinear(12, 8, 4, activation="identity", generator=g)
+        net = SpelaSequential(first, nn.ReLU(inplace), SpelaLinear(8, 8, 4, generator=g))
+        net.local_losses(ROWS, TARGET).sum().backward()
+        nets.append(net)
+    for plain, inplace in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(plain.grad, inplace.grad)
+
+
 def test_hooks_on_parameters_see_gradients() -> None:
     net = _linear()
     norms: list[float] = []
