@@ -94,7 +94,8 @@ class SpelaSequential(nn.Sequential):
                 losses.append(loss)
             else:
                 with torch.no_grad():
-                    x = module(x)
+                    # The gradient of the layer before needs its output as it was.
+                    x = module(x.clone() if getattr(module, "inplace", False) else x)
         return torch.stack(losses)
 
     @torch.no_grad()

@@ -25,6 +25,9 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
     """Finding the group of a parameter, and its state."""
 
+    # torch's schedulers warn where no step() was seen before theirs; a fused step is none.
+    _opt_called = True
+
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
             if any(parameter is held for held in group["params"]):

@@ -2,7 +2,8 @@
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.conv import SpelaConv2d
+from spela.layers.frozen import Frozen
 from spela.layers.linear import SpelaLinear
 from spela.layers.normalize import RowNorm
 
-__all__ = ["FusedOptimizer", "LocalLayer", "RowNorm", "SpelaConv2d", "SpelaLinear"]
+__all__ = ["Frozen", "FusedOptimizer", "LocalLayer", "RowNorm", "SpelaConv2d", "SpelaLinear"]

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spela.layers.contract import FusedOptimizer, LocalLayer, step_by_gradient
+from spela.layers.contract import FusedOptimizer, LocalLayer, owns, step_by_gradient
+from spela.layers.hooks import call_with_hooks
 from spela.vectors import class_vectors
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
@@ -168,14 +169,18 @@ class SpelaLinear(LocalLayer, nn.Linear):
             >>> layer.weight.grad.shape
             torch.Size([8, 4])
         """
-        return linear_loss(
+        return call_with_hooks(
+            self,
             x,
-            self.weight,
-            self.bias,
-            self.vectors,
-            target,
-            slope=self.slope,
-            **self._settings(),  # type: ignore[arg-type]
+            lambda x: linear_loss(
+                x,
+                self.weight,
+                self.bias,
+                self.vectors,
+                target,
+                slope=self.slope,
+                **self._settings(),  # type: ignore[arg-type]
+            ),
         )
 
     def local_step(
@@ -196,13 +201,18 @@ class SpelaLinear(LocalLayer, nn.Linear):
             ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
             TypeError: On dtypes that do not fit.
         """
+        if not isinstance(optimizer, FusedOptimizer) or not owns(self, "weight", "bias", "slope"):
+            return step_by_gradient(self, x, target, optimizer)
         parameters = [p for p in (self.weight, self.bias, self.slope) if p is not None]
-        trainable = all(p.requires_grad for p in parameters)
-        if isinstance(optimizer, FusedOptimizer) and trainable and optimizer.can_fuse(parameters):
-            return optimizer.linear_step(
+        if not all(p.requires_grad for p in parameters) or not optimizer.can_fuse(parameters):
+            return step_by_gradient(self, x, target, optimizer)
+        return call_with_hooks(
+            self,
+            x,
+            lambda x: optimizer.linear_step(
                 x, self.weight, self.bias, self.slope, self.vectors, target, **self._settings()
-            )
-        return step_by_gradient(self, x, target, optimizer)
+            ),
+        )
 
     def extra_repr(self) -> str:
         """nn.Linear's line, then what makes this layer a SPELA layer."""
