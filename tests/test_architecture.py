@@ -23,9 +23,11 @@ LAYERS = [
     ("spela.training",),
     ("spela.baselines",),
     ("spela.experiments",),
+    ("spela.distributed",),
     ("spela.report", "spela.modelled"),
     ("spela.export", "spela.estimator"),
     ("spela.cli",),
+    ("spela.__main__",),
 ]
 # The packages' front doors re-export what lies below them.
 FRONT = {"spela"}

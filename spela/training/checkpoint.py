@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spela.training.config import RunConfig
 from spela.training.records import write_atomically
 
-__all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "restore", "run_tensors", "save_checkpoint"]
 
 _FORMAT = "spela-checkpoint-1"
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -51,6 +51,17 @@ def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     }
 
 
+def run_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: the network's as `model.*`, the optimizer's as `optimizer.*`.
+
+    Args:
+        net: The network.
+        optimizer: Its optimizer; per-parameter tensors only.
+    """
+    tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
+    return tensors | _optimizer_tensors(net, optimizer)
+
+
 def save_checkpoint(
     path: Path,
     net: nn.Module,
@@ -60,6 +71,7 @@ def save_checkpoint(
     sample_shape: tuple[int, ...],
     sample_dtype: torch.dtype,
     class_names: tuple[str, ...],
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -72,12 +84,13 @@ def save_checkpoint(
         sample_shape: Shape of one input.
         sample_dtype: Of the samples as stored: uint8 pixels or float32 features.
         class_names: Name of each class.
+        tensors: What to write instead of `run_tensors(net, optimizer)`: of a network that several
+            processes hold, what they gathered.
 
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
     """
-    tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
-    tensors |= _optimizer_tensors(net, optimizer)
+    tensors = run_tensors(net, optimizer) if tensors is None else tensors
     facts = {
         "config": config.to_dict(),
         "epoch": epoch,
