@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -13,9 +14,26 @@ from spela.distributed.ranks import Pending, Ranks
 __all__ = ["Inlet", "Outlet"]
 
 
-def _wire(x: Tensor) -> Tensor:
-    """Contiguous memory for the transfer: convolutions leave, and expect, their channels last."""
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).contiguous()
+def _to_wire(x: Tensor) -> Tensor:
+    """Contiguous memory for the transfer; maps (B, K, H, W) flat, and last whether channels are last.
+
+    The order of axes in memory is passed on, because it decides which kernel the next convolution takes,
+    and so its rounding.
+    """
+    if x.dim() != 4:
+        return x.contiguous()
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    flat = (x.permute(0, 2, 3, 1) if last else x).flatten()
+    return torch.cat([flat, flat.new_full((1,), float(last))])
+
+
+def _from_wire(wire: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if len(shape) != 4:
+        return wire
+    samples, kernels, height, width = shape
+    if wire[-1] == 0:
+        return wire[:-1].view(shape)
+    return wire[:-1].view(samples, height, width, kernels).permute(0, 3, 1, 2)
 
 
 class Outlet:
@@ -35,7 +53,7 @@ class Outlet:
         """Send x, which must not change any more."""
         while len(self._sent) >= self.depth:
             self._sent.popleft().wait()
-        self._sent.append(self.ranks.start_send(_wire(x), self.ranks.rank + 1))
+        self._sent.append(self.ranks.start_send(_to_wire(x), self.ranks.rank + 1))
 
     def flush(self) -> None:
         """Wait until all has arrived."""
@@ -59,9 +77,9 @@ class Inlet:
         self.ranks = ranks
         self.depth = depth
         self.dtype = dtype
-        self.shape = (*shape[1:], shape[0]) if len(shape) == 3 else shape
+        self.shape = shape
         self._expected: deque[int] = deque()
-        self._coming: deque[Pending] = deque()
+        self._coming: deque[tuple[int, Pending]] = deque()
 
     def expect(self, sizes: Iterable[int]) -> None:
         """Say how many samples the next batches have."""
@@ -70,9 +88,11 @@ class Inlet:
 
     def _post(self) -> None:
         while self._expected and len(self._coming) < self.depth:
-            shape = (self._expected.popleft(), *self.shape)
-            buffer = torch.empty(shape, dtype=self.dtype, device=self.ranks.device)
-            self._coming.append(self.ranks.start_receive(buffer, self.ranks.rank - 1))
+            size = self._expected.popleft()
+            maps = len(self.shape) == 3
+            wire = (size * math.prod(self.shape) + 1,) if maps else (size, *self.shape)
+            buffer = torch.empty(wire, dtype=self.dtype, device=self.ranks.device)
+            self._coming.append((size, self.ranks.start_receive(buffer, self.ranks.rank - 1)))
 
     def take(self, size: int) -> Tensor:
         """The next batch of activations, (size, ...).
@@ -82,8 +102,9 @@ class Inlet:
         """
         if not self._coming:
             self.expect([size])
-        x = self._coming.popleft().wait()
+        expected, coming = self._coming.popleft()
+        if expected != size:
+            raise ValueError(f"a batch of {expected} samples was expected next, got one of {size}")
+        x = _from_wire(coming.wait(), (size, *self.shape))
         self._post()
-        if len(x) != size:
-            raise ValueError(f"a batch of {len(x)} samples was expected next, got one of {size}")
-        return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
+        return x

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,12 +149,13 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # gloo raises no narrower class
-            lines = str(error).strip().splitlines() or ["no reason given"]
+            # Without the place in gloo's source that its messages begin with.
+            reason = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error)).strip()
             other = f"rank {1 - self.rank} is lost" if self.size == 2 else "another rank is lost"
             raise LostRankError(
-                f"{other}: it was killed, its machine is gone, or it did not answer within "
-                f"{self.timeout:g} s; go on from the last finished epoch with the same command and "
-                f"--resume (rank {self.rank} heard: {lines[0][:120]})"
+                f"{other}: killed, cut off, or silent for {self.timeout:g} s; go on from the last "
+                f"finished epoch with the same command and --resume "
+                f"(rank {self.rank} heard: {reason[:80]})"
             ) from None
 
     def share(self, total: int) -> Share:

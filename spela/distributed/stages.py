@@ -77,7 +77,8 @@ def trace(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Trace]:
     """
     modes = {module: module.training for module in net.modules()}
     net.eval()
-    x, found = torch.zeros(1, *sample_shape), []
+    x = next(net.parameters()).new_zeros((1, *sample_shape))
+    found = []
     for module in net:
         found.append(Trace(tuple(x.shape[1:]), _multiply_adds(module, tuple(x.shape[2:]))))
         x = module(x)
