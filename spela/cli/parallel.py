@@ -60,7 +60,7 @@ def join(parallel: str | None, device: str, timeout: float) -> Ranks | None:
 def may_speak() -> bool:
     """Whether an error is this process's to print: every process of a job sees most of them."""
     if not _joined:
-        return os.environ.get("LOCAL_RANK", "0") == "0"
+        return "WORLD_SIZE" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it would cut the message off
     return _joined[-1].claim("error")
 

@@ -37,8 +37,8 @@ class DataParallelSequential(SpelaSequential):
     network it was made from.
 
     Args:
-        net: The network, on the process's device; its modules are taken over. Every process must have
-            made it from the same seed or checkpoint.
+        net: The network, on the process's device; its modules are taken over. Rank 0's weights, buffers
+            and class vectors become everyone's.
         ranks: The processes of the job.
 
     Shape:
@@ -58,6 +58,8 @@ class DataParallelSequential(SpelaSequential):
         super().__init__(*net)
         self.ranks = ranks
         self._joint = tuple(join_modules(self, ranks))
+        if ranks.size > 1:
+            ranks.copy_from_main(self.state_dict().values())
 
     @contextmanager
     def _shared(self, x: Tensor) -> Iterator[Share]:

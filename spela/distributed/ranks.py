@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -187,6 +187,12 @@ class Ranks:
         with self.guard():
             dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with rank 0's."""
+        for tensor in tensors:
+            with self.guard():
+                dist.broadcast(tensor, 0)
 
     def start_send(self, tensor: Tensor, to: int, tag: int = 0) -> Pending:
         """Begin sending a contiguous tensor, which must stay as it is until `wait` is done."""

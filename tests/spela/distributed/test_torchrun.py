@@ -98,7 +98,7 @@ def _start(out: Path, *arguments: str) -> tuple[subprocess.Popen[str], list[int]
 def test_a_killed_rank_ends_the_job_and_the_run_resumes(
     form: str, victim: int, tmp_path: Path
 ) -> None:
-    arguments = [*TRAIN, "--epochs", "30", "--batch-size", "8", "--parallel", form]
+    arguments = [*TRAIN, "--epochs", "8", "--batch-size", "8", "--parallel", form]
     job, processes = _start(tmp_path / "cut", *arguments)
     os.kill(processes[victim], signal.SIGKILL)
     killed = time.monotonic()
@@ -124,7 +124,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_resumes(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_silent_rank_counts_as_lost(tmp_path: Path) -> None:
-    arguments = [*TRAIN, "--epochs", "200", "--batch-size", "8", "--parallel", "data"]
+    arguments = [*TRAIN, "--epochs", "100", "--batch-size", "8", "--parallel", "data"]
     job, processes = _start(tmp_path / "run", *arguments, "--rank-timeout", "5")
     os.kill(processes[1], signal.SIGSTOP)
     stderr = job.stderr
