@@ -125,12 +125,12 @@ def test_a_killed_rank_ends_the_job_and_the_run_resumes(
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_silent_rank_counts_as_lost(tmp_path: Path) -> None:
     arguments = [*TRAIN, "--epochs", "100", "--batch-size", "8", "--parallel", "data"]
-    job, processes = _start(tmp_path / "run", *arguments, "--rank-timeout", "5")
+    job, processes = _start(tmp_path / "run", *arguments, "--rank-timeout", "40")
     os.kill(processes[1], signal.SIGSTOP)
     stderr = job.stderr
     assert stderr is not None
     line = next(line for line in stderr if line.startswith("spela: error: "))
-    assert "rank 1 is lost: killed, cut off, or silent for 5 s" in line
+    assert "rank 1 is lost: killed, cut off, or silent for 40 s" in line
     os.kill(processes[1], signal.SIGCONT)
     job.communicate(timeout=60)
     assert job.returncode != 0
