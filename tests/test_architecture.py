@@ -26,9 +26,11 @@ LAYERS = [
     ("spela.streaming",),
     ("spela.baselines",),
     ("spela.experiments",),
+    ("spela.distributed",),
     ("spela.report", "spela.modelled", "spela.benchmarks"),
     ("spela.export", "spela.fitting", "spela.estimator"),
     ("spela.cli",),
+    ("spela.__main__",),
 ]
 # The packages' front doors re-export what lies below them.
 FRONT = {"spela"}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from spela.cli.benchmarks import bench
+from spela.cli.parallel import may_speak
 from spela.cli.trained import evaluate_command, info, predict
 from spela.cli.training import demo, train
 from spela.training import TrainingDivergedError
@@ -40,9 +41,10 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo(
-            "\nstopped: continue a training run with the same command and --resume", err=True
-        )
+        if may_speak():
+            typer.echo(
+                "\nstopped: continue a training run with the same command and --resume", err=True
+            )
         sys.exit(130)
     except TrainingDivergedError as error:
         _fail(str(error))
@@ -52,5 +54,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"spela: error: {' '.join(message.split())}", err=True)
+    if may_speak():
+        typer.echo(f"spela: error: {' '.join(message.split())}", err=True)
     sys.exit(2)

@@ -22,7 +22,7 @@ from spela.training import (
     restore,
 )
 
-__all__ = ["LoadedRun", "load_data", "load_run", "run"]
+__all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(
         TrainingDivergedError: If a loss becomes NaN or infinite.
     """
     folder = RunFolder(out)
-    checkpoint = _checked_checkpoint(folder, config) if resume else None
+    checkpoint = checked_checkpoint(folder, config) if resume else None
     dataset = dataset.to(device)
     net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
     trainer = Trainer(config, net, build_optimizer(config, net), dataset, folder, listener)
@@ -93,7 +93,16 @@ def run(
     return trainer.fit()
 
 
-def _checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
+def checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
+    """The checkpoint to resume from.
+
+    Args:
+        folder: Of the run.
+        config: The settings asked for.
+
+    Raises:
+        ValueError: If there is no readable checkpoint, or the run was started with other settings.
+    """
     checkpoint = load_checkpoint(folder.checkpoint)
     saved, asked = checkpoint.config.to_dict(), config.to_dict()
     changed = [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]

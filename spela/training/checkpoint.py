@@ -77,6 +77,7 @@ def save_checkpoint(
     sample_shape: tuple[int, ...],
     sample_dtype: torch.dtype,
     class_names: tuple[str, ...],
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -89,11 +90,13 @@ def save_checkpoint(
         sample_shape: Shape of one input.
         sample_dtype: Of the samples as stored: uint8 pixels or float32 features.
         class_names: Name of each class.
+        tensors: What to write instead of `state_tensors(net, optimizer)`: of a network that several
+            processes hold, what they gathered.
 
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
     """
-    tensors = state_tensors(net, optimizer)
+    tensors = state_tensors(net, optimizer) if tensors is None else tensors
     facts = {
         "config": config.to_dict(),
         "epoch": epoch,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spela.data import Batches, Dataset, epoch_generator
 from spela.layers import LocalLayer
-from spela.training.checkpoint import Checkpoint, restore, save_checkpoint
+from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
 from spela.training.evaluate import (
     LayerwiseClassifier,
@@ -160,8 +160,8 @@ class Trainer:
         records = self.folder.read_metrics()
         last = records[-1]
         seconds = sorted(record["seconds"] for record in records)
-        device = next(self.module.parameters()).device
         data = self.dataset
+        device = data.train_x.device
         own = batch_statistics_accuracy(
             self.module, data.test_x, data.test_y, self.config.batch_size
         )
@@ -223,4 +223,8 @@ class Trainer:
             self.dataset.sample_shape,
             self.dataset.train_x.dtype,
             self.dataset.class_names,
+            self._run_tensors(),
         )
+
+    def _run_tensors(self) -> dict[str, Tensor]:
+        return state_tensors(self.module, self.optimizer)
