@@ -197,7 +197,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
             TypeError: On dtypes that do not fit.
         """
         parameters = [p for p in (self.weight, self.bias, self.slope) if p is not None]
-        trainable = all(p.requires_grad for p in parameters)
+        # A parametrised weight is computed, not a leaf: its parameters need the gradient itself.
+        trainable = all(p.requires_grad and p.is_leaf for p in parameters)
         if isinstance(optimizer, FusedOptimizer) and trainable and optimizer.can_fuse(parameters):
             return optimizer.linear_step(
                 x, self.weight, self.bias, self.slope, self.vectors, target, **self._settings()
