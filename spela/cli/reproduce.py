@@ -12,6 +12,7 @@ from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS, find_experiments
 from spela.experiments.reproduce import reproduce
 from spela.experiments.runner import Outcome
+from spela.results import update_readme, write_pages
 
 __all__ = ["reproduce_command"]
 
@@ -43,6 +44,13 @@ def reproduce_command(
     download: Annotated[
         bool, typer.Option("--download", help="Download datasets that are not at hand.")
     ] = False,
+    readme: Annotated[
+        Path | None,
+        typer.Option(help="Put the main table between this file's results:begin and results:end."),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing: rebuild the report (and README).")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... (results differ by device).")] = "cpu",
 ) -> None:
     """Run the paper's experiments; write one folder a run, one JSON a table, and a report."""
@@ -58,14 +66,21 @@ def reproduce_command(
         device=str(pick_device(device)),
     )
     experiments = find_experiments(name)
+    if quick and readme is not None:
+        raise ValueError("--quick makes no results: leave --readme out")
     if quick:
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
     failed = 0
-    for experiment in experiments:
+    for experiment in experiments if not report_only else []:
         typer.echo(f"== {experiment.name}: {experiment.title}")
         table = reproduce(experiment, options, jobs, _print_outcome)
         _print_table(table)
         failed += sum(row["status"] == "failed" for row in table["rows"])
+    html, markdown = write_pages(options)
+    typer.echo(f"report: {html}\n        {markdown}")
+    if readme is not None:
+        update_readme(readme, options)
+        typer.echo(f"main table: {readme}")
     if failed:
         raise ValueError(
             f"{failed} rows failed (reasons above and in {options.folder}); the same command tries "

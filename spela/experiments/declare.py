@@ -26,6 +26,8 @@ class Row:
         settings: Overrides of the recipe's settings.
         data: Datasets of this row; empty: the experiment's.
         published: For a dataset, published accuracies in % by layer number (or LAST).
+        measured: The same, where nobody published one: the authors' mathematics, or plain torch, measured
+            for the project's specification. Tables mark these figures.
         rival: Name of the row of the same experiment that this one is compared with.
         panel: Which plot of the experiment the row belongs to.
         series: Line of that plot.
@@ -38,6 +40,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[str, ...] = ()
     published: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
     rival: str = ""
     panel: str = ""
     series: str = ""
@@ -56,6 +59,7 @@ class Experiment:
         source: Where the published figures are from and under which settings.
         panels: Label of the horizontal axis of every panel.
         measure: What is measured on the trained networks beside accuracy: "", exits or memory.
+        main: Patterns of the rows that go into the README's table.
         quick: Settings of `--quick`, by model, over those of the rows.
     """
 
@@ -66,6 +70,7 @@ class Experiment:
     source: str = ""
     panels: Mapping[str, str] = field(default_factory=dict)
     measure: str = ""
+    main: tuple[str, ...] = ()
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

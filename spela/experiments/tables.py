@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,16 +159,18 @@ def _percent(values: list[float]) -> dict[str, Any]:
 
 def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
     depth = len(summaries[0]["test_accuracy"])
-    published = _published(row, data, depth)
+    published = _by_number(row.published.get(data, {}), depth)
+    others = _by_number(row.measured.get(data, {}), depth)
     accuracy = []
     for layer in range(depth):
         figure = _percent([summary["test_accuracy"][layer] for summary in summaries])
-        theirs = published.get(layer + 1)
+        theirs = published.get(layer + 1, others.get(layer + 1))
         if theirs is not None:
             mean, deviation = theirs if isinstance(theirs, tuple) else (theirs, None)
             figure |= {
                 "published": mean,
                 "published_sd": deviation,
+                "is_published": layer + 1 in published,
                 "difference": figure["mean"] - mean,
             }
         accuracy.append(figure)
@@ -185,11 +188,10 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
     return result
 
 
-def _published(row: Row, data: str, depth: int) -> dict[int, Figure]:
-    figures = dict(row.published.get(data, {}))
-    if LAST in figures:
-        figures[depth] = figures.pop(LAST)
-    return figures
+def _by_number(figures: Mapping[int, Figure], depth: int) -> dict[int, Figure]:
+    """The figures with LAST as the number it stands for; layers the network does not have are left out."""
+    numbers = {depth if layer == LAST else layer: figure for layer, figure in figures.items()}
+    return {layer: figure for layer, figure in numbers.items() if layer <= depth}
 
 
 def _compare_with_rivals(rows: list[dict[str, Any]]) -> None:
@@ -201,4 +203,5 @@ def _compare_with_rivals(rows: list[dict[str, Any]]) -> None:
             continue
         theirs = rival["accuracy"][-1]["mean"]
         row["rival_accuracy"] = theirs
+        row["rival_recipe"] = rival["recipe"]
         row["rival_difference"] = row["accuracy"][-1]["mean"] - theirs

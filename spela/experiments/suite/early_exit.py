@@ -16,5 +16,6 @@ EARLY_EXIT = Experiment(
     ),
     source="the paper says that inference can stop at any layer and gives no figures",
     measure="exits",
+    main=("best*",),
     quick={"mlp": {"max_width": 32}},
 )

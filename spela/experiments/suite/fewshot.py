@@ -43,5 +43,6 @@ FEWSHOT = Experiment(
         "is not stated: here the pooled samples are shuffled by the run's seed"
     ),
     panels={"share": "test share of all samples"},
+    main=("*test share 0.99",),
     quick={"mlp": {"max_width": 32}},
 )

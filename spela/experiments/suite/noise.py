@@ -57,6 +57,7 @@ NOISE = Experiment(
         "pixel noise": "standard deviation of pixel noise",
         "label noise": "share of wrong labels",
     },
+    main=("* 0.2",),
     quick={
         "mlp": {"max_width": 32},
         "cnn": {"max_width": 4, "resize": 20, "symmetric_dim": 12},

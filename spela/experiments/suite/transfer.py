@@ -54,5 +54,6 @@ TRANSFER = Experiment(
         "more about the backbone than about the head"
     ),
     panels={"own split": "", "share": "test share of all samples"},
+    main=("transfer*",),
     quick={"mlp": {"max_width": 32}},
 )
