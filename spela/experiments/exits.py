@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
     """
     try:
         early_exit = importlib.import_module("spela.early_exit")
+        costs = importlib.import_module("spela.costs")
     except ModuleNotFoundError:
         return {"unavailable": "this version has no calibrated early exit (spela.early_exit)"}
     points: list[dict[str, Any]] = []
@@ -58,7 +60,7 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
                 continue
             dataset = load_data(job.config, options.data_root)
             x, y = prepare(dataset.test_x), dataset.test_y
-            sweep, chosen = _exits(early_exit, net, (x[1::2], y[1::2]), (x[::2], y[::2]))
+            sweep, chosen = _exits(early_exit, costs, net, (x[1::2], y[1::2]), (x[::2], y[::2]))
             points += [{**facts, **point} for point in sweep]
             calibrated.append({**facts, **chosen})
     finally:
@@ -71,34 +73,38 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
 @torch.no_grad()
 def _exits(
     early_exit: ModuleType,
+    costs: ModuleType,
     net: SpelaSequential,
     held_out: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     x, y = test
-    cost = torch.tensor(early_exit.multiply_adds(net, tuple(x.shape[1:])), dtype=torch.float64)
+    prices = costs.layer_costs(net, tuple(x.shape[1:]))
     margins, answers = _margins(net, x)  # (L, N) each
     layers = len(margins)
+    last = torch.full((len(y),), layers - 1)
+    whole = early_exit.mean_multiply_adds(prices, None, last)
 
-    def point(thresholds: list[float]) -> dict[str, Any]:
-        sure = margins >= torch.tensor([*thresholds, -torch.inf])[:, None]
+    def point(policy: Any) -> dict[str, Any]:
+        sure = margins >= torch.tensor([*policy.thresholds, -torch.inf])[:, None]
         layer = sure.int().argmax(dim=0)  # (N,) the first sure layer; the last one always is
         hits = answers.gather(0, layer[None])[0] == y
         share = torch.bincount(layer, minlength=layers).double() / len(y)
         return {
             "accuracy": 100 * float(hits.double().mean()),
-            "multiply_adds": float(cost[layer].mean() / cost[-1]),
+            "multiply_adds": early_exit.mean_multiply_adds(prices, policy, layer) / whole,
             "exits": share.tolist(),
         }
 
-    sweep = [{"threshold": t, **point([t] * (layers - 1))} for t in THRESHOLDS]
+    uniform = {t: early_exit.ExitPolicy((t,) * (layers - 1)) for t in THRESHOLDS}
+    sweep = [{"threshold": t, **point(policy)} for t, policy in uniform.items()]
     policy = early_exit.calibrate_thresholds(net, *held_out, max_loss=MAX_LOSS)
-    thresholds = [float(t) for t in policy.thresholds][: layers - 1]
     full = _milliseconds(lambda batch: net.predict(batch), x)
     early = _milliseconds(lambda batch: net.predict(batch, exit_threshold=policy), x)
     chosen = {
-        "thresholds": thresholds,
-        **point(thresholds),
+        # A layer that never answers has no threshold: infinity is no JSON.
+        "thresholds": [t if math.isfinite(t) else None for t in policy.thresholds],
+        **point(policy),
         "full_accuracy": 100 * float((answers[-1] == y).double().mean()),
         "full_ms": full,
         "early_ms": early,

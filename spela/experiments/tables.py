@@ -180,7 +180,7 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
         "seconds_per_epoch": mean_and_deviation([s["seconds_per_epoch"] for s in summaries]),
         "parameters": summaries[0]["parameters"],
     }
-    for name in ("test_top5_accuracy", "test_accuracy_batch_statistics"):
+    for name in ("top5_accuracy", "test_accuracy_batch_statistics"):
         if all(summary.get(name) for summary in summaries):
             result[name] = [_percent(list(layer)) for layer in zip(*(s[name] for s in summaries))]  # noqa: B905
     if all(summary.get("peak_memory_bytes") for summary in summaries):

@@ -14,6 +14,7 @@ COLUMNS = (
     "seeds",
     "test accuracy by layer, %",
     "all layers",
+    "top-5, or batch statistics",
     "published (or measured*), %",
     "difference",
     "rival",
@@ -58,6 +59,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         str(accuracy[0]["n"]),
         _by_layer(accuracy, lambda f: deviation_text(f["mean"], f["sd"])),
         deviation_text(row["vote"]["mean"], row["vote"]["sd"]) if several else "",
+        _second_reading(row),
         _by_layer(accuracy, _published) if has_published else "",
         _by_layer(accuracy, _difference) if has_published else "",
         "" if rival is None else f"{row['rival_recipe']} {row['rival_accuracy']:.2f}",
@@ -65,6 +67,17 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}",
         "" if memory is None else f"{memory / 1e6:.0f}",
     ]
+
+
+def _second_reading(row: dict[str, Any]) -> str:
+    """What else a row's runs read from the same networks, layer by layer, said by name."""
+    for name, label in (
+        ("top5_accuracy", "top-5"),
+        ("test_accuracy_batch_statistics", "batch stat."),
+    ):
+        if name in row:
+            return f"{label} " + _by_layer(row[name], lambda f: f"{f['mean']:.2f}")
+    return ""
 
 
 def missing(table: dict[str, Any]) -> list[tuple[str, str]]:

@@ -122,7 +122,7 @@ def _exit_lines(measured: dict[str, Any]) -> list[list[str]]:
     return [
         [
             f"{c['row']}, seed {c['seed']}",
-            ", ".join(f"{t:.3f}" for t in c["thresholds"]),
+            ", ".join("never" if t is None else f"{t:.3f}" for t in c["thresholds"]),
             deviation_text(c["full_accuracy"], None),
             deviation_text(c["accuracy"], None),
             f"{c['accuracy'] - c['full_accuracy']:+.2f}",

@@ -38,8 +38,8 @@ def main_table(tables: list[dict[str, Any]]) -> str:
         for row in table["rows"]:
             if "accuracy" not in row or not any(fnmatchcase(row["row"], p) for p in patterns):
                 continue
-            name, data, epochs, seeds, layers, _, published, difference, rival, ahead, *_ = cells(
-                row
+            name, data, epochs, seeds, layers, _, _, published, difference, rival, ahead, *_ = (
+                cells(row)
             )
             against = f"{ahead} ({rival})" if ahead else ""
             values = (name, data, epochs, seeds, layers, published, difference, against)

@@ -21,12 +21,17 @@ _PUBLISHED = {
         "pets": (86.7, 84.9, 48.5),
     },
 }
+# 10,000 training and 2,000 test samples at 96 pixels, 50 epochs, mean of 3 seeds.
+_MEASURED = {
+    "transfer": {"fashion-mnist-efficientnet-lite0": {LAST: 85.4}},
+    "transfer-backprop": {"fashion-mnist-efficientnet-lite0": {LAST: 86.7}},
+}
 _SHARES = (0.1, 0.5, 0.99)
 
 
 def _published(recipe: str, share: float) -> dict[str, dict[int, float]]:
     rows = _PUBLISHED.get(recipe, {})
-    return {data: {LAST: values[_SHARES.index(share)]} for data, values in rows.items()}
+    return {f"{data}-resnet50": {LAST: row[_SHARES.index(share)]} for data, row in rows.items()}
 
 
 TRANSFER = Experiment(
@@ -39,6 +44,7 @@ TRANSFER = Experiment(
             recipe,
             settings={} if share is None else {"test_share": share},
             published={} if share is None else _published(recipe, share),
+            measured=_MEASURED.get(recipe, {}) if share is None else {},
             rival=""
             if recipe == "transfer-backprop"
             else "transfer-backprop" + ("" if share is None else f", test share {share:g}"),
@@ -50,8 +56,9 @@ TRANSFER = Experiment(
         for share in (None, *_SHARES)
     ),
     source=(
-        "the released transfer notebooks, ResNet-50 features; with another backbone the difference says "
-        "more about the backbone than about the head"
+        "the released transfer notebooks, ResNet-50 features (files named DATA-resnet50.safetensors). "
+        "Measured: EfficientNet-Lite0 at 96 pixels, 10,000 training and 2,000 test samples of Fashion-MNIST "
+        "(a file named fashion-mnist-efficientnet-lite0.safetensors), 50 epochs, 3 seeds"
     ),
     panels={"own split": "", "share": "test share of all samples"},
     main=("transfer*",),
