@@ -105,8 +105,9 @@ def _print_outcome(outcome: Outcome, done: int, total: int) -> None:
 def _print_table(table: dict[str, Any]) -> None:
     reasons: dict[str, int] = {}
     for row in table["rows"]:
-        if row["status"] == "skipped":
-            reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
+        if row["status"] in ("skipped", "not run"):
+            reason = row["reason"] if row["status"] == "skipped" else "not run yet"
+            reasons[reason] = reasons.get(reason, 0) + 1
             continue
         line = f"{row['row']:<42} {row['data']:<14} "
         if "accuracy" in row:
@@ -117,7 +118,7 @@ def _print_table(table: dict[str, Any]) -> None:
             line += f" {row['status']}" + (f": {row['reason']}" if row["reason"] else "")
         typer.echo(line)
     for reason, count in reasons.items():
-        typer.echo(f"skipped {count} rows: {reason}")
+        typer.echo(f"without figures: {count} rows: {reason}")
     if "unavailable" in table["measured"]:
         typer.echo(f"not measured: {table['measured']['unavailable']}")
 
