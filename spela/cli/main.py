@@ -42,9 +42,7 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo(
-            "\nstopped: continue a training run with the same command and --resume", err=True
-        )
+        typer.echo("\nstopped: the same command goes on (`spela train`: with --resume)", err=True)
         sys.exit(130)
     except TrainingDivergedError as error:
         _fail(str(error))
