@@ -60,12 +60,12 @@ _MLP: dict[str, dict[str, Any]] = {
     # For some hundred samples and 5 epochs, where the first layer answers best: small batches make the steps.
     "fewshot": {
         **_COMMON,
-        "layers": (2048,),
+        "layers": (4096,),
         "batch_size": 5,
         "objective": "softmax",
         "activation": "gelu",
         "optimizer": "adam",
-        "lr": 5e-4,
+        "lr": 1e-3,
         "schedule": "cosine",
     },
     # arXiv v2, Algorithm 1: cosine objective, every layer's input normalised, SGD from 0.01.

@@ -20,7 +20,7 @@ _SERIES: dict[str, tuple[str, dict[str, Any], str, dict[str, float]]] = {
     # The same width, batches and epochs as `fewshot`.
     "backprop, batch 5": (
         "backprop",
-        {"layers": (2048,), "batch_size": 5, "epochs": 5},
+        {"layers": (4096,), "batch_size": 5, "epochs": 5},
         "",
         _THEIRS,
     ),
