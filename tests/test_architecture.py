@@ -27,7 +27,7 @@ LAYERS = [
     ("spela.baselines",),
     ("spela.experiments",),
     ("spela.distributed",),
-    ("spela.report", "spela.modelled", "spela.benchmarks"),
+    ("spela.report", "spela.results", "spela.modelled", "spela.benchmarks"),
     ("spela.export", "spela.fitting", "spela.estimator"),
     ("spela.cli",),
     ("spela.__main__",),

@@ -9,6 +9,7 @@ import typer
 
 from spela.cli.benchmarks import bench
 from spela.cli.parallel import may_speak
+from spela.cli.reproduce import reproduce_command
 from spela.cli.trained import evaluate_command, info, predict
 from spela.cli.training import demo, train
 from spela.training import TrainingDivergedError
@@ -27,6 +28,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate_command,
     "predict": predict,
+    "reproduce": reproduce_command,
     "bench": bench,
     "info": info,
 }
@@ -42,9 +44,8 @@ def main() -> None:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         if may_speak():
-            typer.echo(
-                "\nstopped: continue a training run with the same command and --resume", err=True
-            )
+            message = "\nstopped: the same command goes on (`spela train`: with --resume)"
+            typer.echo(message, err=True)
         sys.exit(130)
     except TrainingDivergedError as error:
         _fail(str(error))

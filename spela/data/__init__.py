@@ -8,11 +8,12 @@ from spela.data.inputs import read_inputs
 from spela.data.prepare import prepare
 from spela.data.registry import dataset_names, is_available, load_dataset
 from spela.data.source import default_data_root
-from spela.data.transform import add_noise, resize_images
+from spela.data.transform import add_label_noise, add_noise, resize_images, split_anew
 
 __all__ = [
     "Batches",
     "Dataset",
+    "add_label_noise",
     "add_noise",
     "dataset_names",
     "default_data_root",
@@ -22,4 +23,5 @@ __all__ = [
     "prepare",
     "read_inputs",
     "resize_images",
+    "split_anew",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential
-from spela.layers import RowNorm, SpelaConv2d, SpelaLinear
+from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
@@ -45,16 +45,19 @@ def build_network(
 
     Returns:
         A `SpelaSequential` of SpelaConv2d for every entry of channels, Flatten and, for every linear
-        layer, [RowNorm,] [Dropout,] SpelaLinear; or the backprop baseline with the same hidden layers
-        and an output layer of C logits.
+        layer, [RowNorm,] [Dropout,] SpelaLinear (with binary weights if asked for); or the backprop
+        baseline with the same hidden layers and an output layer of C logits. Dropout on the network's
+        input stands first.
 
     Raises:
         ValueError: If convolutions are asked for samples that are no images, or too small ones.
     """
     generator = torch.Generator().manual_seed(config.seed)
     modules, shape = _convolutions(config, sample_shape, num_classes, generator)
+    if config.input_dropout > 0:
+        modules.insert(0, nn.Dropout(config.input_dropout))
     width = math.prod(shape)
-    if config.layers or not modules or config.method == "backprop":
+    if config.layers or not config.channels or config.method == "backprop":
         modules.append(nn.Flatten())
     for index, size in enumerate(config.layers):
         if config.normalize_input != "none":
@@ -64,19 +67,18 @@ def build_network(
         if config.method == "backprop":
             modules += [_torch_default(nn.Linear(width, size), generator), _Activation(config)]
         else:
-            modules.append(
-                SpelaLinear(
-                    width,
-                    size,
-                    num_classes,
-                    activation=config.activation,
-                    negative_slope=config.negative_slope,
-                    objective=config.objective,
-                    scale=config.scale,
-                    vectors=config.vectors,
-                    generator=generator,
-                )
+            layer = SpelaLinear(
+                width,
+                size,
+                num_classes,
+                activation=config.activation,
+                negative_slope=config.negative_slope,
+                objective=config.objective,
+                scale=config.scale,
+                vectors=config.vectors,
+                generator=generator,
             )
+            modules.append(with_binary_weight(layer) if config.binarise == "all" else layer)
         width = size
     if config.method == "backprop":
         output = _torch_default(nn.Linear(width, num_classes), generator)

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from spela.baselines import BackpropSequential
-from spela.data import Dataset, add_noise, load_dataset, resize_images
+from spela.data import (
+    Dataset,
+    add_label_noise,
+    add_noise,
+    load_dataset,
+    resize_images,
+    split_anew,
+)
 from spela.experiments.models import build_network, build_optimizer
 from spela.network import SpelaSequential
 from spela.training import (
@@ -34,7 +41,7 @@ class LoadedRun:
 
 
 def load_data(config: RunConfig, data_root: Path | None = None, name: str | None = None) -> Dataset:
-    """The data of a run, resized and with noise as its settings say.
+    """The data of a run: split anew, resized, with noise in pixels and labels, as its settings say.
 
     Args:
         config: The run's settings.
@@ -48,10 +55,14 @@ def load_data(config: RunConfig, data_root: Path | None = None, name: str | None
         ValueError: As `load_dataset`, or if there is nothing to resize.
     """
     dataset = load_dataset(name or config.data, data_root)
+    if config.test_share > 0:
+        dataset = split_anew(dataset, config.test_share, config.seed)
     if config.resize > 0:
         dataset = resize_images(dataset, config.resize)
     if config.noise > 0:
         dataset = add_noise(dataset, config.noise, config.seed)
+    if config.label_noise > 0:
+        dataset = add_label_noise(dataset, config.label_noise, config.seed)
     return dataset
 
 

@@ -18,6 +18,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
     "vectors": ("symmetric", "gaussian", "uniform"),
+    "binarise": ("", "all", "last"),
 }
 
 
@@ -72,6 +73,9 @@ class RunConfig:
         head_epochs: Further passes, for the head on frozen convolutions; 0: both learn together.
         resize: Images are resized to this height and width first; 0: left as they are.
         noise: Standard deviation of the Gaussian noise on all pixels, training and test; full scale is 1.
+        test_share: Share of all samples, training and test pooled, that is drawn as the test split (few
+            shots: 0.99); 0: the dataset's own split.
+        label_noise: Share of the training labels replaced by another class.
         seed: Of class vectors, weights, shuffling and dropout.
         batch_size: Samples a step.
         shuffle: New order every epoch.
@@ -82,6 +86,10 @@ class RunConfig:
         vectors: How class vectors are placed.
         normalize_input: Row norm before every linear layer: none, unit (1) or rms (sqrt(features)).
         dropout: Share of each hidden layer's inputs zeroed in training (not the network's input).
+        input_dropout: Share of the network's input values zeroed in training.
+        binarise: Weights of two values: all (every layer computes with the signs of latent weights, which
+            learn straight through), last (the authors': the last layer's weights become their signs after
+            every epoch), or empty.
         optimizer: sgd, adam or adamw.
         lr: Initial learning rate per mean-sample loss.
         momentum: Of sgd.
@@ -105,6 +113,8 @@ class RunConfig:
     head_epochs: int
     resize: int
     noise: float
+    test_share: float
+    label_noise: float
     seed: int
     batch_size: int
     shuffle: bool
@@ -115,6 +125,8 @@ class RunConfig:
     vectors: str
     normalize_input: str
     dropout: float
+    input_dropout: float
+    binarise: str
     optimizer: str
     lr: float
     momentum: float
@@ -154,8 +166,11 @@ class RunConfig:
         for name in ("momentum", "weight_decay", "lr_drop", "negative_slope", "noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "input_dropout", "label_noise", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.binarise and (self.method != "spela" or self.channels):
+            raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
 
     @property
     def total_epochs(self) -> int:

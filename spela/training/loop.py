@@ -140,6 +140,8 @@ class Trainer:
                 if self.listener is not None:
                     self.listener.on_progress(step + 1, means)
         seconds = time.perf_counter() - started
+        if config.binarise == "last":
+            self._sign_last_layer()
         result = evaluate(self.net, data.test_x, data.test_y)
         return {
             "epoch": epoch + 1,
@@ -193,6 +195,12 @@ class Trainer:
             learns = is_head == (epoch >= self.config.epochs)
             layer.requires_grad_(learns)
             layer.train(learns)
+
+    @torch.no_grad()
+    def _sign_last_layer(self) -> None:
+        """The authors' ablation: after an epoch the last layer's weights are their signs, and learn on."""
+        weight = [m for m in self.module.modules() if isinstance(m, nn.Linear)][-1].weight
+        weight.copy_(torch.where(weight < 0, -1.0, 1.0))
 
     def _set_learning_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
