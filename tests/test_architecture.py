@@ -21,6 +21,7 @@ LAYERS = [
     ("spela.network", "spela.convert"),
     ("spela.data",),
     ("spela.training",),
+    ("spela.features",),
     ("spela.baselines",),
     ("spela.experiments",),
     ("spela.report", "spela.modelled"),
