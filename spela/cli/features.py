@@ -10,12 +10,13 @@ import typer
 from tqdm import tqdm
 
 from spela.cli.options import DataRoot, Device, Threads, pick_device
-from spela.data import dataset_names, load_images
+from spela.data import dataset_names, default_data_root, load_images
 from spela.features import (
     Selection,
     backbone_names,
     describe,
     extract_features,
+    feature_file,
     is_cached,
     load_backbone,
     save_features,
@@ -25,9 +26,6 @@ __all__ = ["features"]
 
 
 def features(
-    out: Annotated[
-        Path, typer.Option(help="File to write, ending in .safetensors; train with --data FILE.")
-    ],
     data: Annotated[
         str, typer.Option(help=f"{', '.join(dataset_names())}, or a file or folder of images.")
     ] = "fashion-mnist",
@@ -43,6 +41,12 @@ def features(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples drawn.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write (default: features/DATA-BACKBONE.safetensors in the data root)."
+        ),
+    ] = None,
     data_root: DataRoot = None,
     threads: Threads = None,
     device: Device = "auto",
@@ -54,6 +58,8 @@ def features(
     chosen = Selection(train_samples, test_samples, seed)
     extractor = load_backbone(backbone, size)
     facts = describe(images, extractor, size, chosen)
+    if out is None:
+        out = feature_file(data_root or default_data_root(), images.name, backbone)
     if is_cached(out, facts):
         typer.echo(f"{out} already holds these features")
     else:

@@ -1,7 +1,7 @@
 """Pooled features of pretrained backbones, cached as files that are datasets."""
 
 from spela.features.backbones import Backbone, backbone_names, load_backbone
-from spela.features.cache import describe, is_cached, save_features
+from spela.features.cache import describe, feature_file, is_cached, save_features
 from spela.features.extract import Selection, extract_features, select_samples
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "backbone_names",
     "describe",
     "extract_features",
+    "feature_file",
     "is_cached",
     "load_backbone",
     "save_features",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,26 @@ from spela.features.backbones import Backbone
 from spela.features.extract import Selection
 from spela.training.records import write_atomically
 
-__all__ = ["describe", "is_cached", "save_features"]
+__all__ = ["describe", "feature_file", "is_cached", "save_features"]
+
+
+def feature_file(data_root: Path, data: str, backbone: str) -> Path:
+    """Where features go unless told otherwise, and where the transfer experiment looks for them.
+
+    Args:
+        data_root: The folder for datasets.
+        data: The dataset's name.
+        backbone: The backbone's.
+
+    Returns:
+        data_root/features/DATA-BACKBONE.safetensors; what does not suit a file's name becomes "-".
+
+    Example:
+        >>> feature_file(Path("data"), "pets", "hf-hub:timm/resnet18").name
+        'pets-hf-hub-timm-resnet18.safetensors'
+    """
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{data}-{backbone}")
+    return data_root / "features" / f"{stem}{TENSOR_SUFFIX}"
 
 
 def describe(

@@ -136,6 +136,11 @@ def test_features_train_evaluate(
     command = ("features", "--data", "digits", "--size", "32", "--train-samples", "400")
     command += ("--test-samples", "100", "--out", file)
     assert _spela(monkeypatch, *command) == 0
+    default = (*command[:-2], "--data-root", tmp_path)
+    assert _spela(monkeypatch, *default) == 0
+    there = tmp_path / "features" / "digits-efficientnet-lite0.safetensors"
+    assert read_tensor_facts(there) == read_tensor_facts(file)
+    assert torch.equal(load_dataset(there).test_x, load_dataset(file).test_x)
     written = file.stat().st_mtime_ns
     assert _spela(monkeypatch, *command) == 0
     assert "already holds these features" in capsys.readouterr().out
