@@ -24,6 +24,7 @@ LAYERS = [
     ("spela.data",),
     ("spela.training",),
     ("spela.streaming",),
+    ("spela.features",),
     ("spela.baselines",),
     ("spela.experiments",),
     ("spela.distributed",),

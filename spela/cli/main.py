@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from spela.cli.benchmarks import bench
+from spela.cli.features import features
 from spela.cli.parallel import may_speak
 from spela.cli.reproduce import reproduce_command
 from spela.cli.trained import evaluate_command, info, predict
@@ -29,6 +30,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate_command,
     "predict": predict,
     "reproduce": reproduce_command,
+    "features": features,
     "bench": bench,
     "info": info,
 }

@@ -21,6 +21,7 @@ from spela.cli.options import (
     pick_device,
     print_accuracy,
     print_batch_statistics,
+    print_top5,
 )
 from spela.data import dataset_names, default_data_root, is_available, prepare, read_inputs
 from spela.experiments import LoadedRun, load_data, load_run
@@ -71,6 +72,7 @@ def evaluate_command(
     result = evaluate(loaded.net, dataset.test_x, dataset.test_y)
     typer.echo(f"{dataset.name}, {len(dataset.test_y):,} test samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
+    print_top5(result.top5_accuracy)
     size = checkpoint.config.batch_size
     print_batch_statistics(
         batch_statistics_accuracy(loaded.net, dataset.test_x, dataset.test_y, size)

@@ -17,6 +17,7 @@ from spela.cli.options import (
     pick_device,
     print_accuracy,
     print_batch_statistics,
+    print_top5,
 )
 from spela.cli.parallel import Parallel, RankTimeout, join, main_first
 from spela.data import Dataset, dataset_names, is_available, load_dataset
@@ -71,6 +72,7 @@ def _train(
         report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
     typer.echo("test accuracy:")
     print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
+    print_top5(summary.get("top5_accuracy"))
     print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
     typer.echo(f"run folder: {out}")
     typer.echo(f"report:     {report}")
@@ -119,7 +121,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to create (or continue, with --resume).")],
     data: Annotated[
         str,
-        typer.Option(help=f"{', '.join(dataset_names())}, an .npz file, or a folder of idx files."),
+        typer.Option(
+            help=f"{', '.join(dataset_names())}, an .npz or .safetensors file, or a folder of idx files."
+        ),
     ] = "fashion-mnist",
     model: Annotated[
         str, typer.Option(help="mlp (linear layers) or cnn (convolutions, and perhaps a head).")
@@ -167,6 +171,7 @@ def train(
     activation: Annotated[str | None, typer.Option(help=f"{', '.join(ACTIVATIONS)}.")] = None,
     negative_slope: Annotated[float | None, typer.Option(help="Of leaky_relu.")] = None,
     vectors: Annotated[str | None, typer.Option(help="symmetric, gaussian, uniform.")] = None,
+    init: Annotated[str | None, typer.Option(help="default, kaiming-normal.")] = None,
     normalize_input: Annotated[
         str | None, typer.Option(help="Row norm before every layer: none, unit, rms.")
     ] = None,
@@ -213,6 +218,7 @@ def train(
         activation=activation,
         negative_slope=negative_slope,
         vectors=vectors,
+        init=init,
         normalize_input=normalize_input,
         dropout=dropout,
         optimizer=optimizer,

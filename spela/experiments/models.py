@@ -65,7 +65,7 @@ def build_network(
         if config.dropout > 0 and (index > 0 or config.channels):
             modules.append(nn.Dropout(config.dropout))
         if config.method == "backprop":
-            modules += [_torch_default(nn.Linear(width, size), generator), _Activation(config)]
+            modules += [_linear(width, size, config, generator), _Activation(config)]
         else:
             layer = SpelaLinear(
                 width,
@@ -76,12 +76,13 @@ def build_network(
                 objective=config.objective,
                 scale=config.scale,
                 vectors=config.vectors,
+                init="kaiming_normal" if config.init == "kaiming-normal" else "kaiming_uniform",
                 generator=generator,
             )
             modules.append(with_binary_weight(layer) if config.binarise == "all" else layer)
         width = size
     if config.method == "backprop":
-        output = _torch_default(nn.Linear(width, num_classes), generator)
+        output = _linear(width, num_classes, config, generator)
         return BackpropSequential(*modules, output)
     return SpelaSequential(*modules)
 
@@ -134,6 +135,17 @@ def _convolutions(
             modules.append(layer)
         shape = (kernels, *pooled)
     return modules, shape
+
+
+def _linear(width: int, size: int, config: RunConfig, generator: torch.Generator) -> nn.Module:
+    """A backprop layer, initialised as the run says."""
+    layer = nn.Linear(width, size)
+    if config.init == "default":
+        return _torch_default(layer, generator)
+    with torch.no_grad():
+        layer.weight.normal_(0.0, math.sqrt(2 / width), generator=generator)
+        layer.bias.zero_()
+    return layer
 
 
 def _torch_default(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> nn.Module:

@@ -18,6 +18,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
     "vectors": ("symmetric", "gaussian", "uniform"),
+    "init": ("default", "kaiming-normal"),
     "binarise": ("", "all", "last"),
 }
 
@@ -84,6 +85,8 @@ class RunConfig:
         activation: Of every linear layer.
         negative_slope: Slope of leaky_relu below zero.
         vectors: How class vectors are placed.
+        init: Of the linear layers' weights: default (each method's own) or kaiming-normal (N(0, 2 / inputs),
+            biases 0).
         normalize_input: Row norm before every linear layer: none, unit (1) or rms (sqrt(features)).
         dropout: Share of each hidden layer's inputs zeroed in training (not the network's input).
         input_dropout: Share of the network's input values zeroed in training.
@@ -123,6 +126,7 @@ class RunConfig:
     activation: str
     negative_slope: float
     vectors: str
+    init: str
     normalize_input: str
     dropout: float
     input_dropout: float
