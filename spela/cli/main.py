@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from spela.cli.benchmarks import bench
+from spela.cli.exporting import export
 from spela.cli.trained import evaluate_command, info, predict
 from spela.cli.training import demo, train
 from spela.training import TrainingDivergedError
@@ -26,6 +27,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate_command,
     "predict": predict,
+    "export": export,
     "bench": bench,
     "info": info,
 }
