@@ -18,16 +18,16 @@ def export(
     run_dir: RunDir,
     out: Annotated[Path, typer.Option(help="File to create or replace.")],
     what: Annotated[str, typer.Option(help=f"{' or '.join(KINDS)}.")] = "inference",
-    format: Annotated[str, typer.Option(help=f"{' or '.join(FORMATS)}.")] = "onnx",
+    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "onnx",
     batch_size: Annotated[
-        int | None, typer.Option(help="A fixed batch size (default: any batch).")
+        int | None, typer.Option(help="A fixed batch size (default: any; pte needs one).")
     ] = None,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="With the weights that the run started from.")
     ] = False,
     opset: Annotated[int, typer.Option(help="Of ONNX; older runtimes need a lower one.")] = OPSET,
 ) -> None:
-    """Write the network, or its training step, for onnxruntime (onnx) or PyTorch tools (pt2)."""
+    """Write the network or its training step for onnxruntime (onnx), PyTorch (pt2) or ExecuTorch (pte)."""
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
     program = export_run(

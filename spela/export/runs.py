@@ -9,6 +9,7 @@ from spela.export.inference import inference_program
 from spela.export.onnx_file import OPSET, write_onnx
 from spela.export.program import Program
 from spela.export.pt2_file import write_pt2
+from spela.export.pte_file import write_pte
 from spela.export.train_step import train_step_program
 from spela.network import SpelaSequential
 from spela.training import Checkpoint, RunFolder, load_checkpoint, restore
@@ -16,7 +17,7 @@ from spela.training import Checkpoint, RunFolder, load_checkpoint, restore
 __all__ = ["FORMATS", "KINDS", "export_run"]
 
 KINDS = ("inference", "train-step")
-FORMATS = ("onnx", "pt2")
+FORMATS = ("onnx", "pt2", "pte")
 
 
 def export_run(
@@ -35,7 +36,7 @@ def export_run(
         path: The run folder.
         out: The file to create or replace.
         what: inference or train-step.
-        format: onnx or pt2.
+        format: onnx, pt2 or pte.
         batch_size: None for any batch.
         untrained: Start from the weights the run started from, not from those it reached.
         opset: Of an ONNX file.
@@ -57,8 +58,10 @@ def export_run(
     program = _program(checkpoint, what, batch_size, untrained)
     if format == "onnx":
         write_onnx(program, out, opset=opset)
-    else:
+    elif format == "pt2":
         write_pt2(program, out)
+    else:
+        write_pte(program, out)
     return program
 
 

@@ -91,7 +91,7 @@ def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monke
         (trained, "--out", tmp_path): "give --out a file",
         (trained, "--out", tmp_path / "no" / "file"): "a folder that exists",
         (trained, "--out", out, "--what", "training"): "use one of inference, train-step",
-        (trained, "--out", out, "--format", "tflite"): "use one of onnx, pt2",
+        (trained, "--out", out, "--format", "tflite"): "use one of onnx, pt2, pte",
         (trained, "--out", out, "--batch-size", "0"): "batch size must be at least 1",
         (trained, "--out", out, "--opset", "7"): "opset must be in",
         (rival, "--out", out, "--what", "train-step"): "use --what inference",
