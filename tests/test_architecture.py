@@ -23,7 +23,7 @@ LAYERS = [
     ("spela.training",),
     ("spela.baselines",),
     ("spela.experiments",),
-    ("spela.report", "spela.modelled"),
+    ("spela.report", "spela.modelled", "spela.card"),
     ("spela.export", "spela.estimator"),
     ("spela.cli",),
 ]

@@ -50,7 +50,24 @@ def main() -> None:
         _fail(str(error))
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error) or type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(
+            f"not enough memory: choose smaller sizes ({' '.join(str(error).split()) or 'MemoryError'})"
+        )
     sys.exit(code or 0)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch says so in a RuntimeError on the CPU, and where a size passes 2^63 bytes."""
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "size calculation overflowed",
+    )
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _fail(message: str) -> None:
