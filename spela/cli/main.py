@@ -71,5 +71,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"spela: error: {' '.join(message.split())}", err=True)
+    # A file name on the command line need not be text.
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    typer.echo(f"spela: error: {line}", err=True)
     sys.exit(2)

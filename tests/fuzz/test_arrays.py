@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from fuzz_damage import INTERESTING, damaged_bytes
 from fuzz_limits import bounded_memory, check_error, fuzz
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -145,6 +146,7 @@ def test_npy_headers_that_lie(folder, shape, dtype, packed, order):
 
 
 @fuzz(60)
+@example(code=8, shape=[0, 2921, 2923, 281273, 3840620], packed=False, body=b"")
 @given(
     code=st.integers(0, 15),
     shape=st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 5), max_size=6),
@@ -156,6 +158,21 @@ def test_idx_headers_that_lie(folder, code, shape, packed, body):
     path = folder / "lie-idx"
     path.write_bytes(gzip.compress(data) if packed else data)
     _read_all(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_small_image_that_claims_many_pixels_is_refused(kind, folder):
+    data = bytearray(_image(kind))
+    if kind == "PNG":  # width and height of IHDR, and its checksum
+        data[16:24] = struct.pack(">2I", 13000, 13000)
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    else:  # of the frame header
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = struct.pack(">2H", 13000, 13000)
+    path = folder / f"many.{kind.lower()}"
+    path.write_bytes(bytes(data))
+    with bounded_memory(), pytest.raises(ValueError, match="13000 x 13000 pixels, too many"):
+        read_inputs(path, (1, 4, 4))
 
 
 def test_a_small_file_that_unpacks_to_much_is_refused(folder):
