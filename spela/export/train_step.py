@@ -91,6 +91,16 @@ def _check(net: nn.Module) -> SpelaSequential:
                 f"layer {name} is a {type(module).__name__}: the training step of linear layers only "
                 "can be exported; export the network's inference"
             )
+        own = (
+            {key for key, _ in module.named_parameters()}
+            if isinstance(module, LocalLayer)
+            else set()
+        )
+        if not own <= set(Parameters._fields):
+            raise ValueError(
+                f"layer {name} is trained through {', '.join(sorted(own - set(Parameters._fields)))}: only "
+                "plain weights, biases and slopes have an exportable step"
+            )
     if not any(isinstance(module, LocalLayer) for module in net):
         raise ValueError("`net` has no SPELA layer: there is nothing to train")
     return net

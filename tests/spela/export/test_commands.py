@@ -34,8 +34,18 @@ def _spela(patch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("what", ["inference", "train-step"])
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with net.onnx, of the trained weights, and step.onnx, of those it started from."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        assert _spela(patch, "export", trained, "--out", folder / "net.onnx") == 0
+        step = ("--what", "train-step", "--untrained", "--out", folder / "step.onnx")
+        assert _spela(patch, "export", trained, *step) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("what", "format"), [("inference", "onnx"), ("train-step", "pt2")])
 def test_it_writes_one_file(what, format, trained, tmp_path, monkeypatch, capsys):
     out = tmp_path / f"file.{format}"
     arguments = ("export", trained, "--what", what, "--format", format, "--out", out)
@@ -59,10 +69,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_the_device_example_learns_without_torch(trained, tmp_path, monkeypatch):
-    out, saved = tmp_path / "step.onnx", tmp_path / "weights.npz"
-    arguments = ("export", trained, "--what", "train-step", "--untrained", "--out", out)
-    assert _spela(monkeypatch, *arguments) == 0
+def test_the_device_example_learns_without_torch(exported, tmp_path):
+    out, saved = exported / "step.onnx", tmp_path / "weights.npz"
     script = ROOT / "examples" / "train_on_device.py"
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(script), str(out), "--save", str(saved)],
@@ -80,6 +88,20 @@ def test_the_device_example_learns_without_torch(trained, tmp_path, monkeypatch)
     assert first < 30
     assert last > 85
     assert saved.stat().st_size > 64 * 64 * 4
+
+
+def test_the_code_of_the_documentation_runs(exported, monkeypatch, capsys):
+    monkeypatch.chdir(exported)
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in page.split("```python")[1:]]
+    assert len(blocks) == 2
+    scopes: list[dict[str, object]] = [{}, {}]
+    for block, scope in zip(blocks, scopes, strict=True):
+        exec(block, scope)
+    assert scopes[0]["labels"].shape == (5,)  # type: ignore[attr-defined]
+    shown = capsys.readouterr().out.splitlines()
+    first, last = (sum(map(float, line.strip("[]").split())) for line in (shown[0], shown[-1]))
+    assert last < first  # the losses of one batch, ten steps on
 
 
 def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monkeypatch, capsys):
