@@ -28,7 +28,7 @@ LAYERS = [
     ("spela.baselines",),
     ("spela.experiments",),
     ("spela.distributed",),
-    ("spela.report", "spela.results", "spela.modelled", "spela.benchmarks"),
+    ("spela.report", "spela.results", "spela.modelled", "spela.benchmarks", "spela.card"),
     ("spela.export", "spela.fitting", "spela.estimator"),
     ("spela.cli",),
     ("spela.__main__",),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from spela.cli.benchmarks import bench
+from spela.cli.exporting import export
 from spela.cli.features import features
 from spela.cli.parallel import may_speak
 from spela.cli.reproduce import reproduce_command
@@ -29,6 +30,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate_command,
     "predict": predict,
+    "export": export,
     "reproduce": reproduce_command,
     "features": features,
     "bench": bench,
@@ -53,10 +55,29 @@ def main() -> None:
         _fail(str(error))
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error) or type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(
+            f"not enough memory: choose smaller sizes ({' '.join(str(error).split()) or 'MemoryError'})"
+        )
     sys.exit(code or 0)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch says so in a RuntimeError on the CPU, and where a size passes 2^63 bytes."""
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "size calculation overflowed",
+    )
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _fail(message: str) -> None:
     if may_speak():
-        typer.echo(f"spela: error: {' '.join(message.split())}", err=True)
+        # A file name on the command line need not be text.
+        line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+        typer.echo(f"spela: error: {line}", err=True)
     sys.exit(2)

@@ -14,7 +14,7 @@ from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
 from spela_kernels.activations import get_activation
 
-__all__ = ["build_network", "build_optimizer"]
+__all__ = ["build_network", "build_optimizer", "least_weights"]
 
 POOL = 2
 
@@ -85,6 +85,37 @@ def build_network(
         output = _linear(width, num_classes, config, generator)
         return BackpropSequential(*modules, output)
     return SpelaSequential(*modules)
+
+
+def least_weights(config: RunConfig, sample_shape: tuple[int, ...]) -> int:
+    """A lower bound on the numbers in the network's weights, from sizes alone: nothing is allocated.
+
+    Args:
+        config: The run's settings.
+        sample_shape: Shape of one input.
+
+    Returns:
+        The count; that of a network as `build_network` makes it is at least as large.
+
+    Raises:
+        ValueError: If the shape has an axis without extent.
+
+    Example:
+        >>> from spela.experiments.recipes import make_config
+        >>> least_weights(make_config("digits", layers=(64, 10)), (1, 8, 8))
+        4736
+    """
+    if not sample_shape or min(sample_shape) < 1:
+        raise ValueError(f"a sample of shape {sample_shape} holds nothing")
+    total, width = 0, math.prod(sample_shape)
+    for kernels in config.channels:
+        total += kernels * config.kernel_size**2
+        if config.method == "spela":
+            total += kernels * config.symmetric_dim
+        width = kernels
+    for size in config.layers:
+        total, width = total + width * size, size
+    return total
 
 
 def _convolutions(

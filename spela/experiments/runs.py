@@ -17,7 +17,7 @@ from spela.data import (
     resize_images,
     split_anew,
 )
-from spela.experiments.models import build_network, build_optimizer
+from spela.experiments.models import build_network, build_optimizer, least_weights
 from spela.network import SpelaSequential
 from spela.training import (
     Checkpoint,
@@ -125,6 +125,17 @@ def checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
     return checkpoint
 
 
+def _check_sizes(checkpoint: Checkpoint, file: Path) -> None:
+    """Refuse settings of a larger network than the file holds, before memory is taken for it."""
+    held = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    needed = least_weights(checkpoint.config, checkpoint.sample_shape)
+    if needed > held:
+        raise ValueError(
+            f"{file} is damaged: its settings describe a network of at least {needed:,} weights, "
+            f"its tensors hold {held:,} numbers"
+        )
+
+
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     """Read a run's network from its checkpoint, in eval mode.
 
@@ -139,6 +150,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
         ValueError: If the folder holds no readable checkpoint.
     """
     checkpoint = load_checkpoint(RunFolder(path).checkpoint)
+    _check_sizes(checkpoint, RunFolder(path).checkpoint)
     net = build_network(checkpoint.config, checkpoint.sample_shape, len(checkpoint.class_names))
     restore(checkpoint, net)
     return LoadedRun(net.to(device).eval(), checkpoint)

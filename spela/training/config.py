@@ -9,6 +9,9 @@ from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["RunConfig", "parse_groups"]
 
+# Of any size or count: beyond it nothing fits into memory, and libraries overflow.
+MOST = 2**31 - 1
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("spela", "backprop"),
     "objective": tuple(OBJECTIVES),
@@ -147,7 +150,7 @@ class RunConfig:
         for name in ("layers", "channels"):
             sizes = tuple(getattr(self, name))
             object.__setattr__(self, name, sizes)
-            if not all(isinstance(n, int) and n >= 1 for n in sizes):
+            if not all(isinstance(n, int) and 1 <= n <= MOST for n in sizes):
                 raise ValueError(f"{name} must be positive sizes such as 1024,1024, got {sizes}")
         if not self.layers and not self.channels:
             raise ValueError("layers must name at least one size, such as 1024,1024")
@@ -162,6 +165,16 @@ class RunConfig:
         for name in ("epochs", "batch_size", "kernel_size", "symmetric_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "epochs",
+            "head_epochs",
+            "batch_size",
+            "kernel_size",
+            "symmetric_dim",
+            "resize",
+        ):
+            if getattr(self, name) > MOST:
+                raise ValueError(f"{name} must be at most 2^31-1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
         for name in ("lr", "scale", "conv_scale", "projection_std"):
