@@ -175,6 +175,10 @@ def train(
     normalize_input: Annotated[
         str | None, typer.Option(help="Row norm before every layer: none, unit, rms.")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, or bf16: 16-bit products over float32 weights and statistics."),
+    ] = None,
     dropout: Annotated[
         float | None, typer.Option(help="On the inputs of layers after the first.")
     ] = None,
@@ -220,6 +224,7 @@ def train(
         vectors=vectors,
         init=init,
         normalize_input=normalize_input,
+        precision=precision,
         dropout=dropout,
         optimizer=optimizer,
         lr=lr,

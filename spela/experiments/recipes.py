@@ -34,6 +34,7 @@ _COMMON: dict[str, Any] = {
     "vectors": "symmetric",
     "init": "default",
     "normalize_input": "none",
+    "precision": "fp32",
     "dropout": 0.0,
     "input_dropout": 0.0,
     "binarise": "",

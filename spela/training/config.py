@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sgd", "adam", "adamw"),
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
+    "precision": ("fp32", "bf16"),
     "vectors": ("symmetric", "gaussian", "uniform"),
     "init": ("default", "kaiming-normal"),
     "binarise": ("", "all", "last"),
@@ -91,6 +92,7 @@ class RunConfig:
         init: Of the linear layers' weights: default (each method's own) or kaiming-normal (N(0, 2 / inputs),
             biases 0).
         normalize_input: Row norm before every linear layer: none, unit (1) or rms (sqrt(features)).
+        precision: fp32, or bf16: products in bfloat16 over float32 weights and statistics; tests in fp32.
         dropout: Share of each hidden layer's inputs zeroed in training (not the network's input).
         input_dropout: Share of the network's input values zeroed in training.
         binarise: Weights of two values: all (every layer computes with the signs of latent weights, which
@@ -131,6 +133,7 @@ class RunConfig:
     vectors: str
     init: str
     normalize_input: str
+    precision: str
     dropout: float
     input_dropout: float
     binarise: str

@@ -156,7 +156,8 @@ class Trainer:
 
     def train_step(self, x: Tensor, target: Tensor) -> Tensor:
         """One update on one batch; losses (L,) stay on the device."""
-        return self.net.local_step(x, target, self.optimizer)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.net.local_step(x, target, self.optimizer)
 
     def summarise(self) -> dict[str, Any]:
         """The run's result from its records."""

@@ -1,0 +1,29 @@
+"""`precision`: bf16 products over float32 weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spela.data import load_dataset
+from spela.experiments import load_run, make_config, run
+
+
+@pytest.mark.parametrize("recipe", ["best", "tmlr"])
+def test_bf16_trains_float32_weights_to_nearly_the_same_accuracy(
+    tmp_path: Path, recipe: str
+) -> None:
+    data = load_dataset("digits")
+    found = {}
+    for precision in ("fp32", "bf16"):
+        config = make_config("digits", recipe, layers=(64, 64), epochs=12, precision=precision)
+        found[precision] = run(config, data, tmp_path / precision)
+        weights = list(load_run(tmp_path / precision).net.parameters())
+        assert all(p.dtype == torch.float32 for p in weights)
+    assert found["bf16"]["train_loss"] != found["fp32"]["train_loss"]
+    for ours, wide in zip(
+        found["bf16"]["test_accuracy"], found["fp32"]["test_accuracy"], strict=True
+    ):
+        assert abs(ours - wide) < 0.02
