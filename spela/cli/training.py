@@ -22,7 +22,7 @@ from spela.data import Dataset, dataset_names, is_available, load_dataset
 from spela.experiments import RECIPES, load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.report import write_report
-from spela.training import RunConfig, RunFolder
+from spela.training import Listener, Listeners, RunConfig, RunFolder, TensorBoardListener
 from spela_kernels import ACTIVATIONS, OBJECTIVES, use_backend
 
 __all__ = ["demo", "train"]
@@ -40,6 +40,7 @@ def _train(
     device: torch.device,
     backend: str,
     threads: int | None,
+    tensorboard: bool = False,
 ) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -50,9 +51,13 @@ def _train(
         f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
         f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {device}"
     )
+    listeners: list[Listener] = [ProgressBar()]
+    if tensorboard:
+        done = len(RunFolder(out).read_metrics())
+        listeners.append(TensorBoardListener(out / "tensorboard", done))
     with use_backend(backend):
         summary = run_training(
-            config, dataset, out, resume=resume, device=device, listener=ProgressBar()
+            config, dataset, out, resume=resume, device=device, listener=Listeners(listeners)
         )
         report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
     typer.echo("test accuracy:")
@@ -162,6 +167,17 @@ def train(
     shuffle: Annotated[
         bool | None, typer.Option("--shuffle/--no-shuffle", help="New order every epoch.")
     ] = None,
+    diagnostics: Annotated[
+        bool,
+        typer.Option(
+            "--diagnostics",
+            help="Each epoch: dead units, cosine margins, agreement with backprop of every layer.",
+        ),
+    ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Also write TensorBoard files to OUT/tensorboard."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     data_root: DataRoot = None,
     threads: Threads = None,
@@ -200,6 +216,7 @@ def train(
         weight_decay=weight_decay,
         schedule=schedule,
         shuffle=shuffle,
+        diagnostics=diagnostics,
     )
     folder = RunFolder(out)
     if folder.holds_run() and not resume:
@@ -209,4 +226,4 @@ def train(
     if resume and not folder.holds_run():
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
     where = pick_device(device)
-    _train(config, load_data(config, data_root), out, resume, where, backend, threads)
+    _train(config, load_data(config, data_root), out, resume, where, backend, threads, tensorboard)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from spela.baselines import BackpropSequential
 from spela.data import Dataset, add_noise, load_dataset, resize_images
 from spela.experiments.models import build_network, build_optimizer
-from spela.network import SpelaSequential
+from spela.experiments.rivals import Network
 from spela.training import (
     Checkpoint,
     Listener,
@@ -29,7 +28,7 @@ __all__ = ["LoadedRun", "load_data", "load_run", "run"]
 class LoadedRun:
     """A trained network and what it was trained on."""
 
-    net: SpelaSequential | BackpropSequential
+    net: Network
     checkpoint: Checkpoint
 
 

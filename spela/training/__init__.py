@@ -2,6 +2,7 @@
 
 from spela.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
 from spela.training.config import RunConfig, parse_groups
+from spela.training.diagnostics import LayerDiagnostics, Probe, diagnose
 from spela.training.evaluate import (
     Evaluation,
     LayerwiseClassifier,
@@ -11,18 +12,24 @@ from spela.training.evaluate import (
 )
 from spela.training.loop import Listener, Trainer, TrainingDivergedError
 from spela.training.records import RunFolder
+from spela.training.tensorboard import Listeners, TensorBoardListener
 
 __all__ = [
     "Checkpoint",
     "Evaluation",
+    "LayerDiagnostics",
     "LayerwiseClassifier",
     "Listener",
+    "Listeners",
+    "Probe",
     "RunConfig",
     "RunFolder",
+    "TensorBoardListener",
     "Trainer",
     "TrainingDivergedError",
     "batch_statistics",
     "batch_statistics_accuracy",
+    "diagnose",
     "evaluate",
     "load_checkpoint",
     "parse_groups",
