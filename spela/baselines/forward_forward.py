@@ -103,7 +103,7 @@ class ForwardForwardSequential(nn.Sequential):
         torch.Size([5, 3])
     """
 
-    def __init__(self, *modules: nn.Module, num_classes: int, label_scale: float = 5.0) -> None:
+    def __init__(self, *modules: nn.Module, num_classes: int, label_scale: float = 10.0) -> None:
         super().__init__(*modules)
         if not any(isinstance(module, ForwardForwardLayer) for module in modules):
             raise ValueError("Forward-Forward needs at least one ForwardForwardLayer")

@@ -145,8 +145,12 @@ def test_pepita_drops_the_same_units_in_both_passes() -> None:
 
 
 def _ff() -> nn.Module:
-    layers = (ForwardForwardLayer(16, 32), RowNorm(), ForwardForwardLayer(32, 32))
-    return ForwardForwardSequential(RowNorm(), *layers, num_classes=3)
+    layers = (
+        ForwardForwardLayer(16, 32, gain=2.4),
+        RowNorm(),
+        ForwardForwardLayer(32, 32, gain=2.4),
+    )
+    return ForwardForwardSequential(RowNorm(), *layers, num_classes=3, label_scale=2)
 
 
 def _mono() -> nn.Module:

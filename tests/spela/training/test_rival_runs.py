@@ -17,8 +17,8 @@ from spela.training import RunFolder, Trainer
 from spela.training.memory import peak_step_bytes
 
 RIVALS = ("backprop-sgd", "ff", "pepita", "mono")
-# Accuracy of the last layer in 8 epochs of 64-128-128 on digits; chance: 0.1.
-LEARNS = {"backprop-sgd": 0.85, "ff": 0.75, "pepita": 0.7, "mono": 0.8}
+# Accuracy of the last layer in 8 epochs of 64-128-128 on digits, below three seeds; chance: 0.1.
+LEARNS = {"backprop-sgd": 0.9, "ff": 0.75, "pepita": 0.88, "mono": 0.9}
 
 
 def _run(recipe: str, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -52,8 +52,9 @@ def test_learns_digits_and_resumes_to_the_same_bits(
     expected = whole.net.state_dict()
     for name, value in cut.net.state_dict().items():
         assert torch.equal(value, expected[name]), name
-    page = write_report(RunFolder(tmp_path / "whole"), whole, load_dataset("digits"))
-    assert f"recipe {recipe}" in page.read_text()
+    if recipe == "ff":  # the one whose layers' outputs need a label
+        page = write_report(RunFolder(tmp_path / "whole"), whole, load_dataset("digits"))
+        assert "at its peak" in page.read_text()
 
 
 def test_the_rivals_have_the_same_hidden_layers() -> None:
