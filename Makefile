@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench setup
+.PHONY: demo test test-slow check bench setup
 
 setup: $(READY)
 
@@ -18,6 +18,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,4 +28,4 @@ check: $(READY)
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: $(READY)
-	$(BIN)/python -m pytest bench --benchmark-only -o addopts= --benchmark-json=bench.json
+	$(BIN)/python -m pytest bench --benchmark-only -o addopts= --benchmark-json=bench.json --benchmark-max-time=0.5 --benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from importlib.util import find_spec
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Measured choices of GEMM libraries stay within the test run.
+os.environ.setdefault("SPELA_CACHE_DIR", tempfile.mkdtemp(prefix="spela-tests-"))
 
 # Where triton is absent (macOS, Windows, CPU wheels) its modules cannot be imported, not even for doctests.
 if find_spec("triton") is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench.conv_cases import CONV_CASES, CONV_VARIANTS, make_conv_step
+from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, make_conv_step
 
 __all__ = ["main", "measure"]
 

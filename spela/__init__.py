@@ -3,23 +3,48 @@
 Layers that learn on their own in one forward pass, drop in for torch's, and can each answer.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from spela import optim
+from spela.convert import convert
+from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, multiply_adds
 from spela.grouping import class_grouping
-from spela.layers import LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
+from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
 from spela.network import SpelaSequential
 from spela.vectors import coulomb_energy, random_vectors, symmetric_vectors
 
+if TYPE_CHECKING:
+    from spela.estimator import SpelaClassifier
+
 __all__ = [
+    "ExitPolicy",
+    "Frozen",
     "LocalLayer",
+    "Prediction",
     "RowNorm",
+    "SpelaClassifier",
     "SpelaConv2d",
     "SpelaLinear",
     "SpelaSequential",
+    "calibrate_thresholds",
     "class_grouping",
+    "convert",
     "coulomb_energy",
+    "multiply_adds",
     "optim",
     "random_vectors",
     "symmetric_vectors",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, because importing scikit-learn takes half a second that PyTorch users need not wait.
+    if name == "SpelaClassifier":
+        from spela.estimator import SpelaClassifier
+
+        return SpelaClassifier
+    raise AttributeError(f"module 'spela' has no attribute {name!r}")

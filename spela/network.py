@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from spela.early_exit import ExitPolicy, Prediction, exit_thresholds, margin_and_label
 from spela.layers import LocalLayer
 
 __all__ = ["SpelaSequential"]
@@ -92,7 +94,8 @@ class SpelaSequential(nn.Sequential):
                 losses.append(loss)
             else:
                 with torch.no_grad():
-                    x = module(x)
+                    # The gradient of the layer before needs its output as it was.
+                    x = module(x.clone() if getattr(module, "inplace", False) else x)
         return torch.stack(losses)
 
     @torch.no_grad()
@@ -128,16 +131,20 @@ class SpelaSequential(nn.Sequential):
         return torch.stack(losses)
 
     @torch.no_grad()
-    def predict(self, x: Tensor, exit_threshold: float | None = None) -> Tensor:
+    def predict(self, x: Tensor, exit_threshold: float | ExitPolicy | None = None) -> Tensor:
         """Labels (B,) by the last layer, or by the first layer that is sure enough.
 
         Args:
             x: A batch of inputs.
-            exit_threshold: Margin in cosine between the best and the second class from which a
-                sample is answered at once and leaves the batch; None: always the last layer.
+            exit_threshold: Margin in score between the best and the second class from which a
+                sample is answered at once and leaves the batch: one number for all layers, or an
+                `ExitPolicy`. None: always the last layer.
 
         Returns:
             (B,) int64 labels.
+
+        Raises:
+            ValueError: If a policy does not have one threshold for each SPELA layer but the last.
 
         Example:
             >>> from spela.layers import SpelaLinear
@@ -148,22 +155,59 @@ class SpelaSequential(nn.Sequential):
         """
         if exit_threshold is None:
             return self(x).argmax(dim=1)
-        labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-        waiting = torch.arange(len(x), device=x.device)
+        return self.predict_detailed(x, exit_threshold).labels
+
+    @torch.no_grad()
+    def predict_detailed(
+        self, x: Tensor, exit_threshold: float | ExitPolicy | None = None
+    ) -> Prediction:
+        """As `predict`, with the margin of every answer and the layer that gave it.
+
+        Args:
+            x: A batch of inputs.
+            exit_threshold: As for `predict`.
+
+        Returns:
+            A `Prediction`: labels (B,), margin (B,) and layer (B,), from 0.
+
+        Raises:
+            ValueError: As `predict`.
+
+        Source: TMLR 2025: every layer can classify, so inference may stop at any of them.
+
+        Example:
+            >>> from spela.layers import SpelaLinear
+            >>> net = SpelaSequential(SpelaLinear(4, 16, 3), SpelaLinear(16, 16, 3))
+            >>> net.predict_detailed(torch.randn(3, 4), exit_threshold=0.0).layer
+            tensor([0, 0, 0])
+        """
         modules = list(self._checked())
-        for index, (module, is_local) in enumerate(modules):
+        layers = self.local_layers
+        thresholds = exit_thresholds(exit_threshold, len(layers))
+        count, index = len(x), 0
+        answer: Prediction | None = None
+        waiting: Tensor | None = None  # rows still in the batch; None: all
+        for module, is_local in modules:
             x = module(x)
             if not is_local:
                 continue
-            scores: Tensor = module.scores(x)  # type: ignore[operator]
-            if index == len(modules) - 1:
-                labels[waiting] = scores.argmax(dim=1)
+            threshold, layer = thresholds[index], index
+            index += 1
+            if threshold == math.inf:
+                continue
+            margin, label = margin_and_label(layers[layer].scores(x))
+            if answer is None:
+                # Nobody has left yet, so this layer's answers are everybody's for now.
+                answer = Prediction(label, margin, torch.full((count,), layer, device=x.device))
+            else:
+                answer.labels[waiting] = label
+                answer.margin[waiting] = margin
+                answer.layer[waiting] = layer
+            if layer == len(layers) - 1:
                 break
-            best = scores.topk(min(2, scores.shape[1]), dim=1)
-            margin = best.values[:, 0] - best.values[:, -1]
-            done = margin >= exit_threshold
-            labels[waiting[done]] = best.indices[done, 0]
-            waiting, x = waiting[~done], x[~done]
-            if len(waiting) == 0:
+            stays = (margin < threshold).nonzero()[:, 0]
+            if len(stays) == 0:
                 break
-        return labels
+            x, waiting = x[stays], stays if waiting is None else waiting[stays]
+        assert answer is not None  # the last layer's threshold is minus infinity
+        return answer

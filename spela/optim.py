@@ -6,24 +6,27 @@ can be mixed and give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spela.layers.contract import FusedOptimizer
+from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.linear import Parameters
 from spela_kernels.rows import scalar_like
 
-__all__ = ["LocalAdam", "LocalSGD"]
+__all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
     """Finding the group of a parameter, and its state."""
+
+    # torch's schedulers warn where no step() was seen before theirs; a fused step is none.
+    _opt_called = True
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -236,3 +239,35 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         )
         self._count(projection)
         return result
+
+
+def layer_groups(net: nn.Module, lrs: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Parameter groups that give each SPELA layer a learning rate of its own.
+
+    Args:
+        net: A network of SPELA layers; parameters outside of them are in no group.
+        lrs: One learning rate a SPELA layer, first to last; None leaves a layer to the optimizer's
+            own `lr`, 0 keeps it as it is (freezing it saves the work, too).
+
+    Returns:
+        Groups for any torch optimizer, `LocalSGD` and `LocalAdam` among them.
+
+    Raises:
+        ValueError: If the numbers of rates and layers differ.
+
+    Example:
+        >>> from spela.layers import SpelaLinear
+        >>> net = nn.Sequential(SpelaLinear(4, 8, 3), SpelaLinear(8, 8, 3))
+        >>> optimizer = LocalAdam(layer_groups(net, [1e-4, None]), lr=1e-3)
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.0001, 0.001]
+    """
+    layers = [module for module in net.modules() if isinstance(module, LocalLayer)]
+    if len(layers) != len(lrs):
+        raise ValueError(
+            f"`lrs` has {len(lrs)} learning rates, the network {len(layers)} SPELA layers: give one each"
+        )
+    return [
+        {"params": list(layer.parameters()), **({} if lr is None else {"lr": lr})}
+        for layer, lr in zip(layers, lrs, strict=True)
+    ]

@@ -6,6 +6,7 @@ the name of the module to call. `auto` takes the fastest available one for the t
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,9 +43,13 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
         >>> available_backends("cpu")[-1]
         'reference'
     """
-    kind = torch.device(device).type
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     # TRITON_INTERPRET=1, set before triton is imported, runs its kernels on CPU tensors: for tests.
-    interprets = kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return _runnable(kind, kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@functools.cache
+def _runnable(kind: str, interprets: bool) -> tuple[str, ...]:
     runs = {
         "triton": (kind == "cuda" or interprets) and find_spec("triton") is not None,
         "cpu": kind == "cpu",

@@ -76,7 +76,7 @@ OBJECTIVES: dict[str, Objective] = {
             "log",
             False,
             lambda c, target, scale: torch.log(2 - c),
-            lambda c, target, scale: -1 / (2 - c),
+            lambda c, target, scale: (c - 2).reciprocal(),
             "the released MLP code: log(2 - c)",
         ),
         Objective(

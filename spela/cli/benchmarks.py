@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
+from spela.benchmarks import GROUPS, describe_machine, format_rows, run_groups
+from spela.benchmarks import to_json as measured_to_json
+from spela.cli.options import Threads
 from spela.modelled import DTYPES, format_table, model_steps, to_json
 from spela_kernels.roofline import GPUS, LAUNCH_US, find_gpu
 
@@ -15,26 +19,54 @@ __all__ = ["bench"]
 
 
 def bench(
+    groups: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(GROUPS)} (default: all).")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer cases and rounds: a minute, less sure.")
+    ] = False,
+    threads: Threads = None,
     model: Annotated[
         bool,
         typer.Option("--model", help="Predict GPU times from the kernels' tiles; needs no GPU."),
     ] = False,
     gpu: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(GPUS)} (default: all).")
+        str | None, typer.Option(help=f"For --model: one of {', '.join(GPUS)} (default: all).")
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "float32",
+    dtype: Annotated[str, typer.Option(help=f"For --model: {', '.join(DTYPES)}.")] = "float32",
     launch_us: Annotated[
-        float, typer.Option(min=0, help="Assumed overhead of every launch, microseconds.")
+        float, typer.Option(min=0, help="For --model: assumed overhead of a launch, microseconds.")
     ] = LAUNCH_US,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures here.")
     ] = None,
 ) -> None:
-    """Compare a fused layer step with the published one in eager PyTorch, by the cost model."""
-    if not model:
-        raise ValueError(
-            "the measured benchmarks run by `make bench`; --model prints the cost model"
-        )
+    """Time training steps, epochs and memory against named baselines; ratios are theirs over ours."""
+    if model:
+        figures = _modelled(gpu, dtype, launch_us)
+    else:
+        figures = _measured(groups or list(GROUPS), quick, threads)
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _measured(groups: list[str], quick: bool, threads: int | None) -> dict[str, Any]:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    machine = describe_machine()
+    typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
+    typer.echo(
+        "Medians of steps that take turns; last column: the figure over ours. `floor` is the products alone, "
+        "by the fastest library call. Parity is checked first.\n"
+    )
+    rows = []
+    for found in run_groups(groups, quick):
+        typer.echo(format_rows(found))
+        rows += found
+    return measured_to_json(rows, machine, quick)
+
+
+def _modelled(gpu: str | None, dtype: str, launch_us: float) -> dict[str, Any]:
     gpus = list(GPUS.values()) if gpu is None else [find_gpu(gpu)]
     rows = model_steps(gpus, dtype, launch_us)
     typer.echo(
@@ -45,5 +77,4 @@ def bench(
     typer.echo(format_table(rows))
     for row in gpus:
         typer.echo(f"{row.name}: {row.bandwidth:g} GB/s, {row.cache_mib} MiB cache. {row.source}")
-    if json_file is not None:
-        json_file.write_text(json.dumps(to_json(rows, gpus, dtype, launch_us), indent=2) + "\n")
+    return to_json(rows, gpus, dtype, launch_us)

@@ -8,6 +8,10 @@ from collections.abc import Callable
 import typer
 
 from spela.cli.benchmarks import bench
+from spela.cli.exporting import export
+from spela.cli.features import features
+from spela.cli.parallel import may_speak
+from spela.cli.reproduce import reproduce_command
 from spela.cli.trained import evaluate_command, info, predict
 from spela.cli.training import demo, train
 from spela.training import TrainingDivergedError
@@ -26,6 +30,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate_command,
     "predict": predict,
+    "export": export,
+    "reproduce": reproduce_command,
+    "features": features,
     "bench": bench,
     "info": info,
 }
@@ -40,17 +47,37 @@ def main() -> None:
     except typer.TyperException as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo(
-            "\nstopped: continue a training run with the same command and --resume", err=True
-        )
+        if may_speak():
+            message = "\nstopped: the same command goes on (`spela train`: with --resume)"
+            typer.echo(message, err=True)
         sys.exit(130)
     except TrainingDivergedError as error:
         _fail(str(error))
     except (ValueError, TypeError, OSError) as error:
         _fail(str(error) or type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(
+            f"not enough memory: choose smaller sizes ({' '.join(str(error).split()) or 'MemoryError'})"
+        )
     sys.exit(code or 0)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch says so in a RuntimeError on the CPU, and where a size passes 2^63 bytes."""
+    said = (
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "size calculation overflowed",
+    )
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
 def _fail(message: str) -> None:
-    typer.echo(f"spela: error: {' '.join(message.split())}", err=True)
+    if may_speak():
+        # A file name on the command line need not be text.
+        line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+        typer.echo(f"spela: error: {line}", err=True)
     sys.exit(2)

@@ -19,6 +19,7 @@ __all__ = [
     "pick_device",
     "print_accuracy",
     "print_batch_statistics",
+    "print_top5",
 ]
 
 DataRoot = Annotated[
@@ -79,6 +80,13 @@ def print_accuracy(accuracy: list[float], vote: float) -> None:
         typer.echo(f"layer {layer}: {100 * value:.2f} %")
     if len(accuracy) > 1:
         typer.echo(f"all layers' mean score: {100 * vote:.2f} %")
+
+
+def print_top5(accuracy: list[float] | None) -> None:
+    """One line: how often the class is among each layer's five best, if there are more classes."""
+    if accuracy is not None:
+        shares = ", ".join(f"{100 * share:.2f} %" for share in accuracy)
+        typer.echo(f"class among the five best, by layer: {shares}")
 
 
 def print_batch_statistics(accuracy: list[float] | None) -> None:

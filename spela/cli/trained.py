@@ -12,6 +12,8 @@ import torch
 import typer
 
 import spela
+from spela.card import as_markdown, as_text, describe, printable
+from spela.cli.early_exit import print_early_exit
 from spela.cli.options import (
     DataRoot,
     Device,
@@ -20,18 +22,24 @@ from spela.cli.options import (
     pick_device,
     print_accuracy,
     print_batch_statistics,
+    print_top5,
 )
 from spela.data import dataset_names, default_data_root, is_available, prepare, read_inputs
 from spela.experiments import LoadedRun, load_data, load_run
 from spela.training import batch_statistics_accuracy, evaluate
+from spela.training.records import write_atomically
 from spela_kernels import available_backends
 
 __all__ = ["evaluate_command", "info", "predict"]
 
 
-def _loaded(run_dir: Path, device: str) -> LoadedRun:
+def _check_folder(run_dir: Path) -> None:
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
+
+
+def _loaded(run_dir: Path, device: str) -> LoadedRun:
+    _check_folder(run_dir)
     return load_run(run_dir, pick_device(device))
 
 
@@ -41,8 +49,16 @@ def evaluate_command(
     data_root: DataRoot = None,
     threads: Threads = None,
     device: Device = "auto",
+    exit_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Also measure early exit that may lose this share of answers, such as 0.002."
+        ),
+    ] = None,
 ) -> None:
     """Print the test accuracy of every layer, from the checkpoint."""
+    if exit_loss is not None and not 0 <= exit_loss <= 1:
+        raise ValueError(f"--exit-loss must be a share in 0..1, such as 0.002, got {exit_loss}")
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = _loaded(run_dir, device)
@@ -62,10 +78,13 @@ def evaluate_command(
     result = evaluate(loaded.net, dataset.test_x, dataset.test_y)
     typer.echo(f"{dataset.name}, {len(dataset.test_y):,} test samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
+    print_top5(result.top5_accuracy)
     size = checkpoint.config.batch_size
     print_batch_statistics(
         batch_statistics_accuracy(loaded.net, dataset.test_x, dataset.test_y, size)
     )
+    if exit_loss is not None:
+        print_early_exit(loaded.net, dataset, exit_loss)
 
 
 def predict(
@@ -87,25 +106,33 @@ def predict(
         for offset, (label, score) in enumerate(
             zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ):
-            typer.echo(f"{start + offset}\t{label}\t{names[label]}\t{score:.4f}")
+            typer.echo(f"{start + offset}\t{label}\t{printable(names[label])}\t{score:.4f}")
         start += len(chunk)
 
 
 def info(
     run_dir: Annotated[Path | None, typer.Argument(help="Folder of a run (optional).")] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the run's model card, in Markdown.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the model card (default: the terminal).")
+    ] = None,
     data_root: DataRoot = None,
 ) -> None:
     """Show versions, back-ends and datasets here, or what a run folder's checkpoint is."""
+    if (card and run_dir is None) or (out is not None and not card):
+        raise ValueError("a model card is written with: spela info DIR --card [--out FILE]")
     if run_dir is not None:
-        loaded = _loaded(run_dir, "cpu")
-        checkpoint = loaded.checkpoint
-        typer.echo(
-            f"checkpoint after {checkpoint.epoch} of {checkpoint.config.total_epochs} epochs"
-        )
-        typer.echo(f"input {checkpoint.sample_shape}, classes: {', '.join(checkpoint.class_names)}")
-        for name, value in checkpoint.config.to_dict().items():
-            typer.echo(f"  {name}: {value}")
-        typer.echo(repr(loaded.net))
+        _check_folder(run_dir)
+        facts = describe(run_dir)
+        if out is not None:
+            write_atomically(
+                out, lambda name: Path(name).write_text(as_markdown(facts), encoding="utf-8")
+            )
+            typer.echo(f"model card: {out}")
+        else:
+            typer.echo(as_markdown(facts) if card else as_text(facts))
         return
     typer.echo(
         f"spela {spela.__version__}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -17,8 +17,11 @@ from spela.cli.options import (
     pick_device,
     print_accuracy,
     print_batch_statistics,
+    print_top5,
 )
+from spela.cli.parallel import Parallel, RankTimeout, join, main_first
 from spela.data import Dataset, dataset_names, is_available, load_dataset
+from spela.distributed import Ranks, run_parallel
 from spela.experiments import RECIPES, load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.report import write_report
@@ -40,6 +43,8 @@ def _train(
     device: torch.device,
     backend: str,
     threads: int | None,
+    ranks: Ranks | None = None,
+    parallel: str = "",
     tensorboard: bool = False,
 ) -> None:
     if threads is not None:
@@ -47,24 +52,41 @@ def _train(
     shape = "x".join(map(str, dataset.sample_shape))
     start = shape if config.channels else str(dataset.num_features)
     sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
-    typer.echo(
+    where = str(device) if ranks is None else f"{ranks.size} processes, {parallel} parallel"
+    _say(
+        ranks,
         f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
-        f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {device}"
+        f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {where}",
     )
     listeners: list[Listener] = [ProgressBar()]
     if tensorboard:
         done = len(RunFolder(out).read_metrics())
         listeners.append(TensorBoardListener(out / "tensorboard", done))
+    listener = Listeners(listeners)
     with use_backend(backend):
-        summary = run_training(
-            config, dataset, out, resume=resume, device=device, listener=Listeners(listeners)
-        )
+        if ranks is None:
+            summary = run_training(
+                config, dataset, out, resume=resume, device=device, listener=listener
+            )
+        else:
+            summary = run_parallel(
+                config, dataset, out, ranks, parallel, resume=resume, listener=listener
+            )
+            ranks.leave()
+            if not ranks.is_main:
+                return
         report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
     typer.echo("test accuracy:")
     print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
+    print_top5(summary.get("top5_accuracy"))
     print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
     typer.echo(f"run folder: {out}")
     typer.echo(f"report:     {report}")
+
+
+def _say(ranks: Ranks | None, line: str) -> None:
+    if ranks is None or ranks.is_main:
+        typer.echo(line)
 
 
 def demo(
@@ -105,7 +127,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to create (or continue, with --resume).")],
     data: Annotated[
         str,
-        typer.Option(help=f"{', '.join(dataset_names())}, an .npz file, or a folder of idx files."),
+        typer.Option(
+            help=f"{', '.join(dataset_names())}, an .npz or .safetensors file, or a folder of idx files."
+        ),
     ] = "fashion-mnist",
     model: Annotated[
         str, typer.Option(help="mlp (linear layers) or cnn (convolutions, and perhaps a head).")
@@ -153,6 +177,7 @@ def train(
     activation: Annotated[str | None, typer.Option(help=f"{', '.join(ACTIVATIONS)}.")] = None,
     negative_slope: Annotated[float | None, typer.Option(help="Of leaky_relu.")] = None,
     vectors: Annotated[str | None, typer.Option(help="symmetric, gaussian, uniform.")] = None,
+    init: Annotated[str | None, typer.Option(help="default, kaiming-normal.")] = None,
     normalize_input: Annotated[
         str | None, typer.Option(help="Row norm before every layer: none, unit, rms.")
     ] = None,
@@ -183,6 +208,8 @@ def train(
     threads: Threads = None,
     backend: Backend = "auto",
     device: Device = "auto",
+    parallel: Parallel = None,
+    rank_timeout: RankTimeout = 600.0,
 ) -> None:
     """Train a network; write config, metrics.jsonl, checkpoint, summary.json and report.html to --out."""
     config = make_config(
@@ -208,6 +235,7 @@ def train(
         activation=activation,
         negative_slope=negative_slope,
         vectors=vectors,
+        init=init,
         normalize_input=normalize_input,
         dropout=dropout,
         optimizer=optimizer,
@@ -225,5 +253,13 @@ def train(
         )
     if resume and not folder.holds_run():
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
-    where = pick_device(device)
-    _train(config, load_data(config, data_root), out, resume, where, backend, threads, tensorboard)
+    if parallel and (diagnostics or tensorboard):
+        raise ValueError("--diagnostics and --tensorboard are for runs without --parallel")
+    # Joined after the checks of the folder, which rank 0 is then free to create.
+    ranks = join(parallel, device, rank_timeout)
+    where = pick_device(device) if ranks is None else ranks.device
+    with main_first(ranks):
+        dataset = load_data(config, data_root)
+    _train(
+        config, dataset, out, resume, where, backend, threads, ranks, parallel or "", tensorboard
+    )

@@ -1,4 +1,4 @@
-"""A user's own dataset: an .npz file, or a folder with four idx files."""
+"""A user's own dataset: an .npz or .safetensors file, or a folder with four idx files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from spela.data.arrays import as_labels, as_samples, count_classes, split_indice
 from spela.data.dataset import Dataset
 from spela.data.idx import read_idx_files
 from spela.data.npz import npz_keys, read_npz
+from spela.data.tensor_file import TENSOR_SUFFIX, read_tensor_dataset
 
 __all__ = ["load_file"]
 
@@ -25,8 +26,8 @@ def load_file(path: Path, *, split_seed: int = 0) -> Dataset:
     Args:
         path: an .npz file with train_x, train_y, test_x, test_y (or Keras' x_train, ..., or
             MedMNIST's train_images, ...), or with x and y, of which every fifth sample of a class
-            becomes a test sample; an optional text array class_names. Or a folder with four idx
-            files.
+            becomes a test sample; an optional text array class_names. Or a .safetensors file with
+            train_x, ..., such as `spela features` writes. Or a folder with four idx files.
         split_seed: which samples of x and y become test samples.
 
     Raises:
@@ -34,6 +35,8 @@ def load_file(path: Path, *, split_seed: int = 0) -> Dataset:
     """
     if path.is_dir():
         return _load_idx(path)
+    if path.suffix.lower() == TENSOR_SUFFIX:
+        return read_tensor_dataset(path)
     return _load_npz(path, split_seed)
 
 

@@ -68,7 +68,9 @@ def _parse(
         raise ValueError(f"{os.fspath(path)} ends inside its idx header; download or copy it again")
     shape = struct.unpack(f">{axes}I", sizes)
     expected = math.prod(shape) * dtype.itemsize
-    if expected > most_bytes - 4 - 4 * axes:
+    # Beside an axis of 0 the others may claim anything, and NumPy refuses what passes 2^63.
+    overflows = math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 2**63
+    if overflows or expected > most_bytes - 4 - 4 * axes:
         raise ValueError(
             f"{os.fspath(path)} claims shape {shape} ({expected} bytes), more than a file of its "
             "size can hold; download or copy it again"

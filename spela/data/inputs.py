@@ -16,7 +16,7 @@ from torch import Tensor
 from spela.data.arrays import as_samples
 from spela.data.idx import looks_like_idx, read_idx
 from spela.data.npz import npz_keys, read_npy, read_npz
-from spela.data.reading import one_line
+from spela.data.reading import MAX_DEFLATE_RATIO, one_line
 
 __all__ = ["image_files", "read_inputs"]
 
@@ -117,12 +117,16 @@ def _read_images(files: list[Path], shape: tuple[int, ...]) -> Tensor:
 def _open_image(file: Path, mode: str) -> Image.Image:
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > file.stat().st_size * MAX_DEFLATE_RATIO * 8:
+                raise ValueError(
+                    f"it claims {image.width} x {image.height} pixels, too many for its size"
+                )
             if image.mode.startswith(("I", "F")):
                 # Pillow would clip such pixels at 255 instead of scaling them.
                 raise ValueError(f"it has {image.mode} pixels; save it with 8 bits a channel")
             return ImageOps.exif_transpose(image).convert(mode)
     # Pillow reports damage as OSError, SyntaxError or DecompressionBombError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, MemoryError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {file} as an image: {one_line(error)}") from error
 
 

@@ -11,15 +11,23 @@ from spela.data.dataset import Dataset
 from spela.data.digits import digits_source
 from spela.data.files import load_file
 from spela.data.mnist import mnist_sources
+from spela.data.photo_sources import photo_sources
+from spela.data.photos import PhotoSet
 from spela.data.reading import reading
 from spela.data.source import Source, default_data_root, download_into
 from spela.data.svhn import svhn_source
 
-__all__ = ["dataset_names", "is_available", "load_dataset"]
+__all__ = ["dataset_names", "is_available", "load_dataset", "load_images"]
 
 _SOURCES = {
     source.name: source
-    for source in (digits_source(), *mnist_sources(), *cifar_sources(), svhn_source())
+    for source in (
+        digits_source(),
+        *mnist_sources(),
+        *cifar_sources(),
+        svhn_source(),
+        *photo_sources(),
+    )
 }
 
 
@@ -27,8 +35,10 @@ def dataset_names() -> tuple[str, ...]:
     """The names `load_dataset` knows.
 
     Example:
-        >>> dataset_names()
+        >>> dataset_names()[:7]
         ('digits', 'fashion-mnist', 'mnist', 'kmnist', 'cifar10', 'cifar100', 'svhn')
+        >>> dataset_names()[7:]
+        ('pets', 'aircraft', 'food101', 'flowers102')
     """
     return tuple(_SOURCES)
 
@@ -63,8 +73,9 @@ def load_dataset(
     """Load a dataset into CPU memory, by name or from a user's own file.
 
     Args:
-        name_or_path: one of `dataset_names()`; or an .npz file or a folder with four idx files
-            (`spela.data.files.load_file` says what they hold).
+        name_or_path: one of `dataset_names()` (photos of many sizes as squares of 64 pixels); or an
+            .npz or .safetensors file or a folder with four idx files (`spela.data.files.load_file`
+            says what they hold).
         data_root: the folder for datasets; None for `default_data_root()`.
         download: download a named dataset that is not there.
         split_seed: which samples of an .npz file with only x and y become test samples.
@@ -88,7 +99,36 @@ def load_dataset(
     raise ValueError(_unknown(text))
 
 
+def load_images(
+    name_or_path: str | os.PathLike[str],
+    data_root: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = True,
+) -> Dataset | PhotoSet:
+    """Load a dataset as `load_dataset` does, but leave photos of many sizes in their files.
+
+    Args:
+        name_or_path: as for `load_dataset`.
+        data_root: the folder for datasets; None for `default_data_root()`.
+        download: download a named dataset that is not there.
+
+    Returns:
+        A `PhotoSet`, whose images are read at the size that is asked for; else the `Dataset`.
+
+    Raises:
+        ValueError: as `load_dataset`.
+    """
+    source = _SOURCES.get(_canonical(os.fspath(name_or_path)))
+    if source is None or source.photos is None:
+        return load_dataset(name_or_path, data_root, download=download)
+    return source.photos(_folder(source, _root(data_root), download))
+
+
 def _load(source: Source, data_root: Path, download: bool) -> Dataset:
+    return source.read(_folder(source, data_root, download))
+
+
+def _folder(source: Source, data_root: Path, download: bool) -> Path:
     folder = _find(source, data_root)
     if folder is None and download:
         download_into(data_root, source)
@@ -98,7 +138,7 @@ def _load(source: Source, data_root: Path, download: bool) -> Dataset:
             f"dataset {source.name!r} is not under {data_root}: {source.placement(data_root)}, "
             "choose another data root, or allow the download"
         )
-    return source.read(folder)
+    return folder
 
 
 def _find(source: Source, data_root: Path) -> Path | None:
@@ -119,5 +159,5 @@ def _unknown(name: str) -> str:
     hint = f"did you mean {close[0]!r}? " if close else ""
     return (
         f"unknown dataset {name!r}: {hint}known are {', '.join(_SOURCES)}; "
-        "or give an .npz file or a folder with idx files"
+        "or give an .npz or .safetensors file or a folder with idx files"
     )

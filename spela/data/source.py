@@ -14,11 +14,12 @@ from http.client import HTTPException
 from pathlib import Path
 
 from spela.data.dataset import Dataset
+from spela.data.photos import PhotoSet
 from spela.data.reading import one_line
 
-__all__ = ["Source", "default_data_root", "download_into", "first_folder_with"]
+__all__ = ["Source", "default_data_root", "download_into", "first_folder_with", "socket_timeout"]
 
-_TIMEOUT_S = 30.0
+DOWNLOAD_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Source:
         fetch: downloads into an empty folder, laid out like a data root; None if embedded.
         folder: where under the data root the files belong, for messages.
         files: the files' names, for messages.
+        photos: that folder -> the images as files, where they have many sizes; None: `read` has them as
+            they are.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Source:
     fetch: Callable[[Path], None] | None = None
     folder: str = ""
     files: tuple[str, ...] = ()
+    photos: Callable[[Path], PhotoSet] | None = None
 
     def placement(self, data_root: Path) -> str:
         """Which files to put where: the end of a message about missing data."""
@@ -77,7 +81,7 @@ def download_into(data_root: Path, source: Source) -> None:
     try:
         data_root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".download-", dir=data_root))
-        with _socket_timeout(_TIMEOUT_S):
+        with socket_timeout(DOWNLOAD_TIMEOUT_S):
             source.fetch(staging)
         for file in sorted(f for f in staging.rglob("*") if f.is_file()):
             target = data_root / file.relative_to(staging)
@@ -98,7 +102,7 @@ def download_into(data_root: Path, source: Source) -> None:
 
 
 @contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
+def socket_timeout(seconds: float) -> Iterator[None]:
     """Without one a firewall that drops packets would hang the download for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

@@ -1,4 +1,4 @@
-"""Datasets changed before training: other image sizes, noise. Pixels stay uint8."""
+"""Datasets changed before training: another split, image sizes, noise. Pixels stay uint8."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as images
 
 from spela.data.dataset import Dataset
 
-__all__ = ["add_noise", "resize_images"]
+__all__ = ["add_label_noise", "add_noise", "resize_images", "split_anew"]
 
 _CHUNK = 4096  # samples at a time: bounds the temporaries
 
@@ -79,3 +79,70 @@ def add_noise(dataset: Dataset, deviation: float, seed: int) -> Dataset:
         return x + noise
 
     return _mapped(dataset, noisy)
+
+
+def add_label_noise(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """The dataset with wrong training labels; the test labels stay true.
+
+    Args:
+        dataset: Any dataset.
+        share: Share of the training labels, rounded to whole samples, that become another class, each
+            of the C - 1 others equally likely; in [0, 1).
+        seed: Of which labels change, and to what.
+
+    Returns:
+        A new dataset.
+
+    Raises:
+        ValueError: If `share` is out of range.
+
+    Example:
+        >>> from spela.data import load_dataset
+        >>> digits = load_dataset("digits")
+        >>> wrong = add_label_noise(digits, 0.2, seed=0).train_y != digits.train_y
+        >>> round(float(wrong.double().mean()), 2)
+        0.2
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be in [0, 1), got {share}")
+    generator = torch.Generator().manual_seed(seed)
+    labels = dataset.train_y
+    count = round(share * len(labels))
+    chosen = torch.randperm(len(labels), generator=generator)[:count].to(labels.device)
+    steps = torch.randint(1, dataset.num_classes, (count,), generator=generator).to(labels.device)
+    noisy = labels.clone()
+    noisy[chosen] = (labels[chosen] + steps) % dataset.num_classes
+    return replace(dataset, train_y=noisy)
+
+
+def split_anew(dataset: Dataset, test_share: float, seed: int) -> Dataset:
+    """Training and test samples pooled, shuffled and split again: the few-shot tables' data.
+
+    Args:
+        dataset: Any dataset.
+        test_share: Share of all samples that becomes the test split, in (0, 1); 0.99 of Fashion-MNIST
+            leaves 700 samples to learn from.
+        seed: Of the order.
+
+    Returns:
+        A new dataset; both splits have at least one sample.
+
+    Raises:
+        ValueError: If `test_share` is out of range.
+
+    Source: spec section 6 (few-shot and transfer: test share of train + test merged).
+
+    Example:
+        >>> from spela.data import load_dataset
+        >>> len(split_anew(load_dataset("digits"), 0.9, seed=0).train_y)
+        180
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share must be between 0 and 1, got {test_share}")
+    x = torch.cat([dataset.train_x, dataset.test_x])
+    y = torch.cat([dataset.train_y, dataset.test_y])
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(y), generator=generator).to(y.device)
+    count = min(max(round(test_share * len(y)), 1), len(y) - 1)
+    train, test = order[count:], order[:count]
+    return replace(dataset, train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])

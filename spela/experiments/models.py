@@ -9,13 +9,13 @@ from torch import nn
 
 from spela.baselines import BackpropSequential
 from spela.experiments.rivals import Network, build_rival
-from spela.layers import RowNorm, SpelaConv2d, SpelaLinear
+from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
 from spela_kernels.activations import get_activation
 
-__all__ = ["build_network", "build_optimizer"]
+__all__ = ["build_network", "build_optimizer", "least_weights"]
 
 POOL = 2
 
@@ -44,8 +44,9 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
 
     Returns:
         A `SpelaSequential` of SpelaConv2d for every entry of channels, Flatten and, for every linear
-        layer, [RowNorm,] [Dropout,] SpelaLinear; or the backprop baseline with the same hidden layers
-        and an output layer of C logits; or another rival (`build_rival`).
+        layer, [RowNorm,] [Dropout,] SpelaLinear (with binary weights if asked for); or the backprop
+        baseline with the same hidden layers and an output layer of C logits; or another rival
+        (`build_rival`). Dropout on the network's input stands first.
 
     Raises:
         ValueError: If convolutions are asked for samples that are no images, or too small ones.
@@ -54,8 +55,10 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
     if config.method not in ("spela", "backprop"):
         return build_rival(config, sample_shape, num_classes, generator)
     modules, shape = _convolutions(config, sample_shape, num_classes, generator)
+    if config.input_dropout > 0:
+        modules.insert(0, nn.Dropout(config.input_dropout))
     width = math.prod(shape)
-    if config.layers or not modules or config.method == "backprop":
+    if config.layers or not config.channels or config.method == "backprop":
         modules.append(nn.Flatten())
     for index, size in enumerate(config.layers):
         if config.normalize_input != "none":
@@ -63,26 +66,57 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
         if config.dropout > 0 and (index > 0 or config.channels):
             modules.append(nn.Dropout(config.dropout))
         if config.method == "backprop":
-            modules += [_torch_default(nn.Linear(width, size), generator), _Activation(config)]
+            modules += [_linear(width, size, config, generator), _Activation(config)]
         else:
-            modules.append(
-                SpelaLinear(
-                    width,
-                    size,
-                    num_classes,
-                    activation=config.activation,
-                    negative_slope=config.negative_slope,
-                    objective=config.objective,
-                    scale=config.scale,
-                    vectors=config.vectors,
-                    generator=generator,
-                )
+            layer = SpelaLinear(
+                width,
+                size,
+                num_classes,
+                activation=config.activation,
+                negative_slope=config.negative_slope,
+                objective=config.objective,
+                scale=config.scale,
+                vectors=config.vectors,
+                init="kaiming_normal" if config.init == "kaiming-normal" else "kaiming_uniform",
+                generator=generator,
             )
+            modules.append(with_binary_weight(layer) if config.binarise == "all" else layer)
         width = size
     if config.method == "backprop":
-        output = _torch_default(nn.Linear(width, num_classes), generator)
+        output = _linear(width, num_classes, config, generator)
         return BackpropSequential(*modules, output)
     return SpelaSequential(*modules)
+
+
+def least_weights(config: RunConfig, sample_shape: tuple[int, ...]) -> int:
+    """A lower bound on the numbers in the network's weights, from sizes alone: nothing is allocated.
+
+    Args:
+        config: The run's settings.
+        sample_shape: Shape of one input.
+
+    Returns:
+        The count; that of a network as `build_network` makes it is at least as large.
+
+    Raises:
+        ValueError: If the shape has an axis without extent.
+
+    Example:
+        >>> from spela.experiments.recipes import make_config
+        >>> least_weights(make_config("digits", layers=(64, 10)), (1, 8, 8))
+        4736
+    """
+    if not sample_shape or min(sample_shape) < 1:
+        raise ValueError(f"a sample of shape {sample_shape} holds nothing")
+    total, width = 0, math.prod(sample_shape)
+    for kernels in config.channels:
+        total += kernels * config.kernel_size**2
+        if config.method == "spela":
+            total += kernels * config.symmetric_dim
+        width = kernels
+    for size in config.layers:
+        total, width = total + width * size, size
+    return total
 
 
 def _convolutions(
@@ -133,6 +167,17 @@ def _convolutions(
             modules.append(layer)
         shape = (kernels, *pooled)
     return modules, shape
+
+
+def _linear(width: int, size: int, config: RunConfig, generator: torch.Generator) -> nn.Module:
+    """A backprop layer, initialised as the run says."""
+    layer = nn.Linear(width, size)
+    if config.init == "default":
+        return _torch_default(layer, generator)
+    with torch.no_grad():
+        layer.weight.normal_(0.0, math.sqrt(2 / width), generator=generator)
+        layer.bias.zero_()
+    return layer
 
 
 def _torch_default(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> nn.Module:

@@ -100,6 +100,8 @@ def _stack(
     config: RunConfig, width: int, hidden: Callable[[int, int], nn.Module]
 ) -> tuple[list[nn.Module], int]:
     modules: list[nn.Module] = [nn.Flatten()]
+    if config.input_dropout > 0:
+        modules.append(nn.Dropout(config.input_dropout))
     for index, size in enumerate(config.layers):
         if config.normalize_input != "none":
             modules.append(RowNorm(config.normalize_input))

@@ -8,8 +8,15 @@ from typing import Any
 
 import torch
 
-from spela.data import Dataset, add_noise, load_dataset, resize_images
-from spela.experiments.models import build_network, build_optimizer
+from spela.data import (
+    Dataset,
+    add_label_noise,
+    add_noise,
+    load_dataset,
+    resize_images,
+    split_anew,
+)
+from spela.experiments.models import build_network, build_optimizer, least_weights
 from spela.experiments.rivals import Network
 from spela.training import (
     Checkpoint,
@@ -21,7 +28,7 @@ from spela.training import (
     restore,
 )
 
-__all__ = ["LoadedRun", "load_data", "load_run", "run"]
+__all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class LoadedRun:
 
 
 def load_data(config: RunConfig, data_root: Path | None = None, name: str | None = None) -> Dataset:
-    """The data of a run, resized and with noise as its settings say.
+    """The data of a run: split anew, resized, with noise in pixels and labels, as its settings say.
 
     Args:
         config: The run's settings.
@@ -47,10 +54,14 @@ def load_data(config: RunConfig, data_root: Path | None = None, name: str | None
         ValueError: As `load_dataset`, or if there is nothing to resize.
     """
     dataset = load_dataset(name or config.data, data_root)
+    if config.test_share > 0:
+        dataset = split_anew(dataset, config.test_share, config.seed)
     if config.resize > 0:
         dataset = resize_images(dataset, config.resize)
     if config.noise > 0:
         dataset = add_noise(dataset, config.noise, config.seed)
+    if config.label_noise > 0:
+        dataset = add_label_noise(dataset, config.label_noise, config.seed)
     return dataset
 
 
@@ -81,7 +92,7 @@ def run(
         TrainingDivergedError: If a loss becomes NaN or infinite.
     """
     folder = RunFolder(out)
-    checkpoint = _checked_checkpoint(folder, config) if resume else None
+    checkpoint = checked_checkpoint(folder, config) if resume else None
     dataset = dataset.to(device)
     net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
     trainer = Trainer(config, net, build_optimizer(config, net), dataset, folder, listener)
@@ -92,7 +103,16 @@ def run(
     return trainer.fit()
 
 
-def _checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
+def checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
+    """The checkpoint to resume from.
+
+    Args:
+        folder: Of the run.
+        config: The settings asked for.
+
+    Raises:
+        ValueError: If there is no readable checkpoint, or the run was started with other settings.
+    """
     checkpoint = load_checkpoint(folder.checkpoint)
     saved, asked = checkpoint.config.to_dict(), config.to_dict()
     changed = [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]
@@ -102,6 +122,17 @@ def _checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
             "resume with the same ones, or start a new run in another --out"
         )
     return checkpoint
+
+
+def _check_sizes(checkpoint: Checkpoint, file: Path) -> None:
+    """Refuse settings of a larger network than the file holds, before memory is taken for it."""
+    held = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    needed = least_weights(checkpoint.config, checkpoint.sample_shape)
+    if needed > held:
+        raise ValueError(
+            f"{file} is damaged: its settings describe a network of at least {needed:,} weights, "
+            f"its tensors hold {held:,} numbers"
+        )
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
@@ -118,6 +149,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
         ValueError: If the folder holds no readable checkpoint.
     """
     checkpoint = load_checkpoint(RunFolder(path).checkpoint)
+    _check_sizes(checkpoint, RunFolder(path).checkpoint)
     net = build_network(checkpoint.config, checkpoint.sample_shape, len(checkpoint.class_names))
     restore(checkpoint, net)
     return LoadedRun(net.to(device).eval(), checkpoint)

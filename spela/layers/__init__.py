@@ -1,8 +1,19 @@
 """SPELA layers and the contract they share."""
 
+from spela.layers.binary import BinaryWeight, with_binary_weight
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.conv import SpelaConv2d
+from spela.layers.frozen import Frozen
 from spela.layers.linear import SpelaLinear
 from spela.layers.normalize import RowNorm
 
-__all__ = ["FusedOptimizer", "LocalLayer", "RowNorm", "SpelaConv2d", "SpelaLinear"]
+__all__ = [
+    "BinaryWeight",
+    "Frozen",
+    "FusedOptimizer",
+    "LocalLayer",
+    "RowNorm",
+    "SpelaConv2d",
+    "SpelaLinear",
+    "with_binary_weight",
+]

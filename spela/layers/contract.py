@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FusedOptimizer", "LocalLayer", "step_by_gradient"]
+__all__ = ["FusedOptimizer", "LocalLayer", "owns", "step_by_gradient"]
 
 
 class FusedOptimizer(ABC):
@@ -62,6 +62,19 @@ class LocalLayer(nn.Module, ABC):
         self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
         """Loss () and output, both from before the update that `optimizer` makes in place."""
+
+
+def owns(layer: nn.Module, *names: str) -> bool:
+    """Whether these are the layer's own parameters (or None), and nothing computes them from others.
+
+    Pruning and reparametrisations such as weight norm put a computed tensor in a parameter's place, which
+    an update in place would not reach.
+
+    Args:
+        layer: Any module.
+        *names: Of its parameters.
+    """
+    return all(name in layer._parameters for name in names)
 
 
 def step_by_gradient(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from spela.grouping import Groups, class_grouping, group_vectors, most_groups
 from spela.layers.block import Stages, block_backward, block_forward
-from spela.layers.contract import FusedOptimizer, LocalLayer, step_by_gradient
+from spela.layers.contract import FusedOptimizer, LocalLayer, owns, step_by_gradient
+from spela.layers.hooks import call_with_hooks
 from spela.layers.maps import convolved_size
 from spela_kernels import projection_forward, projection_loss
 from spela_kernels.contracts import check_labels, check_target
@@ -255,9 +256,13 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             torch.Size([6, 9, 16])
         """
         self._check_target(x, target)
-        y = self(x.detach())
-        loss = projection_loss(y.flatten(2), *self._projector(), target, **self._criterion())
-        return loss, y.detach()
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.forward(x.detach())
+            loss = projection_loss(y.flatten(2), *self._projector(), target, **self._criterion())
+            return loss, y.detach()
+
+        return call_with_hooks(self, x, run)
 
     def local_step(
         self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
@@ -278,11 +283,19 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             TypeError: On dtypes that do not fit.
         """
         parameters = list(self.parameters())
-        if not isinstance(optimizer, FusedOptimizer) or not all(
+        own = owns(self, "weight", "bias", "projection")
+        own = own and (self.norm is None or owns(self.norm, "weight", "bias"))
+        if not (isinstance(optimizer, FusedOptimizer) and own) or not all(
             p.requires_grad and optimizer.can_fuse([p]) for p in parameters
         ):
             return step_by_gradient(self, x, target, optimizer)
         self._check_target(x, target)
+        return call_with_hooks(self, x, lambda x: self._fused_step(x, target, optimizer))
+
+    def _fused_step(
+        self, x: Tensor, target: Tensor, optimizer: FusedOptimizer
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(optimizer, torch.optim.Optimizer)
         self._check_input(x)
         stages = Stages(self, self.norm, self.negative_slope, self.pool, self.pool_size)
         block = block_forward(stages, x)

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spela.layers.contract import FusedOptimizer, LocalLayer, step_by_gradient
+from spela.layers.contract import FusedOptimizer, LocalLayer, owns, step_by_gradient
+from spela.layers.hooks import call_with_hooks
 from spela.vectors import class_vectors
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
@@ -15,12 +16,14 @@ from spela_kernels.objectives import get_objective
 
 __all__ = ["SpelaLinear"]
 
+INITS = ("kaiming_uniform", "kaiming_normal")
+
 
 class SpelaLinear(LocalLayer, nn.Linear):
     """y = phi(x W^T + b), trained to turn y towards the fixed vector of the sample's class.
 
     The loss is mean_i f(cos(y_i, v_label(i))), or a function of the cosines to all class vectors.
-    Weights are initialised U(+-sqrt(6 / in_features)), the bias with zeros. Class vectors are the
+    Weights are initialised with variance 2 / in_features, the bias with zeros. Class vectors are the
     buffer `vectors` and part of the state_dict.
 
     Args:
@@ -33,6 +36,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         objective: log, cosine, angular, euclidean, mse, or softmax (over all classes).
         scale: Factor of the cosines in `softmax`; other objectives ignore it.
         vectors: symmetric, gaussian or uniform, or a (C, O) tensor of rows to normalise.
+        init: kaiming_uniform (U(+-sqrt(6 / in_features))) or kaiming_normal (N(0, 2 / in_features)).
         generator: Source of the class vectors and initial weights; None: torch's default one.
         device: Where parameters and vectors live.
         dtype: Their dtype; None: torch's default dtype.
@@ -56,6 +60,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
     bias: nn.Parameter | None  # type: ignore[assignment]
     slope: nn.Parameter | None
     vectors: Tensor
+    init: str = "kaiming_uniform"  # on the class too: nn.Linear initialises before it is set
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         objective: str = "log",
         scale: float = 20.0,
         vectors: str | Tensor = "symmetric",
+        init: str = "kaiming_uniform",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -80,6 +86,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if init not in INITS:
+            raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")
         get_activation(activation)
         get_objective(objective)
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
@@ -88,6 +96,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         self.negative_slope = negative_slope
         self.objective = objective
         self.scale = scale
+        self.init = init
         slope = None
         if activation == "prelu":
             slope = nn.Parameter(self.weight.new_full((1,), negative_slope))
@@ -108,13 +117,17 @@ class SpelaLinear(LocalLayer, nn.Linear):
         return rows.to(self.weight)
 
     def _initialise(self, generator: torch.Generator | None) -> None:
-        bound = math.sqrt(6 / self.in_features)
         with torch.no_grad():
             # Drawn on the generator's device, so that a seed means the same weights everywhere.
             where = "cpu" if generator is None else generator.device
             draw = torch.empty(self.weight.shape, device=where)
             if not self.weight.is_meta:
-                self.weight.copy_(draw.uniform_(-bound, bound, generator=generator))
+                if self.init == "kaiming_normal":
+                    draw.normal_(0.0, math.sqrt(2 / self.in_features), generator=generator)
+                else:
+                    bound = math.sqrt(6 / self.in_features)
+                    draw.uniform_(-bound, bound, generator=generator)
+                self.weight.copy_(draw)
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -168,14 +181,18 @@ class SpelaLinear(LocalLayer, nn.Linear):
             >>> layer.weight.grad.shape
             torch.Size([8, 4])
         """
-        return linear_loss(
+        return call_with_hooks(
+            self,
             x,
-            self.weight,
-            self.bias,
-            self.vectors,
-            target,
-            slope=self.slope,
-            **self._settings(),  # type: ignore[arg-type]
+            lambda x: linear_loss(
+                x,
+                self.weight,
+                self.bias,
+                self.vectors,
+                target,
+                slope=self.slope,
+                **self._settings(),  # type: ignore[arg-type]
+            ),
         )
 
     def local_step(
@@ -196,13 +213,18 @@ class SpelaLinear(LocalLayer, nn.Linear):
             ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
             TypeError: On dtypes that do not fit.
         """
+        if not isinstance(optimizer, FusedOptimizer) or not owns(self, "weight", "bias", "slope"):
+            return step_by_gradient(self, x, target, optimizer)
         parameters = [p for p in (self.weight, self.bias, self.slope) if p is not None]
-        trainable = all(p.requires_grad for p in parameters)
-        if isinstance(optimizer, FusedOptimizer) and trainable and optimizer.can_fuse(parameters):
-            return optimizer.linear_step(
+        if not all(p.requires_grad for p in parameters) or not optimizer.can_fuse(parameters):
+            return step_by_gradient(self, x, target, optimizer)
+        return call_with_hooks(
+            self,
+            x,
+            lambda x: optimizer.linear_step(
                 x, self.weight, self.bias, self.slope, self.vectors, target, **self._settings()
-            )
-        return step_by_gradient(self, x, target, optimizer)
+            ),
+        )
 
     def extra_repr(self) -> str:
         """nn.Linear's line, then what makes this layer a SPELA layer."""

@@ -3,6 +3,7 @@
 from spela.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
 from spela.training.config import RunConfig, parse_groups
 from spela.training.diagnostics import LayerDiagnostics, Probe, diagnose
+from spela.training.early_exit import ExitEvaluation, evaluate_early_exit
 from spela.training.evaluate import (
     Evaluation,
     LayerwiseClassifier,
@@ -17,6 +18,7 @@ from spela.training.tensorboard import Listeners, TensorBoardListener
 __all__ = [
     "Checkpoint",
     "Evaluation",
+    "ExitEvaluation",
     "LayerDiagnostics",
     "LayerwiseClassifier",
     "Listener",
@@ -31,6 +33,7 @@ __all__ = [
     "batch_statistics_accuracy",
     "diagnose",
     "evaluate",
+    "evaluate_early_exit",
     "load_checkpoint",
     "parse_groups",
     "restore",

@@ -15,9 +15,22 @@ from torch import Tensor, nn
 from spela.training.config import RunConfig
 from spela.training.records import write_atomically
 
-__all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "load_state_tensors",
+    "restore",
+    "save_checkpoint",
+    "state_tensors",
+]
 
 _FORMAT = "spela-checkpoint-1"
+# Of a parameter that has stepped; SGD without momentum keeps nothing.
+_STATE_FIELDS: tuple[tuple[type, set[str]], ...] = (
+    (torch.optim.SGD, {"momentum_buffer"}),
+    (torch.optim.Adam, {"step", "exp_avg", "exp_avg_sq"}),
+    (torch.optim.AdamW, {"step", "exp_avg", "exp_avg_sq"}),
+)
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 
@@ -32,6 +45,7 @@ class Checkpoint:
         sample_dtype: Of the samples as stored: uint8 pixels or float32 features.
         class_names: Name of each class.
         tensors: Named tensors: `model.*` and `optimizer.*`.
+        torch_version: Of the torch that wrote it.
     """
 
     config: RunConfig
@@ -40,10 +54,21 @@ class Checkpoint:
     sample_dtype: torch.dtype
     class_names: tuple[str, ...]
     tensors: dict[str, Tensor]
+    torch_version: str = "unknown"
 
 
-def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
+def state_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and buffers as `model.*`, the optimizer's state of each parameter as `optimizer.*`.
+
+    Args:
+        net: The network.
+        optimizer: Its optimizer; hyper-parameters are not in its state.
+
+    Returns:
+        Contiguous tensors by name.
+    """
+    tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
+    return tensors | {
         f"optimizer.{name}.{key}": value.detach().contiguous()
         for name, parameter in net.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
@@ -60,6 +85,7 @@ def save_checkpoint(
     sample_shape: tuple[int, ...],
     sample_dtype: torch.dtype,
     class_names: tuple[str, ...],
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -72,18 +98,20 @@ def save_checkpoint(
         sample_shape: Shape of one input.
         sample_dtype: Of the samples as stored: uint8 pixels or float32 features.
         class_names: Name of each class.
+        tensors: What to write instead of `state_tensors(net, optimizer)`: of a network that several
+            processes hold, what they gathered.
 
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
     """
-    tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
-    tensors |= _optimizer_tensors(net, optimizer)
+    tensors = state_tensors(net, optimizer) if tensors is None else tensors
     facts = {
         "config": config.to_dict(),
         "epoch": epoch,
         "sample_shape": list(sample_shape),
         "sample_dtype": next(name for name, dtype in _DTYPES.items() if dtype == sample_dtype),
         "class_names": list(class_names),
+        "torch": str(torch.__version__),
     }
     metadata = {"format": _FORMAT, "run": json.dumps(facts)}
 
@@ -131,8 +159,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             _DTYPES[facts["sample_dtype"]],
             tuple(str(name) for name in facts["class_names"]),
             tensors,
+            str(facts.get("torch", "unknown")),
         )
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 
@@ -147,23 +176,66 @@ def restore(
         optimizer: An optimizer built from net.parameters(), or None.
 
     Raises:
-        ValueError: If tensors are missing, left over or of another shape.
+        ValueError: If tensors are missing, left over or of another shape or dtype.
+    """
+    load_state_tensors(checkpoint.tensors, net, optimizer)
+
+
+def load_state_tensors(
+    tensors: dict[str, Tensor], net: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """The inverse of `state_tensors`.
+
+    Args:
+        tensors: By name; other names than `model.*` and `optimizer.*` are left alone.
+        net: A network of the same architecture.
+        optimizer: An optimizer built from net.parameters(), or None.
+
+    Raises:
+        ValueError: If tensors are missing, left over or of another shape or dtype.
     """
     prefix = "model."
-    state = {k[len(prefix) :]: v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+    state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+    for name, own in net.state_dict().items():
+        if name in state and state[name].dtype != own.dtype:
+            raise ValueError(
+                f"the checkpoint does not fit the network: {prefix}{name} is {state[name].dtype}, "
+                f"expected {own.dtype}"
+            )
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         first = " ".join(str(error).split())
         raise ValueError(f"the checkpoint does not fit the network: {first}") from None
-    if optimizer is None:
-        return
+    if optimizer is not None:
+        _restore_optimizer(tensors, net, optimizer)
+
+
+def _restore_optimizer(
+    tensors: dict[str, Tensor], net: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Each parameter's state, whole and of the parameter's own shape and dtype, or none."""
+    left = {name for name in tensors if name.startswith("optimizer.")}
+    expected = next((fields for kind, fields in _STATE_FIELDS if isinstance(optimizer, kind)), None)
     for name, parameter in net.named_parameters():
         start = f"optimizer.{name}."
-        for key, value in checkpoint.tensors.items():
-            if not key.startswith(start):
-                continue
-            field = key[len(start) :]
-            if field != "step" and value.shape != parameter.shape:
-                raise ValueError(f"the checkpoint's {key} has shape {tuple(value.shape)}")
+        found = {k[len(start) :]: tensors[k] for k in left if k.startswith(start)}
+        left -= {start + field for field in found}
+        if found and expected is not None and set(found) != expected:
+            raise ValueError(
+                f"the checkpoint's optimizer state of {name} is {', '.join(sorted(found))}, expected "
+                f"{', '.join(sorted(expected))}"
+            )
+        for field, value in found.items():
+            shape, dtype = (
+                ((), torch.float32) if field == "step" else (parameter.shape, parameter.dtype)
+            )
+            if value.shape != shape or value.dtype != dtype:
+                raise ValueError(
+                    f"the checkpoint's {start}{field} is {tuple(value.shape)} {value.dtype}, expected "
+                    f"{tuple(shape)} {dtype}"
+                )
+            # "step" too: fused steps want it beside the parameter.
             optimizer.state[parameter][field] = value.to(parameter.device)
+    if left:
+        raise ValueError(f"the checkpoint has optimizer state of no parameter: {sorted(left)[0]!r}")

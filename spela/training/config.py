@@ -9,6 +9,9 @@ from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["RunConfig", "parse_groups"]
 
+# Of any size or count: beyond it nothing fits into memory, and libraries overflow.
+MOST = 2**31 - 1
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("spela", "backprop", "ff", "pepita", "mono"),
     "objective": tuple(OBJECTIVES),
@@ -18,6 +21,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
     "vectors": ("symmetric", "gaussian", "uniform"),
+    "init": ("default", "kaiming-normal"),
+    "binarise": ("", "all", "last"),
 }
 
 
@@ -73,6 +78,9 @@ class RunConfig:
         head_epochs: Further passes, for the head on frozen convolutions; 0: both learn together.
         resize: Images are resized to this height and width first; 0: left as they are.
         noise: Standard deviation of the Gaussian noise on all pixels, training and test; full scale is 1.
+        test_share: Share of all samples, training and test pooled, that is drawn as the test split (few
+            shots: 0.99); 0: the dataset's own split.
+        label_noise: Share of the training labels replaced by another class.
         seed: Of class vectors, weights, shuffling and dropout.
         batch_size: Samples a step.
         shuffle: New order every epoch.
@@ -81,8 +89,14 @@ class RunConfig:
         activation: Of every linear layer.
         negative_slope: Slope of leaky_relu below zero.
         vectors: How class vectors are placed.
+        init: Of the linear layers' weights: default (each method's own) or kaiming-normal (N(0, 2 / inputs),
+            biases 0).
         normalize_input: Row norm before every linear layer: none, unit (1) or rms (sqrt(features)).
         dropout: Share of each hidden layer's inputs zeroed in training (not the network's input).
+        input_dropout: Share of the network's input values zeroed in training.
+        binarise: Weights of two values: all (every layer computes with the signs of latent weights, which
+            learn straight through), last (the authors': the last layer's weights become their signs after
+            every epoch), or empty.
         optimizer: sgd, adam or adamw.
         lr: Initial learning rate per mean-sample loss.
         momentum: Of sgd.
@@ -107,6 +121,8 @@ class RunConfig:
     head_epochs: int
     resize: int
     noise: float
+    test_share: float
+    label_noise: float
     seed: int
     batch_size: int
     shuffle: bool
@@ -115,8 +131,11 @@ class RunConfig:
     activation: str
     negative_slope: float
     vectors: str
+    init: str
     normalize_input: str
     dropout: float
+    input_dropout: float
+    binarise: str
     optimizer: str
     lr: float
     momentum: float
@@ -134,7 +153,7 @@ class RunConfig:
         for name in ("layers", "channels"):
             sizes = tuple(getattr(self, name))
             object.__setattr__(self, name, sizes)
-            if not all(isinstance(n, int) and n >= 1 for n in sizes):
+            if not all(isinstance(n, int) and 1 <= n <= MOST for n in sizes):
                 raise ValueError(f"{name} must be positive sizes such as 1024,1024, got {sizes}")
         if not self.layers and not self.channels:
             raise ValueError("layers must name at least one size, such as 1024,1024")
@@ -156,6 +175,16 @@ class RunConfig:
         for name in ("epochs", "batch_size", "kernel_size", "symmetric_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "epochs",
+            "head_epochs",
+            "batch_size",
+            "kernel_size",
+            "symmetric_dim",
+            "resize",
+        ):
+            if getattr(self, name) > MOST:
+                raise ValueError(f"{name} must be at most 2^31-1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
         for name in ("lr", "scale", "conv_scale", "projection_std"):
@@ -164,8 +193,11 @@ class RunConfig:
         for name in ("momentum", "weight_decay", "lr_drop", "negative_slope", "noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "input_dropout", "label_noise", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.binarise and (self.method != "spela" or self.channels):
+            raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
 
     @property
     def total_epochs(self) -> int:

@@ -24,6 +24,7 @@ __all__ = [
 EVALUATION_BATCH = 1000
 # Input values at a time: the maps of a convolution are some hundred times larger.
 EVALUATION_VALUES = 784_000
+TOP = 5
 
 
 class LayerwiseClassifier(Protocol):
@@ -49,11 +50,14 @@ class Evaluation:
         accuracy: Share of samples each layer gets right, 0..1, first layer first.
         vote_accuracy: The same for the mean of all layers' scores.
         confusion: (C, C) int64 counts of the last layer, rows the true class.
+        top5_accuracy: Share of samples whose class is among a layer's five best, first layer first; None
+            with five classes or fewer, where it would be 1.
     """
 
     accuracy: list[float]
     vote_accuracy: float
     confusion: Tensor
+    top5_accuracy: list[float] | None = None
 
 
 @contextmanager
@@ -94,13 +98,16 @@ def evaluate(
     was_training = net.training
     net.train(False)
     try:
-        correct, confusion = None, None
+        correct, confusion, among_five = None, None, None
         size = batch_size or max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // x[0].numel()))
         for batch, target in Batches(x, y, size, shuffle=False):
             scores = net.layer_scores(batch)
             labels = torch.stack([*(s.argmax(dim=1) for s in scores), sum(scores).argmax(dim=1)])  # type: ignore[union-attr]
             hits = (labels == target).sum(dim=1)  # (L + 1,)
             classes = scores[-1].shape[1]
+            if classes > TOP:
+                near = torch.stack([_among_best(s, target) for s in scores])  # (L,)
+                among_five = near if among_five is None else among_five + near
             counts = torch.bincount(target * classes + labels[-2], minlength=classes * classes)
             correct = hits if correct is None else correct + hits
             confusion = counts if confusion is None else confusion + counts
@@ -109,7 +116,13 @@ def evaluate(
     if correct is None or confusion is None:
         raise ValueError("cannot evaluate on no samples")
     shares = (correct.double() / len(y)).tolist()
-    return Evaluation(shares[:-1], shares[-1], confusion.reshape(classes, classes).cpu())
+    top5 = None if among_five is None else (among_five.double() / len(y)).tolist()
+    return Evaluation(shares[:-1], shares[-1], confusion.reshape(classes, classes).cpu(), top5)
+
+
+def _among_best(scores: Tensor, target: Tensor) -> Tensor:
+    """How many samples have their class among the TOP best of its row: () int64."""
+    return (scores.topk(TOP, dim=1).indices == target[:, None]).sum()
 
 
 def batch_statistics_accuracy(

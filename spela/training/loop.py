@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spela.data import Batches, Dataset, epoch_generator
 from spela.layers import LocalLayer
-from spela.training.checkpoint import Checkpoint, restore, save_checkpoint
+from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
 from spela.training.diagnostics import Probe, diagnose
 from spela.training.evaluate import (
@@ -155,12 +155,15 @@ class Trainer:
                 if self.listener is not None:
                     self.listener.on_progress(step + 1, means)
         seconds = time.perf_counter() - started - aside
+        if config.binarise == "last":
+            self._sign_last_layer()
         result = evaluate(self.net, data.test_x, data.test_y)
         return {
             "epoch": epoch + 1,
             "train_loss": means,
             "test_accuracy": result.accuracy,
             "vote_accuracy": result.vote_accuracy,
+            **({} if result.top5_accuracy is None else {"top5_accuracy": result.top5_accuracy}),
             "weight_norm": self._weight_norms(),
             "learning_rate": learning_rate(config, epoch, 0, len(batches)),
             "seconds": seconds,
@@ -177,8 +180,8 @@ class Trainer:
         records = self.folder.read_metrics()
         last = records[-1]
         seconds = sorted(record["seconds"] for record in records)
-        device = next(self.module.parameters()).device
         data = self.dataset
+        device = data.train_x.device
         own = batch_statistics_accuracy(
             self.module, data.test_x, data.test_y, self.config.batch_size
         )
@@ -186,6 +189,7 @@ class Trainer:
             "test_accuracy": last["test_accuracy"],
             **({} if own is None else {"test_accuracy_batch_statistics": own}),
             "vote_accuracy": last["vote_accuracy"],
+            **({"top5_accuracy": last["top5_accuracy"]} if "top5_accuracy" in last else {}),
             "train_loss": last["train_loss"],
             "weight_norm": last["weight_norm"],
             "epochs": last["epoch"],
@@ -219,6 +223,12 @@ class Trainer:
             layer.requires_grad_(learns)
             layer.train(learns)
 
+    @torch.no_grad()
+    def _sign_last_layer(self) -> None:
+        """The authors' ablation: after an epoch the last layer's weights are their signs, and learn on."""
+        weight = [m for m in self.module.modules() if isinstance(m, nn.Linear)][-1].weight
+        weight.copy_(torch.where(weight < 0, -1.0, 1.0))
+
     def _set_learning_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -248,4 +258,8 @@ class Trainer:
             self.dataset.sample_shape,
             self.dataset.train_x.dtype,
             self.dataset.class_names,
+            self._run_tensors(),
         )
+
+    def _run_tensors(self) -> dict[str, Tensor]:
+        return state_tensors(self.module, self.optimizer)

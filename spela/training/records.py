@@ -95,9 +95,9 @@ class RunFolder:
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 break
-            if not isinstance(record, dict) or "epoch" not in record:
+            if not isinstance(record, dict) or type(record.get("epoch")) is not int:
                 break
             records.append(record)
         return records

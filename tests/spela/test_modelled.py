@@ -94,7 +94,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert data["kind"] == "model, not a measurement"
     assert data["rows"][0]["layer"] == "784-1024"
     for arguments, message in {
-        (): "make bench",
+        ("speed",): "use network_step",
         ("--model", "--gpu", "V100"): "use one of T4",
         ("--model", "--dtype", "int8"): "use one of float32",
     }.items():

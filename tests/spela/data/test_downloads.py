@@ -15,6 +15,7 @@ from torchvision.datasets import utils
 from spela.data import is_available, load_dataset
 
 DOWNLOADED = ["fashion-mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn"]
+DOWNLOADED += ["pets", "aircraft", "food101", "flowers102"]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_without_internet_the_error_says_what_to_put_where(empty_root, name):
     message = str(e.value)
     assert "\n" not in message
     assert f"into {empty_root}" in message
-    assert any(suffix in message for suffix in (".gz", ".bin", ".mat"))
+    assert any(suffix in message for suffix in (".gz", ".bin", ".mat", ".txt", ".json"))
     assert not empty_root.parent.exists(), "the folders made for the download must be gone"
 
 

@@ -233,3 +233,20 @@ def test_nan_in_the_data_is_named(capsys: pytest.CaptureFixture[str], tmp_path: 
     error = _fails(capsys, "train", "--data", tmp_path / "bad.npz", "--out", tmp_path / "run")
     assert "NaN" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_measures_early_exit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trained: Path
+) -> None:
+    result = _spela("evaluate", trained, "--exit-loss", "0.01", "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    assert "all 360 test samples" in result.stdout
+    counts = [int(line.split()[3]) for line in result.stdout.splitlines() if " answers " in line]
+    assert len(counts) == 2
+    assert sum(counts) == 360
+    assert "% saved" in result.stdout
+    assert "must be a share" in _fails(capsys, "evaluate", trained, "--exit-loss", "7")
+    alone = tmp_path / "alone"
+    train = ("train", "--data", "digits", "--layers", "8", "--epochs", "1", "--out", alone)
+    assert _spela(*train).returncode == 0
+    assert "at least two SPELA layers" in _fails(capsys, "evaluate", alone, "--exit-loss", "0.01")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spela import SpelaConv2d
+from spela.layers import SpelaConv2d
 from spela.optim import LocalAdam
 
-__all__ = ["CONV_CASES", "CONV_VARIANTS", "ConvCase", "make_conv_step"]
+__all__ = ["CONV_CASES", "CONV_VARIANTS", "ConvCase", "check_conv_parity", "make_conv_step"]
 
 LEARNING_RATE = 0.1
 
@@ -83,8 +83,32 @@ def _batched(z: Tensor, projection: Tensor) -> Tensor:
     return torch.bmm(z.transpose(0, 1), projection).transpose(0, 1)
 
 
+def _floor(case: ConvCase) -> Callable[[], Tensor]:
+    """The products alone: convolution, its weight gradient, and three batched ones with the projection."""
+    layer, (x, _) = case.layer(), case.data()
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
+    projection = layer.projection.detach()  # (K, D, d)
+    kernels, size, dim = projection.shape
+    dconv = torch.rand_like(nn.functional.conv2d(x, weight))
+    z, dp = torch.rand(kernels, case.batch, size), torch.rand(kernels, case.batch, dim)
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        nn.functional.conv2d(x, weight)
+        torch.ops.aten.convolution_backward(
+            dconv, x, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
+        )
+        torch.bmm(z, projection)
+        torch.bmm(dp, projection.mT)
+        return torch.bmm(z.mT, dp)
+
+    return step
+
+
 CONV_VARIANTS: dict[str, Callable[[ConvCase], Callable[[], Tensor]]] = {
     "spela": _ours,
+    "floor": _floor,
     "autograd_batched": lambda case: _autograd(case, _batched),
     "autograd_broadcast": lambda case: _autograd(case, _broadcast),
 }
@@ -93,3 +117,17 @@ CONV_VARIANTS: dict[str, Callable[[ConvCase], Callable[[], Tensor]]] = {
 def make_conv_step(variant: str, case: ConvCase) -> Callable[[], Tensor]:
     """A step of a variant on a case, ready to be called again and again."""
     return CONV_VARIANTS[variant](case)
+
+
+def check_conv_parity(case: ConvCase) -> None:
+    """Two steps of ours beside autograd's.
+
+    Raises:
+        ValueError: If their losses differ.
+    """
+    steps = {name: make_conv_step(name, case) for name in CONV_VARIANTS if name != "floor"}
+    for _ in range(2):
+        losses = {name: step() for name, step in steps.items()}
+        for name, loss in losses.items():
+            if not torch.allclose(loss, losses["spela"], rtol=1e-4, atol=1e-5):
+                raise ValueError(f"{case.name}: {name} gives another loss than ours")

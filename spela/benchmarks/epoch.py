@@ -1,0 +1,90 @@
+"""An epoch of 784-1024-10 with its data path: in-memory batches against torch's DataLoader over tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from spela.benchmarks.network import LEARNING_RATE, NetworkCase
+from spela.data import Batches, epoch_generator, is_available, load_dataset
+from spela.layers import SpelaLinear
+from spela.optim import LocalSGD
+
+__all__ = ["EPOCH_VARIANTS", "epoch_data"]
+
+_CASE = NetworkCase((784, 1024, 10), 50)
+
+
+def epoch_data(samples: int) -> tuple[str, Tensor, Tensor]:
+    """Fashion-MNIST's training images where they are at hand, else random ones of the same shape.
+
+    Args:
+        samples: How many, 60,000 at most.
+
+    Returns:
+        A name that says which, uint8 images (N, 28, 28), labels (N,).
+    """
+    if is_available("fashion-mnist"):
+        data = load_dataset("fashion-mnist", download=False)
+        return "fashion-mnist", data.train_x[:samples], data.train_y[:samples]
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (samples, 28, 28), generator=g, dtype=torch.uint8)
+    return "random images", images, torch.randint(10, (samples,), generator=g)
+
+
+def _in_memory(x: Tensor, y: Tensor) -> Callable[[], None]:
+    net = _CASE.network()
+    optimizer = LocalSGD(net.parameters(), lr=LEARNING_RATE)
+
+    def epoch() -> None:
+        batches = Batches(x, y, _CASE.batch, shuffle=True, generator=epoch_generator(0, 0))
+        for images, target in batches:
+            net.local_step(images.flatten(1), target, optimizer)
+
+    return epoch
+
+
+def _data_loader(x: Tensor, y: Tensor) -> Callable[[], None]:
+    """The same network, step and batches, from torch's loader over float tensors."""
+    net = _CASE.network()
+    optimizer = LocalSGD(net.parameters(), lr=LEARNING_RATE)
+    loader = DataLoader(TensorDataset(x.float().div(255), y), _CASE.batch, shuffle=True)
+
+    def epoch() -> None:
+        for images, target in loader:
+            net.local_step(images.flatten(1), target, optimizer)
+
+    return epoch
+
+
+def _published(x: Tensor, y: Tensor) -> Callable[[], None]:
+    """What people run today: the loader, autograd a layer, and a loss read every step."""
+    net = _CASE.network()
+    layers = [module for module in net if isinstance(module, SpelaLinear)]
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=LEARNING_RATE) for layer in layers]
+    loader = DataLoader(TensorDataset(x.float().div(255), y), _CASE.batch, shuffle=True)
+
+    def epoch() -> None:
+        for images, target in loader:
+            h = images.flatten(1)
+            for layer, optimizer in zip(layers, optimizers, strict=True):
+                output = layer(h)
+                cosine = torch.nn.functional.cosine_similarity(output, layer.vectors[target])
+                loss = torch.log(2 - cosine).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss.item()
+                h = output.detach()
+
+    return epoch
+
+
+EPOCH_VARIANTS: dict[str, Callable[[Tensor, Tensor], Callable[[], None]]] = {
+    "spela": _in_memory,
+    "data_loader": _data_loader,
+    "autograd_data_loader": _published,
+}

@@ -1,0 +1,166 @@
+"""The groups of `spela bench`: what each measures, as rows of one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from spela.benchmarks.clock import interleaved_medians
+from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, check_conv_parity
+from spela.benchmarks.epoch import EPOCH_VARIANTS, epoch_data
+from spela.benchmarks.memory import MEMORY_VARIANTS, peak_bytes
+from spela.benchmarks.network import NETWORK_CASES, VARIANTS, NetworkCase, check_parity
+from spela.benchmarks.scaling import AXES, fitted_exponent, measure_axis
+from spela.vectors import symmetric_vectors
+
+__all__ = ["GROUPS", "Row", "run_groups"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        group: A key of `GROUPS`.
+        case: What was run.
+        variant: By whom; spela is ours.
+        value: The figure.
+        unit: ms, MB (10^6 bytes), or exponent.
+        ratio: The figure over ours in the same case: above 1, ours is smaller. None: nothing to compare.
+    """
+
+    group: str
+    case: str
+    variant: str
+    value: float
+    unit: str
+    ratio: float | None
+
+
+def _rows(
+    group: str, case: str, values: dict[str, float], unit: str, ours: str = "spela"
+) -> list[Row]:
+    base = values.get(ours)
+    return [
+        Row(group, case, name, value, unit, value / base if base else None)
+        for name, value in values.items()
+    ]
+
+
+def _milliseconds(
+    group: str, case: str, steps: Mapping[str, Callable[[], object]], budget: float
+) -> list[Row]:
+    times = interleaved_medians(steps, budget)
+    return _rows(group, case, {name: 1e3 * t for name, t in times.items()}, "ms")
+
+
+def _network(quick: bool) -> list[Row]:
+    rows = []
+    for case in NETWORK_CASES:
+        check_parity(case)
+        names = [n for n in VARIANTS if not (quick and n == "backprop_compiled")]
+        steps = {name: VARIANTS[name](case) for name in names}
+        rows += _milliseconds("network_step", case.name, steps, 3 if quick else 20)
+    return rows
+
+
+def _layer(quick: bool) -> list[Row]:
+    rows = []
+    for sizes in ((784, 1024), (1024, 1024)):
+        for batch in (50, 512):
+            case = NetworkCase(sizes, batch)
+            check_parity(case)
+            names = ("spela", "floor", "autograd_spela", "spela_adam", "autograd_spela_adam")
+            steps = {name: VARIANTS[name](case) for name in names}
+            rows += _milliseconds("layer_step", case.name, steps, 1 if quick else 6)
+    for name, conv in CONV_CASES.items():
+        if quick and conv.pixels > 28:
+            continue
+        check_conv_parity(conv)
+        conv_steps = {variant: make(conv) for variant, make in CONV_VARIANTS.items()}
+        rows += _milliseconds("layer_step", f"conv {name}", conv_steps, 2 if quick else 30)
+    return rows
+
+
+def _epoch(quick: bool) -> list[Row]:
+    name, x, y = epoch_data(6_000 if quick else 60_000)
+    epochs = {variant: make(x, y) for variant, make in EPOCH_VARIANTS.items()}
+    case = f"784-1024-10/b50, {len(x):,} of {name}"
+    times = interleaved_medians(epochs, 1.0, least=3)
+    return _rows("epoch", case, {variant: 1e3 * t for variant, t in times.items()}, "ms")
+
+
+def _memory(quick: bool) -> list[Row]:
+    cases = [NetworkCase((1024,) * 17, 512)]
+    if not quick:
+        cases = [NetworkCase((1024,) * (depth + 1), 512) for depth in (2, 4, 8, 16, 32)]
+        cases += [NetworkCase((width,) * 9, 512) for width in (256, 512, 2048, 4096)]
+    rows = []
+    for case in cases:
+        depth, width = len(case.sizes) - 1, case.sizes[0]
+        peaks = {name: peak_bytes(make(case)) / 1e6 for name, make in MEMORY_VARIANTS.items()}
+        rows += _rows("memory", f"{depth} x {width}/b{case.batch}", peaks, "MB")
+    return rows
+
+
+def _vectors(quick: bool) -> list[Row]:
+    rows = []
+    for count, dim in ((10, 1024), (100, 1024), (1000, 1024)):
+        if quick and count == 1000:
+            continue
+        generator = torch.Generator().manual_seed(0)
+
+        def make(
+            count: int = count, dim: int = dim, generator: torch.Generator = generator
+        ) -> object:
+            return symmetric_vectors(count, dim, generator=generator)
+
+        rows += _milliseconds("vectors", f"{count} of {dim}", {"spela": make}, 0.5)
+    return rows
+
+
+def _scaling(quick: bool) -> list[Row]:
+    rows = []
+    for axis in AXES:
+        points = measure_axis(axis, 0.3 if quick else 2.0)
+        for size, ours, floor in points:
+            times = {"spela": 1e3 * ours, "floor": 1e3 * floor}
+            rows += _rows("scaling", f"{axis} {size}", times, "ms")
+        sizes = [size for size, _, _ in points]
+        for name, column in (("spela", 1), ("floor", 2)):
+            exponent = fitted_exponent(sizes, [point[column] for point in points])
+            rows.append(Row("scaling", axis, name, exponent, "exponent", None))
+    return rows
+
+
+GROUPS: dict[str, Callable[[bool], list[Row]]] = {
+    "network_step": _network,
+    "layer_step": _layer,
+    "epoch": _epoch,
+    "memory": _memory,
+    "vectors": _vectors,
+    "scaling": _scaling,
+}
+
+
+def run_groups(names: Iterable[str], quick: bool) -> Iterable[list[Row]]:
+    """Run groups one after the other.
+
+    Args:
+        names: Keys of `GROUPS`.
+        quick: Fewer cases and rounds: minutes become seconds, and medians less sure.
+
+    Yields:
+        The rows of each group.
+
+    Raises:
+        ValueError: If a name is unknown, or parity fails.
+    """
+    chosen = list(names)
+    for name in chosen:
+        if name not in GROUPS:
+            raise ValueError(f"unknown group {name!r}: use {', '.join(GROUPS)}")
+    for name in chosen:
+        yield GROUPS[name](quick)

@@ -1,0 +1,48 @@
+"""What a figure was measured on: processor, threads, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from spela_kernels.gemm import onednn_works
+from spela_kernels.gemm_choice import machine_name, pinned_library
+
+__all__ = ["describe_machine"]
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
+def describe_machine() -> dict[str, Any]:
+    """Facts to keep beside every figure, JSON-able.
+
+    Example:
+        >>> sorted(describe_machine())[:3]
+        ['commit', 'gemm', 'gpu']
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": machine_name(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "gemm": pinned_library() or ("measured" if onednn_works() else "blas"),
+        "commit": _commit(),
+    }

@@ -1,0 +1,59 @@
+"""How a step's time grows with batch, width, depth, classes and threads: times and fitted exponents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from spela.benchmarks.clock import interleaved_medians
+from spela.benchmarks.network import VARIANTS, NetworkCase, floor_step
+
+__all__ = ["AXES", "fitted_exponent", "measure_axis"]
+
+_WIDTH, _BATCH = 1024, 128
+# What grows, the sizes it takes, and the case at each.
+AXES: dict[str, tuple[tuple[int, ...], Callable[[int], NetworkCase]]] = {
+    "batch": ((32, 64, 128, 256, 512), lambda n: NetworkCase((_WIDTH, _WIDTH), n)),
+    "width": ((256, 512, 1024, 2048), lambda n: NetworkCase((n, n), _BATCH)),
+    "depth": ((1, 2, 4, 8), lambda n: NetworkCase((_WIDTH,) * (n + 1), _BATCH)),
+    "classes": ((10, 30, 100, 300, 1000), lambda n: NetworkCase((_WIDTH, _WIDTH), _BATCH, n)),
+    "threads": ((1, 2), lambda n: NetworkCase((_WIDTH, _WIDTH), _BATCH)),
+}
+
+
+def fitted_exponent(sizes: Iterable[int], seconds: Iterable[float]) -> float:
+    """The p of seconds ~ size^p, by least squares on logarithms.
+
+    Example:
+        >>> round(fitted_exponent([1, 2, 4], [3.0, 6.0, 12.0]), 6)
+        1.0
+    """
+    return float(np.polyfit(np.log(list(sizes)), np.log(list(seconds)), 1)[0])
+
+
+def measure_axis(axis: str, budget: float) -> list[tuple[int, float, float]]:
+    """Times of our SGD step and of its products alone, along one axis.
+
+    Args:
+        axis: A key of `AXES`.
+        budget: Seconds for each size.
+
+    Returns:
+        (size, seconds of the step, seconds of the floor), one a size.
+    """
+    sizes, make = AXES[axis]
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for size in sizes:
+            if axis == "threads":
+                torch.set_num_threads(size)
+            case = make(size)
+            steps = {"spela": VARIANTS["spela"](case), "floor": floor_step(case)}
+            times = interleaved_medians(steps, budget)
+            found.append((size, times["spela"], times["floor"]))
+    finally:
+        torch.set_num_threads(threads)
+    return found

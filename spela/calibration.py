@@ -1,0 +1,57 @@
+"""Temperature of the softmax that turns scores into probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["fit_temperature"]
+
+# 1 / temperature is looked for in this range: cosines within [-1, 1] need no more.
+_LEAST, _MOST = 0.1, 1e4
+
+
+@torch.no_grad()
+def fit_temperature(scores: Tensor, target: Tensor) -> float:
+    """The T that makes softmax(scores / T) most likely, on smoothed labels.
+
+    The negative log-likelihood is convex in 1/T: its derivative mean(E_p[s] - E_q[s]) is increasing and
+    its zero is found by bisection. q is the label, less one sample in N + 1 that is spread over all
+    classes, so that scores that separate the classes perfectly do not ask for certainty.
+
+    Args:
+        scores: (N, C) cosines, or any scores, best of samples that were not trained on.
+        target: (N,) int64 labels, on the scores' device.
+
+    Returns:
+        T in 1e-4..10.
+
+    Raises:
+        ValueError: If there are no samples, or the shapes do not fit.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2; smoothing
+    after Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
+
+    Example:
+        >>> scores = torch.eye(4)[[0, 1, 2, 3, 0, 1]]
+        >>> sure = fit_temperature(scores, scores.argmax(dim=1))
+        >>> sure < fit_temperature(scores, torch.tensor([0, 1, 2, 3, 0, 3]))
+        True
+    """
+    if scores.dim() != 2 or target.shape != scores.shape[:1] or len(scores) == 0:
+        raise ValueError(
+            "`scores` must be (N, C) and `target` (N,) of at least one sample, got "
+            f"{tuple(scores.shape)} and {tuple(target.shape)}"
+        )
+    s = scores.detach().cpu().double()
+    own = s.gather(1, target.cpu()[:, None])[:, 0]
+    wanted = (len(s) * own + s.mean(dim=1)) / (len(s) + 1)  # (N,) E_q[s]
+    low, high = _LEAST, _MOST
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        expected = (torch.softmax(middle * s, dim=1) * s).sum(dim=1)  # (N,) E_p[s]
+        if (expected - wanted).mean() < 0:
+            low = middle
+        else:
+            high = middle
+    return 1 / low

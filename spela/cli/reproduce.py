@@ -1,0 +1,132 @@
+"""`spela reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spela.cli.options import DataRoot, pick_device
+from spela.experiments.plan import Options
+from spela.experiments.registry import EXPERIMENTS, find_experiments
+from spela.experiments.reproduce import reproduce
+from spela.experiments.runner import Outcome
+from spela.results import update_readme, write_pages
+
+__all__ = ["reproduce_command"]
+
+
+def reproduce_command(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}, or all.")],
+    data: Annotated[
+        str | None, typer.Option(help="Datasets instead of the paper's: fashion-mnist,mnist.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="A run each (default: 0,1,2).")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data (default: each row's own).")
+    ] = None,
+    rows: Annotated[
+        str, typer.Option(help="Run only rows whose name matches, such as 'best*'; keep the rest.")
+    ] = "*",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Tiny networks on digits: checks that it runs; no results."),
+    ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="Runs at a time, one thread each; results do not depend on it."),
+    ] = 1,
+    out: Annotated[
+        Path, typer.Option(help="Results folder; what is finished there is kept.")
+    ] = Path("results"),
+    data_root: DataRoot = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download datasets that are not at hand.")
+    ] = False,
+    readme: Annotated[
+        Path | None,
+        typer.Option(help="Put the main table between this file's results:begin and results:end."),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing: rebuild the report (and README).")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ... (results differ by device).")] = "cpu",
+) -> None:
+    """Run the paper's experiments; write one folder a run, one JSON a table, and a report."""
+    options = Options(
+        out=out,
+        seeds=_seeds(seeds, quick),
+        data=tuple(part for part in (data or "").split(",") if part),
+        epochs=epochs,
+        quick=quick,
+        rows=rows,
+        data_root=data_root,
+        download=download,
+        device=str(pick_device(device)),
+    )
+    experiments = find_experiments(name)
+    if quick and readme is not None:
+        raise ValueError("--quick makes no results: leave --readme out")
+    if quick:
+        typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
+    failed = 0
+    for experiment in experiments if not report_only else []:
+        typer.echo(f"== {experiment.name}: {experiment.title}")
+        table = reproduce(experiment, options, jobs, _print_outcome)
+        _print_table(table)
+        failed += sum(row["status"] == "failed" for row in table["rows"])
+    html, markdown = write_pages(options)
+    typer.echo(f"report: {html}\n        {markdown}")
+    if readme is not None:
+        update_readme(readme, options)
+        typer.echo(f"main table: {readme}")
+    if failed:
+        raise ValueError(
+            f"{failed} rows failed (reasons above and in {options.folder}); the same command tries "
+            "them again and keeps the others"
+        )
+
+
+def _seeds(text: str | None, quick: bool) -> tuple[int, ...]:
+    if text is None:
+        return (0,) if quick else (0, 1, 2)
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--seeds must be numbers such as 0,1,2, got {text!r}") from None
+
+
+def _print_outcome(outcome: Outcome, done: int, total: int) -> None:
+    line = f"[{done}/{total}] {outcome.key}: {outcome.status}, {outcome.seconds:.1f} s"
+    typer.echo(line + (f": {outcome.error}" if outcome.error else ""))
+
+
+def _print_table(table: dict[str, Any]) -> None:
+    reasons: dict[str, int] = {}
+    for row in table["rows"]:
+        if row["status"] in ("skipped", "not run"):
+            reason = row["reason"] if row["status"] == "skipped" else "not run yet"
+            reasons[reason] = reasons.get(reason, 0) + 1
+            continue
+        line = f"{row['row']:<42} {row['data']:<14} "
+        if "accuracy" in row:
+            line += " / ".join(_figure(figure) for figure in row["accuracy"])
+            if "rival_difference" in row:
+                line += f"  ({row['rival_difference']:+.2f} to {row['rival']})"
+        if row["status"] != "done":
+            line += f" {row['status']}" + (f": {row['reason']}" if row["reason"] else "")
+        typer.echo(line)
+    for reason, count in reasons.items():
+        typer.echo(f"without figures: {count} rows: {reason}")
+    if "unavailable" in table["measured"]:
+        typer.echo(f"not measured: {table['measured']['unavailable']}")
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    text = f"{figure['mean']:.2f}"
+    if figure["sd"] is not None:
+        text += f"+-{figure['sd']:.2f}"
+    if "published" in figure:
+        text += f" [{figure['published']:g}]"
+    return text

@@ -1,0 +1,309 @@
+"""convert: an nn.Sequential becomes a SpelaSequential that keeps its weights and its outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
+from spela.network import SpelaSequential
+
+__all__ = ["convert"]
+
+# What only transforms stays as it is. Exact types: a subclass may compute something else.
+_ACTIVATIONS = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid,
+)  # fmt: skip
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
+_OTHERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
+_PLAIN = (*_ACTIVATIONS, *_POOLS, *_OTHERS, RowNorm, Frozen)
+_ACCEPTED = (
+    "Linear, Conv2d, activations, BatchNorm1d/2d, max and average pools, Dropout, Flatten, RowNorm, "
+    "nested Sequential; put any other module into `frozen`"
+)
+
+
+class _Step(NamedTuple):
+    """One module of the flattened network."""
+
+    path: str  # as in named_modules
+    module: nn.Module
+    shape: torch.Size  # of its output for the sample
+
+    def __str__(self) -> str:
+        return f"module {self.path!r} ({type(self.module).__name__})"
+
+
+class _Objective(NamedTuple):
+    """What the converted layers learn by."""
+
+    num_classes: int
+    name: str
+    scale: float
+    conv_scale: float
+    symmetric_dim: int
+    generator: torch.Generator | None
+
+
+@torch.no_grad()
+def convert(
+    model: nn.Sequential,
+    num_classes: int,
+    sample_input: Tensor,
+    *,
+    frozen: nn.Module | None = None,
+    objective: str = "softmax",
+    scale: float = 20.0,
+    conv_scale: float = 60.0,
+    symmetric_dim: int = 16,
+    generator: torch.Generator | None = None,
+) -> SpelaSequential:
+    """Turn a network into one that learns layer by layer, with the same weights and outputs.
+
+    A Linear and the activation after it become a SpelaLinear; a Conv2d and the BatchNorm2d, ReLU or
+    LeakyReLU and square pool after it a SpelaConv2d. Everything else stays a module between the layers,
+    copied, and no longer learns. The last Linear has no activation; with `num_classes` outputs its class
+    vectors are the simplex on the output axes, e_k - 1/C, so that the converted network predicts what
+    `model` predicts until it is trained.
+
+    Args:
+        model: nn.Sequential, nested ones included; it is copied and stays as it is.
+        num_classes: C, at least 2.
+        sample_input: (B, ...) a batch of the network's input, or the backbone's, which sets the sizes.
+        frozen: A backbone to put in front as `spela.Frozen`: not copied, never trained again.
+        objective: Local objective of every layer, as in `SpelaLinear`.
+        scale: Factor of the cosines of linear layers in `softmax`.
+        conv_scale: Factor of the scores of convolutions, which are means over kernels and so smaller.
+        symmetric_dim: Dimension of the convolutions' class vectors.
+        generator: Source of class vectors and projections; None: torch's default one.
+
+    Returns:
+        A `SpelaSequential` in the mode of `model`, on the devices and in the dtypes of its modules.
+
+    Raises:
+        TypeError: If `model` is no nn.Sequential.
+        ValueError: Naming the first module that has no counterpart, or whose input does not fit.
+
+    Source: design section 3; the projections are those of the `best` recipe of the CNN.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> x = torch.randn(5, 4)
+        >>> net = convert(model, 3, x)
+        >>> torch.equal(net.predict(x), model(x).argmax(dim=1))
+        True
+    """
+    if not isinstance(model, nn.Sequential):
+        raise TypeError(
+            f"`model` must be an nn.Sequential, got {type(model).__name__}: list its modules in one, "
+            "or put it into `frozen`"
+        )
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
+    settings = _Objective(num_classes, objective, scale, conv_scale, symmetric_dim, generator)
+    front: list[nn.Module] = []
+    if frozen is not None:
+        front.append(Frozen(frozen))
+        sample_input = front[0](sample_input)
+    steps = _trace(model, sample_input)
+    learning = [i for i, step in enumerate(steps) if type(step.module) in (nn.Linear, nn.Conv2d)]
+    if not learning:
+        raise ValueError("`model` has no Linear or Conv2d: nothing in it could learn")
+    modules: list[nn.Module] = []
+    while steps:
+        if type(steps[0].module) is nn.Linear:
+            layer, used = _linear(steps, settings)
+        elif type(steps[0].module) is nn.Conv2d:
+            layer, used = _convolution(steps, settings)
+        else:
+            layer, used = steps[0].module.requires_grad_(False), 1
+        modules.append(layer)
+        left, steps = steps, steps[used:]
+    if not isinstance(modules[-1], LocalLayer):
+        raise ValueError(
+            f"{left[0]} comes after the last Linear or Conv2d, whose scores are the answer: nothing "
+            "would use it, remove it"
+        )
+    return SpelaSequential(*front, *modules).train(model.training)
+
+
+def _flatten(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    # Not named_modules: it leaves out a module's second appearance.
+    for name, module in model._modules.items():
+        assert module is not None
+        if type(module) is nn.Sequential:
+            yield from _flatten(module, f"{prefix}{name}.")
+        else:
+            yield prefix + name, module
+
+
+def _trace(model: nn.Sequential, x: Tensor) -> list[_Step]:
+    """Copies of the modules in order, with the shapes they give; refuses the first that does not fit."""
+    steps: list[_Step] = []
+    owners: dict[int, _Step] = {}
+    for path, original in _flatten(model):
+        step = _Step(path, original, x.shape)
+        if type(original) not in (nn.Linear, nn.Conv2d, *_PLAIN):
+            raise ValueError(f"{step} has no SPELA counterpart; accepted: {_ACCEPTED}")
+        for parameter in original.parameters():
+            if id(parameter) in owners:
+                raise ValueError(
+                    f"{step} shares a weight with {owners[id(parameter)]}: layers that learn apart "
+                    "cannot share one, give it its own"
+                )
+            owners[id(parameter)] = step
+        module: Any = copy.deepcopy(original).eval()
+        if hasattr(module, "inplace"):
+            module.inplace = False  # it would overwrite a layer's output, which its gradient needs
+        try:
+            out = module(x)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{step} does not take an input {tuple(x.shape)}: {reason}") from error
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"{step} returns more than a tensor: build it with return_indices=False"
+            )
+        if type(original) in (nn.Linear, nn.Conv2d):
+            _check_layer(step, original, x)
+        steps.append(_Step(path, module, out.shape))
+        x = out
+    return steps
+
+
+def _check_layer(step: _Step, module: Any, x: Tensor) -> None:
+    if isinstance(module, nn.Conv2d):
+        if x.dim() != 4:
+            raise ValueError(f"{step} must get a batch (B, C, H, W), got {tuple(x.shape)}")
+        if module.padding_mode != "zeros":
+            raise ValueError(f"{step} pads by {module.padding_mode!r}; accepted: 'zeros'")
+    elif x.dim() != 2:
+        raise ValueError(f"{step} must get rows (B, I), got {tuple(x.shape)}: put a Flatten before")
+    elif module.out_features < 2:
+        raise ValueError(
+            f"{step} has one output: in one dimension no direction can turn; give it num_classes"
+        )
+
+
+def _linear(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
+    """The SpelaLinear of the first module, with the next one's activation where it has that one."""
+    source: Any = steps[0].module
+    activation, slope, used = None, torch.zeros(1), 1
+    if len(steps) > 1:
+        activation, slope = _activation(steps[1].module)
+        used = 1 if activation is None else 2
+    activation = activation or "identity"
+    vectors: str | Tensor = "symmetric"
+    answers = used == len(steps) and activation == "identity"
+    if answers and source.out_features == settings.num_classes:
+        # The cosines to them order the classes as the logits do.
+        vectors = torch.eye(settings.num_classes) - 1 / settings.num_classes
+    layer = SpelaLinear(
+        source.in_features,
+        source.out_features,
+        settings.num_classes,
+        bias=source.bias is not None,
+        activation=activation,
+        negative_slope=float(slope),
+        objective=settings.name,
+        scale=settings.scale,
+        vectors=vectors,
+        generator=settings.generator,
+        device=source.weight.device,
+        dtype=source.weight.dtype,
+    )
+    _copy_parameters(source, layer)
+    return layer, used
+
+
+def _activation(module: nn.Module) -> tuple[str | None, Tensor]:
+    """Its name among SPELA's activations, None if it is not one of them, and its slope (1,)."""
+    slope, kind = torch.zeros(1), type(module)
+    found: Any = module
+    # A falling piece has no inverse: phi' could not be told from the sign of y.
+    if kind is nn.LeakyReLU and found.negative_slope >= 0:
+        return "leaky_relu", torch.tensor([found.negative_slope], dtype=torch.float64)
+    if kind is nn.PReLU and found.num_parameters == 1:
+        return "prelu", found.weight
+    simple = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Identity: "identity"}
+    if kind is nn.ELU and found.alpha == 1:
+        return "elu", slope
+    if kind is nn.GELU and found.approximate == "none":
+        return "gelu", slope
+    return simple.get(kind), slope
+
+
+def _convolution(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
+    """The SpelaConv2d of the first module and of the batch norm, LeakyReLU and pool right after it."""
+    source: Any = steps[0].module
+    following = [step.module for step in steps[1:]]
+    norm: Any = None
+    if following and type(following[0]) is nn.BatchNorm2d and following[0].affine:
+        norm = following.pop(0)
+    negative_slope = 1.0  # LeakyReLU with this slope changes nothing
+    if following:
+        name, slope = _activation(following[0])
+        if name in ("relu", "leaky_relu", "identity"):
+            negative_slope = 1.0 if name == "identity" else float(slope)
+            following.pop(0)
+    pool, size = _square_pool(following[0]) if following else (None, 1)
+    if pool is not None:
+        following.pop(0)
+    used = len(steps) - len(following)
+    layer = SpelaConv2d(
+        source.in_channels,
+        source.out_channels,
+        source.kernel_size,
+        settings.num_classes,
+        output_size=(steps[used - 1].shape[2], steps[used - 1].shape[3]),
+        stride=source.stride,
+        padding=source.padding,
+        dilation=source.dilation,
+        groups=source.groups,
+        bias=source.bias is not None,
+        symmetric_dim=settings.symmetric_dim,
+        projection_std=0.1,
+        grouping=settings.num_classes,
+        batch_norm=norm is not None,
+        pool=pool,
+        pool_size=size,
+        negative_slope=negative_slope,
+        objective=settings.name,
+        scale=settings.conv_scale,
+        generator=settings.generator,
+        device=source.weight.device,
+        dtype=source.weight.dtype,
+    )
+    _copy_parameters(source, layer)
+    layer.norm = norm
+    return layer, used
+
+
+def _square_pool(module: nn.Module) -> tuple[str | None, int]:
+    """max or avg and the window, or None where SpelaConv2d has no such pool."""
+    if type(module) not in (nn.MaxPool2d, nn.AvgPool2d):
+        return None, 1
+    found: Any = module
+
+    def same(value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return value if isinstance(value, tuple) else (value, value)
+
+    window = same(found.kernel_size)
+    plain = same(found.stride) == window and same(found.padding) == (0, 0) and not found.ceil_mode
+    plain = plain and window[0] == window[1] and same(getattr(found, "dilation", 1)) == (1, 1)
+    if not plain or getattr(found, "divisor_override", None) is not None:
+        return None, 1
+    return ("max" if type(module) is nn.MaxPool2d else "avg"), window[0]
+
+
+def _copy_parameters(source: Any, layer: Any) -> None:
+    for name in ("weight", "bias"):
+        parameter = getattr(source, name)
+        if parameter is not None:
+            getattr(layer, name).copy_(parameter)
+            getattr(layer, name).requires_grad_(parameter.requires_grad)

@@ -1,0 +1,108 @@
+"""Multiply-adds of a network, counted while one sample of zeros passes through it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spela.layers import LocalLayer
+
+__all__ = ["LayerCost", "layer_costs", "multiply_adds"]
+
+
+class LayerCost(NamedTuple):
+    """Multiply-adds of one sample in one SPELA layer and the modules before it."""
+
+    forward: int  # from the previous SPELA layer's output to this layer's
+    scores: int  # from this layer's output to its class scores
+
+
+def _projection_flops(z: torch.Size, projection: torch.Size, vectors: torch.Size, *_, **__) -> int:  # type: ignore[no-untyped-def]
+    batch, kernels, size = z
+    dim, groups = projection[2], vectors[1]
+    return 2 * batch * kernels * (size * dim + dim * groups)
+
+
+def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[LayerCost]:
+    """Multiply-adds of one sample in each SPELA layer: products of matrices and convolutions.
+
+    Elementwise work (activations, norms, pooling, averages over kernels) is not counted.
+
+    Args:
+        net: A network with SPELA layers; whatever stands between them is counted too.
+        sample_shape: Shape of one input, without the batch axis.
+
+    Returns:
+        One `LayerCost` a SPELA layer, first to last.
+
+    Raises:
+        ValueError: If samples of that shape do not pass through the network, or it has no SPELA layer.
+
+    Source: the formulas of torch.utils.flop_counter, halved; for the projection spec section 4.
+
+    Example:
+        >>> from spela.layers import SpelaLinear
+        >>> net = nn.Sequential(SpelaLinear(4, 16, 3), nn.Dropout(), SpelaLinear(16, 8, 3))
+        >>> layer_costs(net, (4,))
+        [LayerCost(forward=64, scores=48), LayerCost(forward=128, scores=24)]
+    """
+    parameter = next(net.parameters(), torch.empty(0))
+    x = torch.zeros(1, *sample_shape, dtype=parameter.dtype, device=parameter.device)
+    costs, forward = [], 0
+    modes = {module: module.training for module in net.modules()}
+    net.eval()  # one sample has no batch statistics
+    try:
+        for module in net:
+            counted, x = _count(module, x)
+            forward += counted
+            if isinstance(module, LocalLayer):
+                costs.append(LayerCost(forward, _count(module.scores, x)[0]))
+                forward = 0
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"samples of shape {sample_shape} do not pass through the network: {error}"
+        ) from None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not costs:
+        raise ValueError("`net` has no SPELA layer: there is nothing to count up to")
+    return costs
+
+
+@torch.no_grad()
+def _count(function, x: torch.Tensor) -> tuple[int, torch.Tensor]:  # type: ignore[no-untyped-def]
+    # Registered by the layers' import; the counter sees the op, not what runs inside it.
+    formulas = {torch.ops.spela.projection_forward: _projection_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with counter:
+        y = function(x)
+    return counter.get_total_flops() // 2, y
+
+
+def multiply_adds(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[int]:
+    """What a sample has cost when each SPELA layer has answered: all layers and scores up to there.
+
+    Args:
+        net: A network with SPELA layers.
+        sample_shape: Shape of one input, without the batch axis.
+
+    Returns:
+        Cumulative multiply-adds, one number a SPELA layer.
+
+    Raises:
+        ValueError: As `layer_costs`.
+
+    Example:
+        >>> from spela.layers import SpelaLinear
+        >>> multiply_adds(nn.Sequential(SpelaLinear(4, 16, 3), SpelaLinear(16, 8, 3)), (4,))
+        [112, 264]
+    """
+    totals, total = [], 0
+    for cost in layer_costs(net, sample_shape):
+        total += cost.forward + cost.scores
+        totals.append(total)
+    return totals

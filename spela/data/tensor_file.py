@@ -1,0 +1,135 @@
+"""A dataset in one safetensors file: cached features, or tensors of a user's own. No pickle in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spela.data.arrays import count_classes
+from spela.data.dataset import Dataset
+from spela.data.reading import one_line, reading
+
+__all__ = ["FEATURES_FORMAT", "TENSOR_SUFFIX", "read_tensor_dataset", "read_tensor_facts"]
+
+FEATURES_FORMAT = "spela-features-1"
+TENSOR_SUFFIX = ".safetensors"
+_KEYS = ("train_x", "train_y", "test_x", "test_y")
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def read_tensor_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of features says of itself: data, backbone, its weights' hash, image size, ...
+
+    Args:
+        path: a safetensors file.
+
+    Returns:
+        The facts that `spela features` wrote; nothing for a file from elsewhere.
+
+    Raises:
+        ValueError: the file is missing, damaged or no safetensors file.
+    """
+    _, metadata, _ = _read(path, ())
+    return _facts(metadata, path)
+
+
+def read_tensor_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Read a dataset.
+
+    Args:
+        path: a safetensors file with train_x, train_y, test_x, test_y: uint8 pixels or floats (which
+            become float32), (N, F) or (N, C, H, W), and integer labels (N,). A file of `spela features`
+            names its classes; in others the labels must be 0..C-1 without a gap.
+
+    Raises:
+        ValueError: the file is missing, truncated or damaged, or its tensors are no dataset.
+    """
+    path = Path(path)
+    tensors, metadata, names = _read(path, _KEYS)
+    if set(tensors) != set(_KEYS):
+        held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise ValueError(
+            f"{path} must hold {', '.join(_KEYS)}; it holds {held or 'no tensor'}; `spela features` "
+            "writes such files"
+        )
+    facts = _facts(metadata, path)
+    parts = {
+        key: (_samples if key.endswith("x") else _labels)(tensors[key], f"{path}: {key}")
+        for key in _KEYS
+    }
+    class_names = tuple(facts.get("class_names", ()))
+    if not class_names:
+        count = count_classes(parts["train_y"], f"{path}: train_y")
+        class_names = tuple(str(index) for index in range(count))
+    return Dataset(
+        name=facts.get("name", path.stem),
+        num_classes=len(class_names),
+        class_names=class_names,
+        source=str(path),
+        **parts,
+    )
+
+
+def _read(
+    path: str | os.PathLike[str], wanted: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    with reading(path, "a safetensors file"):
+        # safe_open says less, and differently, where the file cannot be opened at all.
+        with open(path, "rb"):
+            pass
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = sorted(file.keys())
+                tensors = {name: file.get_tensor(name) for name in wanted if name in names}
+                return tensors, file.metadata() or {}, names
+        except (SafetensorError, UnicodeDecodeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} is not a readable safetensors file ({one_line(error)}): it is "
+                "damaged or of another kind"
+            ) from None
+
+
+def _facts(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The facts of a file of `spela features`, checked as far as they are used; else nothing."""
+    if metadata.get("format") != FEATURES_FORMAT:
+        return {}
+    try:
+        facts = json.loads(metadata.get("features", ""))
+    except (ValueError, RecursionError):
+        facts = None
+    names = facts.get("class_names") if isinstance(facts, dict) else None
+    if (
+        not isinstance(facts, dict)
+        or not isinstance(facts.get("name"), str)
+        or not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(
+            f"{os.fspath(path)} is a file of features whose description is damaged; make it again with "
+            "`spela features`"
+        )
+    return facts
+
+
+def _samples(x: Tensor, where: str) -> Tensor:
+    if x.dtype == torch.uint8:
+        return x
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{where} must be uint8 (pixels 0..255) or float (features), got {x.dtype}"
+        )
+    return x.to(torch.float32)
+
+
+def _labels(y: Tensor, where: str) -> Tensor:
+    if y.dtype not in _INTEGERS or y.ndim != 1:
+        raise ValueError(
+            f"{where} must be integer class indices of shape (N,), got {y.dtype} {tuple(y.shape)}"
+        )
+    return y.to(torch.int64)

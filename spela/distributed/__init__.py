@@ -1,0 +1,15 @@
+"""Training in several processes on torch.distributed: parts of each batch, or parts of the network."""
+
+from spela.distributed.data_parallel import DataParallelSequential
+from spela.distributed.layer_parallel import LayerParallelSequential
+from spela.distributed.ranks import LostRankError, Ranks
+from spela.distributed.runs import PARALLEL, run_parallel
+
+__all__ = [
+    "PARALLEL",
+    "DataParallelSequential",
+    "LayerParallelSequential",
+    "LostRankError",
+    "Ranks",
+    "run_parallel",
+]

@@ -1,0 +1,142 @@
+"""Data-parallel SPELA: every process holds the network and a part of each batch.
+
+A layer's gradient needs nothing from the layers behind it, so it is summed over the processes while the
+next layers run; a layer is updated once its sum is there. The result is that of one process on the joint
+batch, up to the rounding of sums in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spela.distributed.joint import join_modules
+from spela.distributed.ranks import Pending, Ranks, Share
+from spela.layers import LocalLayer
+from spela.network import SpelaSequential
+
+__all__ = ["DataParallelSequential"]
+
+
+class _Sum(NamedTuple):
+    """One parameter's gradient, being summed over the processes."""
+
+    parameter: nn.Parameter
+    gradient: Pending
+
+
+class DataParallelSequential(SpelaSequential):
+    """A SpelaSequential whose steps on a joint batch are shared among the processes.
+
+    Every process is given the same joint batch and works on its own rows. Dropout draws the joint
+    batch's mask, batch norm uses the joint batch's statistics. State dict and names are those of the
+    network it was made from.
+
+    Args:
+        net: The network, on the process's device; its modules are taken over. Rank 0's weights, buffers
+            and class vectors become everyone's.
+        ranks: The processes of the job.
+
+    Shape:
+        As SpelaSequential, for joint batches.
+
+    Source: gradients are averaged as in Li et al., "PyTorch Distributed", VLDB 2020, with weights for
+    parts of unequal size; the overlap is with the following layers' forward instead of a backward.
+
+    Example:
+        >>> from spela.layers import SpelaLinear
+        >>> alone = Ranks(0, 1, torch.device("cpu"), 60.0)
+        >>> DataParallelSequential(SpelaSequential(SpelaLinear(4, 16, 3)), alone).ranks.size
+        1
+    """
+
+    def __init__(self, net: SpelaSequential, ranks: Ranks) -> None:
+        super().__init__(*net)
+        self.ranks = ranks
+        self._joint = tuple(join_modules(self, ranks))
+        if ranks.size > 1:
+            ranks.copy_from_main(self.state_dict().values())
+
+    @contextmanager
+    def _shared(self, x: Tensor) -> Iterator[Share]:
+        """This process's share of a joint batch, known to the joint modules while it is worked on."""
+        share = self.ranks.share(len(x))
+        for module in self._joint:
+            module.share = share
+        try:
+            yield share
+        finally:
+            for module in self._joint:
+                module.share = None
+
+    @torch.no_grad()
+    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        """One step of all processes on a joint batch.
+
+        Args:
+            x: The joint batch, the same on every process.
+            target: (B,) its int64 labels.
+            optimizer: Any torch optimizer of the network's parameters.
+
+        Returns:
+            (L,) this process's part of the losses: the sum over the processes is the joint batch's.
+
+        Raises:
+            ValueError: On a shape, device or label that does not fit.
+            LostRankError: If another process is gone.
+        """
+        losses, sums = [], []
+        with self._shared(x) as share:
+            x, target = x[share.rows], target[share.rows]
+            for module, is_local in self._checked():
+                if is_local:
+                    loss, x, started = self._start(module, x, target, share)  # type: ignore[arg-type]
+                    losses.append(loss)
+                    sums.append(started)
+                else:
+                    x = module(x)
+        for started in sums:
+            if started:
+                self._finish(started, optimizer)
+        return torch.stack(losses)
+
+    def _start(
+        self, layer: LocalLayer, x: Tensor, target: Tensor, share: Share
+    ) -> tuple[Tensor, Tensor, list[_Sum]]:
+        """A layer's weighted loss and output; the sums of its gradients begin."""
+        parameters = [p for p in layer.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            loss, y = layer.local_loss(x, target)
+            loss = loss * share.weight
+        if not parameters:
+            return loss.detach(), y, []
+        found = torch.autograd.grad(loss, parameters)
+        # In the parameter's own strides, which torch's fused optimizers walk side by side.
+        sums = []
+        for parameter, gradient in zip(parameters, found, strict=True):
+            if gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            sums.append(_Sum(parameter, self.ranks.start_sum(gradient)))
+        return loss.detach(), y, sums
+
+    def _finish(self, sums: list[_Sum], optimizer: torch.optim.Optimizer) -> None:
+        """Update one layer: the optimizers of torch skip parameters without a gradient."""
+        optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in sums:
+            parameter.grad = gradient.wait()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def layer_scores(self, x: Tensor) -> list[Tensor]:
+        """Scores (B, C) of every SPELA layer for a joint batch, the same on every process."""
+        with self._shared(x) as share:
+            own = super().layer_scores(x[share.rows])
+        if share.whole:
+            return own
+        joint = own[0].new_zeros((len(own), len(x), own[0].shape[1]))
+        joint[:, share.rows] = torch.stack(own)
+        return list(self.ranks.sum(joint))

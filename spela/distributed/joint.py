@@ -1,0 +1,111 @@
+"""Modules whose result depends on the whole batch, for processes that each hold a part of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spela.distributed.ranks import Ranks, Share
+
+__all__ = ["JointBatchNorm2d", "JointDropout", "join_modules"]
+
+
+class JointDropout(nn.Dropout):
+    """Dropout whose mask is drawn for the joint batch on every process, which keeps its own rows.
+
+    All processes' generators then stay in step, and a sample is dropped as in one process, however
+    many share the batch.
+    """
+
+    share: Share | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask and rescale x (rows of this process)."""
+        if not self.training or self.share is None:
+            return super().forward(x)
+        joint = x.new_ones((self.share.total, *x.shape[1:]))
+        return x * nn.functional.dropout(joint, self.p)[self.share.rows]
+
+
+class _Stack(torch.autograd.Function):
+    """Every process's tensor, stacked; backward sums what all processes' losses say of one's own."""
+
+    @staticmethod
+    def forward(ctx: Any, ranks: Ranks, tensor: Tensor) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.stack(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        total = ctx.ranks.sum(gradients[0].contiguous())
+        return None, total[ctx.ranks.rank]
+
+
+class JointBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with the joint batch's mean and variance, on the CPU too; else as nn.BatchNorm2d.
+
+    Variances are combined from each part's own, so that nothing cancels. Source: Chan, Golub, LeVeque,
+    "Algorithms for computing the sample variance", 1983, for the rule; the biased variance normalises
+    and the unbiased one is remembered, as in torch.
+    """
+
+    ranks: Ranks
+    share: Share | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (rows of this process, K, H, W)."""
+        own = not self.training and self.running_mean is not None
+        if own or self.share is None:
+            return super().forward(x)
+        share, axes = self.share, (0, 2, 3)
+        weight = torch.full_like(self.weight, share.weight)
+        parts = _Stack.apply(
+            self.ranks, torch.stack([x.mean(axes), x.var(axes, correction=0), weight])
+        )
+        means, variances, weights = parts.unbind(1)  # (ranks, K) each
+        mean = (weights * means).sum(0)
+        variance = (weights * (variances + (means - mean).square())).sum(0)
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            self._remember(mean.detach(), variance.detach(), share.total * x[0, 0].numel())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = self.momentum
+        if share is None:
+            share = 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
+        self.running_var.lerp_(variance * (count / (count - 1)), share)  # type: ignore[union-attr]
+
+
+def join_modules(net: nn.Module, ranks: Ranks) -> list[JointDropout | JointBatchNorm2d]:
+    """Turn a network's dropouts and batch norms into joint ones; names and tensors stay.
+
+    Args:
+        net: Changed in place.
+        ranks: The processes that share a batch.
+
+    Returns:
+        The joint modules, whose `share` must be set before a batch.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout(0.2))
+        >>> join_modules(net, Ranks(0, 1, torch.device("cpu"), 60.0))
+        [JointDropout(p=0.2, inplace=False)]
+    """
+    joint: list[JointDropout | JointBatchNorm2d] = []
+    for module in net.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = JointDropout
+            joint.append(module)  # type: ignore[arg-type]
+        elif type(module) is nn.BatchNorm2d:
+            module.__class__ = JointBatchNorm2d
+            module.ranks = ranks  # type: ignore[assignment]
+            joint.append(module)  # type: ignore[arg-type]
+    return joint

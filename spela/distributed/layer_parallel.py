@@ -1,0 +1,147 @@
+"""Layer-parallel SPELA: the layers are spread over the processes and batches flow through them.
+
+A layer learns from its own input and passes its output on; nothing comes back. So while one stage works on
+a batch, the stage before it works on the next: no bubble, no stale weights, no stored activations. Every
+layer sees the batches in one process's order and computes what it computes there: the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spela.distributed.pipe import Inlet, Outlet
+from spela.distributed.ranks import Ranks
+from spela.distributed.stages import stage_of_modules, trace
+from spela.network import SpelaSequential
+
+__all__ = ["LayerParallelSequential"]
+
+
+class LayerParallelSequential(SpelaSequential):
+    """A SpelaSequential of which every process holds one stage; the others are on torch's meta device.
+
+    Names, order and requires_grad are those of the whole network everywhere. Losses and scores of
+    layers elsewhere are zeros until they are summed over the processes.
+
+    Args:
+        net: The whole network, on the CPU, made from the same seed on every process; taken over.
+        ranks: The processes of the job, at most as many as SPELA layers.
+        sample_shape: Shape of one input.
+        in_flight: Batches that may be on their way between two stages.
+
+    Shape:
+        As SpelaSequential; inputs matter on rank 0 only, elsewhere their number must be right.
+
+    Raises:
+        ValueError: If there are more processes than SPELA layers.
+
+    Source: TMLR 2025, Algorithm 1, has no update locking; Huang et al., "GPipe", NeurIPS 2019, for
+    stages of contiguous layers.
+
+    Example:
+        >>> from spela.layers import SpelaLinear
+        >>> alone = Ranks(0, 1, torch.device("cpu"), 60.0)
+        >>> net = LayerParallelSequential(SpelaSequential(SpelaLinear(4, 16, 3)), alone, (4,))
+        >>> net.stages
+        [0]
+    """
+
+    def __init__(
+        self,
+        net: SpelaSequential,
+        ranks: Ranks,
+        sample_shape: tuple[int, ...],
+        in_flight: int = 4,
+    ) -> None:
+        super().__init__(*net)
+        self.ranks = ranks
+        traces = trace(net, sample_shape)
+        self.stages = stage_of_modules(net, traces, ranks.size)
+        self._shapes = [t.shape for t in traces]
+        first = self.stages.index(ranks.rank)
+        dtype = next(net.parameters()).dtype
+        self._inlet = None if first == 0 else Inlet(ranks, in_flight, self._shapes[first], dtype)
+        self._outlet = None if ranks.rank == ranks.size - 1 else Outlet(ranks, in_flight)
+        for module, stage in zip(self, self.stages, strict=True):
+            module.to(ranks.device if stage == ranks.rank else "meta")
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that this process holds and trains."""
+        return [p for p in self.parameters() if not p.is_meta]
+
+    def expect(self, sizes: list[int]) -> None:
+        """Say how many samples the next steps' batches have, so that they are received ahead.
+
+        Args:
+            sizes: Of the batches that `local_step` will be given, in order.
+        """
+        if self._inlet is not None:
+            self._inlet.expect(sizes)
+
+    def _received(self, x: Tensor) -> Tensor:
+        return x if self._inlet is None else self._inlet.take(len(x))
+
+    @torch.no_grad()
+    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        """This process's part of one training step; its output goes to the next stage.
+
+        Args:
+            x: The batch of inputs; its values matter on rank 0 only.
+            target: (B,) int64 labels, the same on every process.
+            optimizer: Of `own_parameters`.
+
+        Returns:
+            (L,) losses from before the updates, zeros for layers of other processes.
+
+        Raises:
+            ValueError: On a shape, device or label that does not fit.
+            LostRankError: If a neighbour is gone.
+        """
+        losses: list[Tensor] = []
+        for index, (module, is_local) in enumerate(self._checked()):
+            if self.stages[index] != self.ranks.rank:
+                self._skip(module, len(target), self._shapes[index])
+                if is_local:
+                    losses.append(torch.zeros((), device=target.device))
+                continue
+            if index == 0 or self.stages[index - 1] != self.ranks.rank:
+                x = self._received(x)
+            if is_local:
+                loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
+                losses.append(loss)
+            else:
+                x = module(x)
+        if self._outlet is not None:
+            self._outlet.put(x)
+        return torch.stack(losses)
+
+    def _skip(self, module: nn.Module, count: int, shape: tuple[int, ...]) -> None:
+        """Draw the mask that another process uses, so that the generator goes on as in one process."""
+        if isinstance(module, nn.Dropout) and module.training:
+            dtype = next(iter(self.own_parameters)).dtype
+            nn.functional.dropout(
+                torch.empty((count, *shape), dtype=dtype, device=self.ranks.device), module.p
+            )
+
+    @torch.no_grad()
+    def layer_scores(self, x: Tensor) -> list[Tensor]:
+        """Scores (B, C) of every SPELA layer, on every process; one batch passes all stages."""
+        x = self._received(x)
+        own: dict[int, Tensor] = {}
+        layer = 0
+        for index, (module, is_local) in enumerate(self._checked()):
+            if self.stages[index] == self.ranks.rank:
+                x = module(x)
+                if is_local:
+                    own[layer] = module.scores(x)  # type: ignore[operator]
+            layer += is_local
+        if self._outlet is not None:
+            self._outlet.put(x)
+            self._outlet.flush()
+        some = next(iter(own.values()))
+        joint = some.new_zeros((layer, *some.shape))
+        for place, scores in own.items():
+            joint[place] = scores
+        return list(self.ranks.sum(joint))

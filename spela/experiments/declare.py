@@ -1,0 +1,83 @@
+"""What an experiment is: rows to train, figures to stand beside them, and how to draw them. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["LAST", "Experiment", "Figure", "Row"]
+
+# A layer's place in `Row.published`: layers count from 1, LAST is the last one whatever the depth.
+LAST = -1
+
+Figure = float | tuple[float, float]
+"""A published accuracy in %, or (mean, standard deviation)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a recipe, what is changed in it, and what others reached with it.
+
+    Attributes:
+        name: What the line is called; unique in its experiment.
+        recipe: A name in `RECIPES[model]`; the row is skipped, with a reason, while there is none.
+        model: mlp or cnn.
+        settings: Overrides of the recipe's settings.
+        data: Datasets of this row; empty: the experiment's.
+        published: For a dataset, published accuracies in % by layer number (or LAST).
+        measured: The same, where nobody published one: the authors' mathematics, or plain torch, measured
+            for the project's specification. Tables mark these figures.
+        rival: Name of the row of the same experiment that this one is compared with.
+        panel: Which plot of the experiment the row belongs to.
+        series: Line of that plot.
+        x: Place on the plot's horizontal axis; None: a bar with the row's name.
+    """
+
+    name: str
+    recipe: str
+    model: str = "mlp"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: tuple[str, ...] = ()
+    published: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
+    rival: str = ""
+    panel: str = ""
+    series: str = ""
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One of the paper's experiments.
+
+    Attributes:
+        name: What `spela reproduce` calls it.
+        title: Of its table.
+        data: Datasets, the paper's; those not at hand are skipped with a reason.
+        rows: The table's lines.
+        source: Where the published figures are from and under which settings.
+        panels: Label of the horizontal axis of every panel.
+        measure: What is measured on the trained networks beside accuracy: "", exits or memory.
+        main: Patterns of the rows that go into the README's table.
+        quick: Settings of `--quick`, by model, over those of the rows.
+    """
+
+    name: str
+    title: str
+    data: tuple[str, ...]
+    rows: tuple[Row, ...]
+    source: str = ""
+    panels: Mapping[str, str] = field(default_factory=dict)
+    measure: str = ""
+    main: tuple[str, ...] = ()
+    quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.rows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"experiment {self.name} has two rows called {twice[0]!r}")
+        lost = [row.rival for row in self.rows if row.rival and row.rival not in names]
+        if lost:
+            raise ValueError(f"experiment {self.name} has no row {lost[0]!r} to compare with")

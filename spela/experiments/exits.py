@@ -1,0 +1,132 @@
+"""Early exit on trained networks: thresholds against accuracy, multiply-adds and time."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spela.data import prepare
+from spela.experiments.plan import Job, Options
+from spela.experiments.runner import finished_summary, run_folder
+from spela.experiments.runs import load_data, load_run
+from spela.network import SpelaSequential
+
+__all__ = ["measure_exits"]
+
+THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.1)
+MAX_LOSS = 0.002  # share of samples the calibrated thresholds may cost
+_BATCH = 1000
+_REPEATS = 5
+
+
+def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
+    """Accuracy and cost of early exit for every finished run.
+
+    Thresholds are calibrated on every second test sample and measured on the others, so no figure is of
+    a sample that chose them.
+
+    Args:
+        jobs: The experiment's runs.
+        options: Where they are.
+
+    Returns:
+        {"points": one a run and threshold, "calibrated": one a run}, or {"unavailable": reason}.
+    """
+    try:
+        early_exit = importlib.import_module("spela.early_exit")
+        costs = importlib.import_module("spela.costs")
+    except ModuleNotFoundError:
+        return {"unavailable": "this version has no calibrated early exit (spela.early_exit)"}
+    points: list[dict[str, Any]] = []
+    calibrated: list[dict[str, Any]] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for job in jobs:
+            folder = run_folder(options, job.key)
+            if finished_summary(folder, job.config) is None:
+                continue
+            facts = {"row": job.row.name, "data": job.config.data, "seed": job.config.seed}
+            net = load_run(folder.path).net
+            if not isinstance(net, SpelaSequential):
+                continue
+            dataset = load_data(job.config, options.data_root)
+            x, y = prepare(dataset.test_x), dataset.test_y
+            sweep, chosen = _exits(early_exit, costs, net, (x[1::2], y[1::2]), (x[::2], y[::2]))
+            points += [{**facts, **point} for point in sweep]
+            calibrated.append({**facts, **chosen})
+    finally:
+        torch.set_num_threads(threads)
+    if not calibrated:
+        return {"unavailable": "no finished run to measure"}
+    return {"points": points, "calibrated": calibrated, "max_loss": MAX_LOSS}
+
+
+@torch.no_grad()
+def _exits(
+    early_exit: ModuleType,
+    costs: ModuleType,
+    net: SpelaSequential,
+    held_out: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    x, y = test
+    prices = costs.layer_costs(net, tuple(x.shape[1:]))
+    margins, answers = _margins(net, x)  # (L, N) each
+    layers = len(margins)
+    last = torch.full((len(y),), layers - 1)
+    whole = early_exit.mean_multiply_adds(prices, None, last)
+
+    def point(policy: Any) -> dict[str, Any]:
+        sure = margins >= torch.tensor([*policy.thresholds, -torch.inf])[:, None]
+        layer = sure.int().argmax(dim=0)  # (N,) the first sure layer; the last one always is
+        hits = answers.gather(0, layer[None])[0] == y
+        share = torch.bincount(layer, minlength=layers).double() / len(y)
+        return {
+            "accuracy": 100 * float(hits.double().mean()),
+            "multiply_adds": early_exit.mean_multiply_adds(prices, policy, layer) / whole,
+            "exits": share.tolist(),
+        }
+
+    uniform = {t: early_exit.ExitPolicy((t,) * (layers - 1)) for t in THRESHOLDS}
+    sweep = [{"threshold": t, **point(policy)} for t, policy in uniform.items()]
+    policy = early_exit.calibrate_thresholds(net, *held_out, max_loss=MAX_LOSS)
+    full = _milliseconds(lambda batch: net.predict(batch), x)
+    early = _milliseconds(lambda batch: net.predict(batch, exit_threshold=policy), x)
+    chosen = {
+        # A layer that never answers has no threshold: infinity is no JSON.
+        "thresholds": [t if math.isfinite(t) else None for t in policy.thresholds],
+        **point(policy),
+        "full_accuracy": 100 * float((answers[-1] == y).double().mean()),
+        "full_ms": full,
+        "early_ms": early,
+    }
+    return sweep, chosen
+
+
+def _margins(net: SpelaSequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    margins, answers = [], []
+    for batch in x.split(_BATCH):
+        best = [scores.topk(2, dim=1) for scores in net.layer_scores(batch)]
+        margins.append(torch.stack([b.values[:, 0] - b.values[:, 1] for b in best]))
+        answers.append(torch.stack([b.indices[:, 0] for b in best]))
+    return torch.cat(margins, dim=1), torch.cat(answers, dim=1)
+
+
+def _milliseconds(predict: Callable[[Tensor], object], x: Tensor) -> float:
+    """Median time of all samples in batches of 1000, after one pass to warm up."""
+    times = []
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        for batch in x.split(_BATCH):
+            predict(batch)
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[1:])

@@ -1,0 +1,26 @@
+"""What an experiment measures on its trained networks beside accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spela.experiments.declare import Experiment
+from spela.experiments.exits import measure_exits
+from spela.experiments.memory import read_memory
+from spela.experiments.plan import Job, Options
+
+__all__ = ["measure"]
+
+
+def measure(experiment: Experiment, options: Options, jobs: list[Job]) -> dict[str, Any]:
+    """The measured part of a table: `points`, or `unavailable` with the reason.
+
+    Args:
+        experiment: One with a measure.
+        options: What was asked for.
+        jobs: The experiment's runs; unfinished ones are left out.
+
+    Returns:
+        JSON values.
+    """
+    return measure_exits(jobs, options) if experiment.measure == "exits" else read_memory(options)

@@ -1,0 +1,206 @@
+"""From an experiment and what was asked for to the runs it takes, and what cannot be run and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from spela.data import dataset_names, default_data_root, is_available, load_dataset
+from spela.experiments.declare import Experiment, Row
+from spela.experiments.recipes import RECIPES, make_config
+from spela.training import RunConfig
+
+__all__ = ["QUICK_DATA", "Job", "Options", "Skip", "data_label", "feature_files", "plan", "run_key"]
+
+QUICK_DATA = "digits"
+QUICK_EPOCHS = 3
+FEATURES = "features"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call of `spela reproduce` asks for.
+
+    Attributes:
+        out: The results folder.
+        seeds: A run each.
+        data: Datasets instead of the experiments' own; empty: theirs.
+        epochs: Passes instead of the rows' own; None: theirs.
+        quick: Tiny networks on scikit-learn's digits for 3 epochs: a check that everything runs.
+        rows: Shell pattern of the row names to run; the others keep what they have.
+        data_root: The folder for datasets; None: the default one.
+        download: Whether datasets that are not at hand may be downloaded.
+        device: Where to train.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    out: Path
+    seeds: tuple[int, ...] = (0, 1, 2)
+    data: tuple[str, ...] = ()
+    epochs: int | None = None
+    quick: bool = False
+    rows: str = "*"
+    data_root: Path | None = None
+    download: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different numbers such as 0,1,2, got {self.seeds}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if self.quick and self.data:
+            raise ValueError(f"--quick runs on {QUICK_DATA} only: leave --data out")
+
+    @property
+    def folder(self) -> Path:
+        """Where runs and tables go: quick ones apart, so that they are never taken for results."""
+        return self.out / "quick" if self.quick else self.out
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a row.
+
+    Attributes:
+        row: The table line.
+        config: The run's settings.
+        key: Name of its folder, made from the settings: equal settings share a run.
+        wanted: Whether the pattern of rows selects it.
+    """
+
+    row: Row
+    config: RunConfig
+    key: str
+    wanted: bool
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row that cannot be run on some data, and why."""
+
+    row: Row
+    data: str
+    reason: str
+
+
+def data_label(data: str) -> str:
+    """A dataset's name, or the stem of a file's path.
+
+    Example:
+        >>> data_label("mnist"), data_label("features/pets-resnet50.safetensors")
+        ('mnist', 'pets-resnet50')
+    """
+    return data if data in dataset_names() else Path(data).stem
+
+
+def feature_files(data_root: Path | None) -> tuple[str, ...]:
+    """Cached feature files under the data root, which are the transfer experiment's datasets."""
+    root = default_data_root() if data_root is None else data_root
+    return tuple(str(path) for path in sorted((root / FEATURES).glob("*.safetensors")))
+
+
+def plan(experiment: Experiment, options: Options) -> tuple[list[Job], list[Skip]]:
+    """The runs of an experiment, row by row, dataset by dataset, seed by seed.
+
+    Args:
+        experiment: From the registry.
+        options: What was asked for.
+
+    Returns:
+        Jobs in the order of the table, and what is skipped.
+
+    Raises:
+        ValueError: If a dataset asked for by name is unknown, or settings are refused.
+    """
+    jobs: list[Job] = []
+    skips: list[Skip] = []
+    problems = {data: _problem(data, options) for data in _datasets(experiment, options)}
+    for row in experiment.rows:
+        wanted = fnmatchcase(row.name, options.rows)
+        for data, problem in problems.items():
+            if not _belongs(row, data, experiment, options):
+                continue
+            if row.recipe not in RECIPES[row.model]:
+                problem = f"this version has no recipe {row.recipe!r} for {row.model}"
+            if problem:
+                skips.append(Skip(row, data, problem))
+                continue
+            for seed in options.seeds:
+                config = _config(experiment, row, data, seed, options)
+                jobs.append(Job(row, config, run_key(config), wanted))
+    return jobs, skips
+
+
+def run_key(config: RunConfig) -> str:
+    """A folder name that tells what a run is, and differs where any setting does."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    words = f"{config.recipe}-{data_label(config.data)}-s{config.seed}"
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', words)}-{digest}"
+
+
+def _datasets(experiment: Experiment, options: Options) -> tuple[str, ...]:
+    if options.quick:
+        return (QUICK_DATA,)
+    if options.data:
+        return options.data
+    if experiment.data == (FEATURES,):
+        return feature_files(options.data_root) or (FEATURES,)
+    return experiment.data
+
+
+def _belongs(row: Row, data: str, experiment: Experiment, options: Options) -> bool:
+    """Rows made for some of the experiment's datasets leave the others out; other data goes to the first."""
+    if not row.data:
+        return True
+    if data in experiment.data:
+        return data in row.data
+    return experiment.data[0] in row.data or options.quick
+
+
+def _problem(data: str, options: Options) -> str:
+    """Why a dataset cannot be used here, or nothing."""
+    if data == FEATURES:
+        root = default_data_root() if options.data_root is None else options.data_root
+        return f"no feature file (*.safetensors) under {root / FEATURES}: make one with `spela features`"
+    if data not in dataset_names():
+        if Path(data).exists():
+            return ""
+        if data in options.data:
+            load_dataset(data, options.data_root, download=False)  # raises, and says what is known
+        return f"this version does not know the dataset {data!r}"
+    if is_available(data, options.data_root):
+        return ""
+    if not options.download:
+        return f"{data} is not at hand: give --data-root, or --download on a machine with internet"
+    try:
+        load_dataset(data, options.data_root)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _config(experiment: Experiment, row: Row, data: str, seed: int, options: Options) -> RunConfig:
+    settings: dict[str, Any] = dict(row.settings)
+    if options.epochs is not None:
+        settings["epochs"] = options.epochs
+    config = make_config(data, row.recipe, seed, model=row.model, **settings)
+    if not options.quick:
+        return config
+    small = dict(experiment.quick.get(row.model, {}))
+    width = small.pop("max_width", 32)
+    small |= {
+        "epochs": options.epochs or QUICK_EPOCHS,
+        "head_epochs": min(config.head_epochs, 1),
+        "layers": tuple(min(size, width) for size in config.layers),
+        "channels": tuple(min(size, width) for size in config.channels),
+    }
+    return make_config(data, row.recipe, seed, model=row.model, **{**settings, **small})

@@ -1,0 +1,43 @@
+"""One experiment from its plan to its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spela.experiments.declare import Experiment
+from spela.experiments.measures import measure
+from spela.experiments.plan import Options, plan
+from spela.experiments.runner import Outcome, run_jobs
+from spela.experiments.tables import build_table, write_table
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    experiment: Experiment,
+    options: Options,
+    processes: int = 1,
+    on_outcome: Callable[[Outcome, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run what an experiment still needs and write OUT/NAME.json.
+
+    Args:
+        experiment: From the registry.
+        options: What to run, and where.
+        processes: Runs at a time.
+        on_outcome: Told of every run as it ends.
+
+    Returns:
+        The table. Runs that failed are in it with their reason.
+
+    Raises:
+        ValueError: If something asked for is unknown or out of range.
+    """
+    jobs, skips = plan(experiment, options)
+    run_jobs(jobs, options, processes, on_outcome)
+    table = build_table(experiment, options, jobs, skips)
+    if experiment.measure:
+        table["measured"] = measure(experiment, options, jobs)
+    write_table(options, table)
+    return table

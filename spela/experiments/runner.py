@@ -1,0 +1,252 @@
+"""Runs the jobs of a plan: one folder a run, finished ones kept, interrupted ones resumed, failures apart."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spela.data import Dataset
+from spela.experiments.plan import Job, Options
+from spela.experiments.recipes import make_config
+from spela.experiments.runs import load_data, run
+from spela.training import RunConfig, RunFolder, load_checkpoint
+
+__all__ = ["Outcome", "finished_summary", "run_folder", "run_jobs"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        key: Name of its folder.
+        status: done (now), kept (finished before) or failed.
+        seconds: Wall time of this call.
+        error: Why it failed, in one line.
+    """
+
+    key: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+def run_folder(options: Options, key: str) -> RunFolder:
+    """The folder of a run."""
+    return RunFolder(options.folder / "runs" / key)
+
+
+def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that was finished with these settings, or None."""
+    if not folder.summary.exists():
+        return None
+    try:
+        summary = folder.read_json(folder.summary)
+    except ValueError:
+        return None
+    whole = isinstance(summary, dict) and summary.get("config") == config.to_dict()
+    return summary if whole else None
+
+
+def run_jobs(
+    jobs: list[Job],
+    options: Options,
+    processes: int = 1,
+    on_outcome: Callable[[Outcome, int, int], None] | None = None,
+) -> dict[str, Outcome]:
+    """Run what is not finished yet; each run computes on one thread, so that results are the same however
+    many run at a time.
+
+    Args:
+        jobs: Of `plan`; jobs with the same key are one run.
+        options: What was asked for.
+        processes: Runs at a time; 1: in this process.
+        on_outcome: Told of every run as it ends, with how many are done of how many.
+
+    Returns:
+        The outcome of every run by key.
+
+    Raises:
+        ValueError: If `processes` is below 1, or another call is writing to the same results folder.
+    """
+    if processes < 1:
+        raise ValueError(f"jobs must be at least 1, got {processes}")
+    outcomes: dict[str, Outcome] = {}
+    waiting: dict[str, _Task] = {}
+    for job in jobs:
+        if finished_summary(run_folder(options, job.key), job.config) is not None:
+            outcomes[job.key] = Outcome(job.key, "kept")
+        elif job.wanted:
+            where = str(run_folder(options, job.key).path)
+            root = None if options.data_root is None else str(options.data_root)
+            waiting[job.key] = _Task(job.key, job.config.to_dict(), where, root, options.device)
+    total = len(waiting)
+
+    def note(outcome: Outcome) -> None:
+        outcomes[outcome.key] = outcome
+        del waiting[outcome.key]
+        if on_outcome is not None:
+            on_outcome(outcome, total - len(waiting), total)
+
+    if not waiting:
+        return outcomes
+    with _alone(options.folder):
+        if processes == 1:
+            with _one_thread():
+                for task in list(waiting.values()):
+                    note(_run_task(task))
+        else:
+            _run_in_pool(waiting, processes, note)
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A job as plain values, which is what another process can be sent."""
+
+    key: str
+    config: dict[str, Any]
+    folder: str
+    data_root: str | None
+    device: str
+
+
+def _run_in_pool(
+    waiting: dict[str, _Task], processes: int, note: Callable[[Outcome], None]
+) -> None:
+    try:
+        with _pool(min(processes, len(waiting))) as pool:
+            futures: list[Future[Outcome]] = [pool.submit(_run_task, t) for t in waiting.values()]
+            for future in as_completed(futures):
+                note(future.result())
+    except BrokenProcessPool:
+        # A process died (out of memory, most likely) and took the pool along: the rest goes one by one,
+        # so that the run that kills its process is found and the others are not lost with it.
+        for task in list(waiting.values()):
+            try:
+                with _pool(1) as pool:
+                    note(pool.submit(_run_task, task).result())
+            except BrokenProcessPool:
+                note(_failed(task, "its process was killed (out of memory?)", 0.0))
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    # Spawned, not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def leave_with_parent() -> None:
+        # A worker that outlives a killed parent would go on writing into the run that is resumed.
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the results folder; the system lets go of the lock when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another `spela reproduce` is writing to {folder}: wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+def _run_task(task: _Task) -> Outcome:
+    started = time.perf_counter()
+    config = RunConfig.from_dict(task.config)
+    folder = RunFolder(task.folder)
+    try:
+        resume = _can_resume(folder)
+        dataset = _data_of(config, task.data_root)
+        run(config, dataset, folder.path, resume=resume, device=task.device)
+    except KeyboardInterrupt:
+        if multiprocessing.parent_process() is not None:
+            os._exit(130)  # Ctrl-C reaches every process: the parent speaks for all
+        raise
+    except Exception as error:  # one run's failure, of whatever kind, must not lose the others
+        message = " ".join(str(error).split()) or type(error).__name__
+        return _failed(task, message, time.perf_counter() - started)
+    (folder.path / "failed.json").unlink(missing_ok=True)
+    return Outcome(task.key, "done", time.perf_counter() - started)
+
+
+def _failed(task: _Task, message: str, seconds: float) -> Outcome:
+    folder = RunFolder(task.folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_json(folder.path / "failed.json", {"error": message, "config": task.config})
+    return Outcome(task.key, "failed", seconds, message)
+
+
+def _can_resume(folder: RunFolder) -> bool:
+    """Whether there is a checkpoint to go on from; a folder without a readable one starts over."""
+    try:
+        load_checkpoint(folder.checkpoint)
+    except ValueError:
+        if folder.path.exists():
+            shutil.rmtree(folder.path)
+        return False
+    return True
+
+
+_DATA_SETTINGS = ("test_share", "resize", "noise", "label_noise")
+
+
+def _data_of(config: RunConfig, data_root: str | None) -> Dataset:
+    """The data of a run; the last one is kept, because the next run often has the same."""
+    settings = {name: getattr(config, name) for name in _DATA_SETTINGS}
+    # The seed decides the split and the noise, and only where there is one.
+    drawn = any(settings[name] for name in ("test_share", "noise", "label_noise"))
+    return _load(make_config(config.data, seed=config.seed if drawn else 0, **settings), data_root)
+
+
+@lru_cache(maxsize=1)
+def _load(config: RunConfig, data_root: str | None) -> Dataset:
+    return load_data(config, None if data_root is None else Path(data_root))

@@ -1,0 +1,65 @@
+"""Noise on the pixels of both splits, and wrong training labels."""
+
+from __future__ import annotations
+
+from spela.experiments.declare import Experiment, Row
+
+__all__ = ["NOISE"]
+
+_WIDE = {"layers": (1024, 1024, 1024), "epochs": 20}
+_MLP = {"best": _WIDE, "tmlr": {}, "backprop": _WIDE}
+_LABELS = {"noise": "pixel noise", "label_noise": "label noise"}
+
+
+def _sweep(setting: str, levels: tuple[float, ...]) -> tuple[Row, ...]:
+    label = _LABELS[setting]
+    return tuple(
+        Row(
+            f"{recipe}, {label} {level:g}",
+            recipe,
+            settings={**settings, setting: level},
+            rival="" if recipe == "backprop" else f"backprop, {label} {level:g}",
+            panel=label,
+            series=recipe,
+            x=level,
+        )
+        for recipe, settings in _MLP.items()
+        for level in levels
+    )
+
+
+_CNN = tuple(
+    Row(
+        f"{recipe} cnn, pixel noise {level:g}",
+        recipe,
+        "cnn",
+        {"noise": level, "epochs": 3},
+        rival="" if recipe == "backprop" else f"backprop cnn, pixel noise {level:g}",
+        panel="pixel noise",
+        series=f"{recipe} cnn",
+        x=level,
+    )
+    for recipe in ("cnn", "best", "backprop")
+    for level in (0.0, 0.2, 0.4)
+)
+
+NOISE = Experiment(
+    name="noise",
+    title="Noise on pixels and on labels",
+    data=("fashion-mnist",),
+    rows=(
+        *_sweep("noise", (0.0, 0.1, 0.2, 0.4)),
+        *_sweep("label_noise", (0.0, 0.1, 0.2, 0.4)),
+        *_CNN,
+    ),
+    source="the authors sweep pixel noise on their CNN; no figures of it are published",
+    panels={
+        "pixel noise": "standard deviation of pixel noise",
+        "label noise": "share of wrong labels",
+    },
+    main=("* 0.2",),
+    quick={
+        "mlp": {"max_width": 32},
+        "cnn": {"max_width": 4, "resize": 20, "symmetric_dim": 12},
+    },
+)

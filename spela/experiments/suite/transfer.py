@@ -1,0 +1,66 @@
+"""Heads on the features of a pretrained backbone, at several test shares."""
+
+from __future__ import annotations
+
+from spela.experiments.declare import LAST, Experiment, Row
+
+__all__ = ["TRANSFER"]
+
+# Top-1 at 10, 50 and 99 % test share on ResNet-50 features.
+_PUBLISHED = {
+    "transfer": {
+        "aircraft": (32.6, 26.3, 5.6),
+        "cifar10": (83.8, 82.5, 69.0),
+        "flowers102": (85.8, 84.0, 60.5),
+        "pets": (90.8, 87.7, 35.0),
+    },
+    "transfer-backprop": {
+        "aircraft": (29.6, 26.3, 4.8),
+        "cifar10": (81.9, 80.4, 68.7),
+        "flowers102": (83.4, 78.4, 20.8),
+        "pets": (86.7, 84.9, 48.5),
+    },
+}
+# 10,000 training and 2,000 test samples at 96 pixels, 50 epochs, mean of 3 seeds.
+_MEASURED = {
+    "transfer": {"fashion-mnist-efficientnet-lite0": {LAST: 85.4}},
+    "transfer-backprop": {"fashion-mnist-efficientnet-lite0": {LAST: 86.7}},
+}
+_SHARES = (0.1, 0.5, 0.99)
+
+
+def _published(recipe: str, share: float) -> dict[str, dict[int, float]]:
+    rows = _PUBLISHED.get(recipe, {})
+    return {f"{data}-resnet50": {LAST: row[_SHARES.index(share)]} for data, row in rows.items()}
+
+
+TRANSFER = Experiment(
+    name="transfer",
+    title="Transfer: heads on pretrained features",
+    data=("features",),
+    rows=tuple(
+        Row(
+            recipe if share is None else f"{recipe}, test share {share:g}",
+            recipe,
+            settings={} if share is None else {"test_share": share},
+            published={} if share is None else _published(recipe, share),
+            measured=_MEASURED.get(recipe, {}) if share is None else {},
+            rival=""
+            if recipe == "transfer-backprop"
+            else "transfer-backprop" + ("" if share is None else f", test share {share:g}"),
+            panel="own split" if share is None else "share",
+            series=recipe,
+            x=share,
+        )
+        for recipe in ("transfer", "transfer-best", "transfer-backprop")
+        for share in (None, *_SHARES)
+    ),
+    source=(
+        "the released transfer notebooks, ResNet-50 features (files named DATA-resnet50.safetensors). "
+        "Measured: EfficientNet-Lite0 at 96 pixels, 10,000 training and 2,000 test samples of Fashion-MNIST "
+        "(a file named fashion-mnist-efficientnet-lite0.safetensors), 50 epochs, 3 seeds"
+    ),
+    panels={"own split": "", "share": "test share of all samples"},
+    main=("transfer*",),
+    quick={"mlp": {"max_width": 32}},
+)

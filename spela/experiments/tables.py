@@ -1,0 +1,207 @@
+"""From finished runs to a table: mean and deviation over seeds beside the published figure and the rival."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spela.experiments.declare import LAST, Experiment, Figure, Row
+from spela.experiments.plan import Job, Options, Skip, data_label
+from spela.experiments.runner import finished_summary, run_folder
+from spela.training.records import write_atomically
+
+__all__ = ["build_table", "mean_and_deviation", "read_tables", "table_path", "write_table"]
+
+_FORMAT = "spela-table-1"
+
+
+def mean_and_deviation(values: list[float]) -> dict[str, float | int | None]:
+    """Mean and sample standard deviation (n - 1); of one value there is no deviation.
+
+    Example:
+        >>> mean_and_deviation([1.0, 3.0])
+        {'mean': 2.0, 'sd': 1.4142135623730951, 'n': 2}
+    """
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return {"mean": mean, "sd": None, "n": 1}
+    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    return {"mean": mean, "sd": math.sqrt(variance), "n": len(values)}
+
+
+def table_path(options: Options, name: str) -> Path:
+    """Where an experiment's table is kept."""
+    return options.folder / f"{name}.json"
+
+
+def build_table(
+    experiment: Experiment, options: Options, jobs: list[Job], skips: list[Skip]
+) -> dict[str, Any]:
+    """The table of an experiment, from what its finished runs left.
+
+    Args:
+        experiment: From the registry.
+        options: What was asked for.
+        jobs: Its jobs, in order.
+        skips: Its rows that could not be run.
+
+    Returns:
+        JSON values: title, source, and one entry a row and dataset, accuracies in percent.
+    """
+    grouped: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        grouped.setdefault((job.row.name, job.config.data), []).append(job)
+    rows = [_entry(group, options) for group in grouped.values()]
+    _compare_with_rivals(rows)
+    rows += [
+        {**_facts(skip.row, skip.data), "status": "skipped", "reason": skip.reason}
+        for skip in skips
+    ]
+    order = [row.name for row in experiment.rows]
+    rows.sort(key=lambda row: order.index(row["row"]))  # stable: datasets stay in their order
+    return {
+        "format": _FORMAT,
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "panels": dict(experiment.panels),
+        "measure": experiment.measure,
+        "quick": options.quick,
+        "seeds": list(options.seeds),
+        "rows": rows,
+        "measured": {},
+    }
+
+
+def write_table(options: Options, table: dict[str, Any]) -> Path:
+    """Write OUT/NAME.json, whole or not at all."""
+    path = table_path(options, table["experiment"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(table, indent=1) + "\n"
+    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    return path
+
+
+def read_tables(options: Options, names: list[str]) -> list[dict[str, Any]]:
+    """The tables in a results folder, in the order of `names`; missing ones are left out.
+
+    Raises:
+        ValueError: If one is not a table of this library.
+    """
+    tables = []
+    for name in names:
+        path = table_path(options, name)
+        if not path.exists():
+            continue
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not valid JSON ({error}): remove it and run again"
+            ) from None
+        if not isinstance(table, dict) or table.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a table of this version: remove it and run again")
+        tables.append(table)
+    return tables
+
+
+def _facts(row: Row, data: str) -> dict[str, Any]:
+    return {
+        "row": row.name,
+        "data": data_label(data),
+        "recipe": row.recipe,
+        "model": row.model,
+        "panel": row.panel,
+        "series": row.series,
+        "x": row.x,
+        "rival": row.rival,
+    }
+
+
+def _entry(group: list[Job], options: Options) -> dict[str, Any]:
+    row, config = group[0].row, group[0].config
+    entry = {
+        **_facts(row, config.data),
+        "method": config.method,
+        "layers": list(config.layers),
+        "channels": list(config.channels),
+        "epochs": config.epochs,
+        "head_epochs": config.head_epochs,
+        "runs": [job.key for job in group],
+    }
+    folders = [run_folder(options, job.key) for job in group]
+    found = [finished_summary(f, job.config) for f, job in zip(folders, group, strict=True)]
+    summaries = [summary for summary in found if summary is not None]
+    errors = []
+    for folder, summary in zip(folders, found, strict=True):
+        note = folder.path / "failed.json"
+        if summary is None and note.exists():
+            errors.append(str(folder.read_json(note)["error"]))
+    entry["seeds"] = [summary["seed"] for summary in summaries]
+    entry["reason"] = errors[0] if errors else ""
+    if len(summaries) == len(group):
+        entry["status"] = "done"
+    elif errors:
+        entry["status"] = "failed"
+    else:
+        entry["status"] = "partial" if summaries else "not run"
+    if summaries:
+        entry |= _figures(row, data_label(config.data), summaries)
+    return entry
+
+
+def _percent(values: list[float]) -> dict[str, Any]:
+    return mean_and_deviation([100 * value for value in values])
+
+
+def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    depth = len(summaries[0]["test_accuracy"])
+    published = _by_number(row.published.get(data, {}), depth)
+    others = _by_number(row.measured.get(data, {}), depth)
+    accuracy = []
+    for layer in range(depth):
+        figure = _percent([summary["test_accuracy"][layer] for summary in summaries])
+        theirs = published.get(layer + 1, others.get(layer + 1))
+        if theirs is not None:
+            mean, deviation = theirs if isinstance(theirs, tuple) else (theirs, None)
+            figure |= {
+                "published": mean,
+                "published_sd": deviation,
+                "is_published": layer + 1 in published,
+                "difference": figure["mean"] - mean,
+            }
+        accuracy.append(figure)
+    result: dict[str, Any] = {
+        "accuracy": accuracy,
+        "vote": _percent([summary["vote_accuracy"] for summary in summaries]),
+        "seconds_per_epoch": mean_and_deviation([s["seconds_per_epoch"] for s in summaries]),
+        "parameters": summaries[0]["parameters"],
+    }
+    for name in ("top5_accuracy", "test_accuracy_batch_statistics"):
+        if all(summary.get(name) for summary in summaries):
+            result[name] = [_percent(list(layer)) for layer in zip(*(s[name] for s in summaries))]  # noqa: B905
+    if all(summary.get("peak_memory_bytes") for summary in summaries):
+        result["peak_memory_bytes"] = max(summary["peak_memory_bytes"] for summary in summaries)
+    return result
+
+
+def _by_number(figures: Mapping[int, Figure], depth: int) -> dict[int, Figure]:
+    """The figures with LAST as the number it stands for; layers the network does not have are left out."""
+    numbers = {depth if layer == LAST else layer: figure for layer, figure in figures.items()}
+    return {layer: figure for layer, figure in numbers.items() if layer <= depth}
+
+
+def _compare_with_rivals(rows: list[dict[str, Any]]) -> None:
+    """Last layer against the rival's, in points: only where both have figures on the same data."""
+    found = {(row["row"], row["data"]): row for row in rows if "accuracy" in row}
+    for row in rows:
+        rival = found.get((row["rival"], row["data"]))
+        if rival is None or "accuracy" not in row:
+            continue
+        theirs = rival["accuracy"][-1]["mean"]
+        row["rival_accuracy"] = theirs
+        row["rival_recipe"] = rival["recipe"]
+        row["rival_difference"] = row["accuracy"][-1]["mean"] - theirs

@@ -1,0 +1,108 @@
+"""Inference as a program: one batch in, the class scores of every layer out."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spela.export.program import (
+    Program,
+    batch_axis,
+    example_batch,
+    in_eval_mode,
+    without_paths,
+)
+from spela.layers import LocalLayer, SpelaConv2d
+from spela.network import SpelaSequential
+from spela_kernels.projection import reference as projection
+
+__all__ = ["inference_program", "layer_scores"]
+
+
+class _Classifier(Protocol):
+    """A network whose layers answer; SPELA's and the baselines'."""
+
+    def layer_scores(self, x: Tensor) -> list[Tensor]:
+        """Class scores (B, C) of every layer that can answer."""
+
+
+def layer_scores(layer: LocalLayer, y: Tensor) -> Tensor:
+    """`layer.scores(y)` in plain torch operations, which every exporter knows.
+
+    Args:
+        layer: A SPELA layer.
+        y: (B, ...) its output.
+
+    Returns:
+        (B, C) scores.
+    """
+    if isinstance(layer, SpelaConv2d):
+        return projection.scores(y.flatten(2), layer.projection, layer.vectors, layer.grouping)
+    return layer.scores(y)
+
+
+class _Scores(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not isinstance(self.net, SpelaSequential):
+            return tuple(self.net.layer_scores(x))  # type: ignore[operator]
+        scores = []
+        for module in self.net:
+            x = module(x)
+            if isinstance(module, LocalLayer):
+                scores.append(layer_scores(module, x))
+        return tuple(scores)
+
+
+def inference_program(
+    net: nn.Module,
+    sample_shape: tuple[int, ...],
+    *,
+    batch_size: int | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Program:
+    """Trace a network in eval mode.
+
+    The outputs `scores.1` ... `scores.L` are one (B, C) tensor a layer: the last is what `net(x)`
+    gives, and a caller that stops at the first layer whose best score leads by a threshold has early
+    exit's labels.
+
+    Args:
+        net: A `SpelaSequential`, or a baseline with `layer_scores`.
+        sample_shape: Shape of one input.
+        batch_size: None for any batch; a number for runtimes that want a fixed one.
+        facts: Plain JSON values to keep with the program.
+
+    Returns:
+        A `Program` with the input `x` (B, *sample_shape), as `spela.data.prepare` makes it.
+
+    Raises:
+        ValueError: If the batch size is not positive, or the network has no parameters.
+
+    Example:
+        >>> from spela.layers import SpelaLinear
+        >>> net = SpelaSequential(SpelaLinear(4, 8, 3), SpelaLinear(8, 8, 3))
+        >>> inference_program(net, (4,)).outputs
+        ('scores.1', 'scores.2')
+    """
+    first = next(net.parameters(), None)
+    if first is None:
+        raise ValueError("`net` has no parameters: there is nothing to export")
+    axis = batch_axis(batch_size)
+    x = example_batch(sample_shape, batch_size, first)
+    with in_eval_mode(net), torch.no_grad():
+        module = _Scores(net).eval()
+        layers = len(module(x))
+        exported = torch.export.export(module, (x,), dynamic_shapes=(axis,))
+        exported = exported.run_decompositions()
+    return Program(
+        without_paths(exported),
+        ("x",),
+        tuple(f"scores.{layer}" for layer in range(1, layers + 1)),
+        facts={"what": "inference", **(facts or {})},
+    )

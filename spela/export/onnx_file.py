@@ -1,0 +1,98 @@
+"""ONNX: programs as files for onnxruntime and other engines, in operators of the plain ai.onnx domain."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spela.export.program import Program
+from spela.training.records import write_atomically
+
+__all__ = ["OPSET", "write_onnx"]
+
+# The newest operator set that torch's converter writes; `Gelu` exists from 20 on.
+OPSET = 25
+OLDEST_OPSET = 20
+# Protocol buffers end at 2 GiB, and weights are kept in the same file.
+MOST_BYTES = 2**31 - 2**20
+
+
+def write_onnx(program: Program, path: Path, *, opset: int = OPSET) -> None:
+    """Write a program as one ONNX file, whole or not at all.
+
+    Inputs with a default become initializers of the same name: a caller that leaves them out gets the
+    default, a caller that feeds them overrides it. The program's facts are in the file's metadata
+    under the key `spela`.
+
+    Args:
+        program: From `inference_program` or `train_step_program`.
+        path: The file to create or replace.
+        opset: Version of the operator set, 20 to 25; older runtimes need a lower one.
+
+    Raises:
+        ValueError: If onnx or onnxscript is missing, the opset is out of range, or the file would
+            pass ONNX's limit of 2 GiB.
+        OSError: If the file cannot be written.
+    """
+    if not OLDEST_OPSET <= opset <= OPSET:
+        raise ValueError(f"the opset must be in {OLDEST_OPSET}..{OPSET}, got {opset}")
+    for name in ("onnx", "onnxscript"):
+        if find_spec(name) is None:
+            raise ValueError(f"{name} is not installed: pip install 'spela[export]'")
+    tensors = [*program.exported.state_dict.values(), *program.defaults.values()]
+    if sum(t.numel() * t.element_size() for t in tensors) > MOST_BYTES:
+        raise ValueError("an ONNX file ends at 2 GiB and this network is larger: use --format pt2")
+    content = _model(program, opset).SerializeToString()
+    write_atomically(path, partial(_write_bytes, content))
+
+
+def _model(program: Program, opset: int) -> Any:
+    import onnx  # here because it is an extra
+    import torch
+
+    with warnings.catch_warnings():
+        # Of torch's own code about its next version: nothing a caller could change.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        converted = torch.onnx.export(
+            program.exported,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(program.inputs),
+            output_names=list(program.outputs),
+            # onnxscript's optimizer takes an added 1e-8 for zero and drops it: Adam's steps of weights
+            # without a gradient would become 0 / 0. Engines optimize what they load themselves.
+            optimize=False,
+            verbose=False,
+        )
+    assert converted is not None
+    model = converted.model_proto
+    for name, value in program.defaults.items():
+        model.graph.initializer.append(_constant(name, value))
+    # torch's notes on how each node came about: a third of the file, and of no use to an engine.
+    for entry in (model.graph, *model.graph.node, *model.graph.value_info):
+        del entry.metadata_props[:]
+    onnx.helper.set_model_props(model, {"spela": json.dumps(dict(program.facts))})
+    onnx.checker.check_model(model)
+    written = {entry.domain: entry.version for entry in model.opset_import}
+    if written.get("") != opset:
+        raise ValueError(
+            f"the converter wrote opset {written.get('')}, not {opset}: update onnxscript"
+        )
+    return model
+
+
+def _constant(name: str, value: Tensor) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.from_array(value.detach().cpu().numpy(), name)
+
+
+def _write_bytes(content: bytes, name: str) -> None:
+    Path(name).write_bytes(content)

@@ -1,0 +1,78 @@
+"""What every format is written from: a traced pure function, with a name for every input and output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+__all__ = ["Program", "batch_axis", "example_batch", "in_eval_mode", "without_paths"]
+
+# A traced batch of one would be taken for a constant; any other number stands for all.
+EXAMPLE_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function without side effects, traced to plain ATen operations.
+
+    Attributes:
+        exported: The traced function.
+        inputs: Name of every input, in the order of the flattened arguments.
+        outputs: Name of every output, in the order of the flattened results.
+        defaults: Values of the inputs that a caller may leave out: weights and optimizer state.
+        facts: What a caller must know to use it, as plain JSON values; written into the file.
+    """
+
+    exported: ExportedProgram
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    defaults: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def batch_axis(batch_size: int | None) -> dict[int, Any] | None:
+    """The dynamic shape of a tensor whose first axis is the batch; None where the batch is fixed.
+
+    Raises:
+        ValueError: If a fixed batch size is not positive.
+
+    Example:
+        >>> batch_axis(50) is None
+        True
+    """
+    if batch_size is None:
+        return {0: Dim("batch", min=1)}
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    return None
+
+
+def example_batch(sample_shape: tuple[int, ...], batch_size: int | None, like: Tensor) -> Tensor:
+    """A batch to trace with: (B, *sample_shape) of noise, in the dtype and on the device of `like`."""
+    shape = (batch_size or EXAMPLE_BATCH, *sample_shape)
+    return torch.rand(shape, dtype=like.dtype, device=like.device)
+
+
+@contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module is in its own mode again afterwards."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def without_paths(exported: ExportedProgram) -> ExportedProgram:
+    """The program without the stack traces torch keeps: they hold the paths of this machine."""
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return exported

@@ -1,0 +1,90 @@
+"""A run folder's network as a file for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spela.experiments import build_network, build_optimizer
+from spela.export.inference import inference_program
+from spela.export.onnx_file import OPSET, write_onnx
+from spela.export.program import Program
+from spela.export.pt2_file import write_pt2
+from spela.export.pte_file import write_pte
+from spela.export.train_step import train_step_program
+from spela.network import SpelaSequential
+from spela.training import Checkpoint, RunFolder, load_checkpoint, restore
+
+__all__ = ["FORMATS", "KINDS", "export_run"]
+
+KINDS = ("inference", "train-step")
+FORMATS = ("onnx", "pt2", "pte")
+
+
+def export_run(
+    path: str | Path,
+    out: str | Path,
+    *,
+    what: str = "inference",
+    format: str = "onnx",
+    batch_size: int | None = None,
+    untrained: bool = False,
+    opset: int = OPSET,
+) -> Program:
+    """Write the network of a run's checkpoint, or its training step, to a file.
+
+    Args:
+        path: The run folder.
+        out: The file to create or replace.
+        what: inference or train-step.
+        format: onnx, pt2 or pte.
+        batch_size: None for any batch.
+        untrained: Start from the weights the run started from, not from those it reached.
+        opset: Of an ONNX file.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If the folder holds no readable checkpoint, or this network cannot be exported so.
+        OSError: If the file cannot be written.
+    """
+    for name, value, choices in (("what", what, KINDS), ("format", format, FORMATS)):
+        if value not in choices:
+            raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(choices)}")
+    out = Path(out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"cannot write {out}: give --out a file in a folder that exists")
+    checkpoint = load_checkpoint(RunFolder(path).checkpoint)
+    program = _program(checkpoint, what, batch_size, untrained)
+    if format == "onnx":
+        write_onnx(program, out, opset=opset)
+    elif format == "pt2":
+        write_pt2(program, out)
+    else:
+        write_pte(program, out)
+    return program
+
+
+def _program(checkpoint: Checkpoint, what: str, batch_size: int | None, untrained: bool) -> Program:
+    config, shape = checkpoint.config, checkpoint.sample_shape
+    net = build_network(config, shape, len(checkpoint.class_names))
+    optimizer = build_optimizer(config, net)
+    if not untrained:
+        restore(checkpoint, net, optimizer)
+    pixels = str(checkpoint.sample_dtype) == "torch.uint8"
+    facts = {
+        "class_names": list(checkpoint.class_names),
+        "sample_shape": list(shape),
+        "input": "pixels 0..255 divided by 255" if pixels else "features as they were trained on",
+        "epoch": 0 if untrained else checkpoint.epoch,
+        "lr": config.lr,
+        "batch_size": config.batch_size,
+        "config": config.to_dict(),
+    }
+    if what == "inference":
+        return inference_program(net, shape, batch_size=batch_size, facts=facts)
+    if not isinstance(net, SpelaSequential):
+        raise ValueError(
+            f"a {config.method} run has no training step without autograd: use --what inference"
+        )
+    return train_step_program(net, optimizer, shape, batch_size=batch_size, facts=facts)

@@ -1,0 +1,122 @@
+"""The cells of a table's rows as text, the same in HTML, Markdown and the README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["COLUMNS", "cells", "deviation_text", "missing"]
+
+COLUMNS = (
+    "row",
+    "data",
+    "epochs",
+    "seeds",
+    "test accuracy by layer, %",
+    "all layers",
+    "top-5, or batch statistics",
+    "published (or measured*), %",
+    "difference",
+    "rival",
+    "ahead of rival",
+    "s an epoch",
+    "peak MB",
+)
+_SHOWN_LAYERS = 3
+
+
+def deviation_text(mean: float, deviation: float | None) -> str:
+    """A mean with its deviation, two decimals.
+
+    Example:
+        >>> deviation_text(90.3, 0.21), deviation_text(90.3, None)
+        ('90.30 ± 0.21', '90.30')
+    """
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """The texts of one row with figures, in the order of `COLUMNS`.
+
+    Args:
+        row: An entry of a table; needs `accuracy`.
+
+    Returns:
+        As many texts as there are columns; empty where there is nothing to say. Of deep networks the
+        first three layers and the last are shown.
+    """
+    accuracy = row["accuracy"]
+    epochs = f"{row['epochs']}" + (f" + {row['head_epochs']}" if row["head_epochs"] else "")
+    has_published = any("published" in figure for figure in accuracy)
+    rival = row.get("rival_difference")
+    several = len(accuracy) > 1
+    memory = row.get("peak_memory_bytes")
+    seconds = row["seconds_per_epoch"]["mean"]
+    return [
+        row["row"],
+        row["data"],
+        epochs,
+        str(accuracy[0]["n"]),
+        _by_layer(accuracy, lambda f: deviation_text(f["mean"], f["sd"])),
+        deviation_text(row["vote"]["mean"], row["vote"]["sd"]) if several else "",
+        _second_reading(row),
+        _by_layer(accuracy, _published) if has_published else "",
+        _by_layer(accuracy, _difference) if has_published else "",
+        "" if rival is None else f"{row['rival_recipe']} {row['rival_accuracy']:.2f}",
+        "" if rival is None else f"{rival:+.2f}",
+        f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}",
+        "" if memory is None else f"{memory / 1e6:.0f}",
+    ]
+
+
+def _second_reading(row: dict[str, Any]) -> str:
+    """What else a row's runs read from the same networks, layer by layer, said by name."""
+    for name, label in (
+        ("top5_accuracy", "top-5"),
+        ("test_accuracy_batch_statistics", "batch stat."),
+    ):
+        if name in row:
+            return f"{label} " + _by_layer(row[name], lambda f: f"{f['mean']:.2f}")
+    return ""
+
+
+def missing(table: dict[str, Any]) -> list[tuple[str, str]]:
+    """What of a table is not there, and why: (rows in words, reason), rows of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for row in table["rows"]:
+        if row["status"] == "done":
+            continue
+        if row["status"] == "not run":
+            reason = "not run yet"
+        elif row["status"] == "partial":
+            reason = f"only seeds {', '.join(map(str, row['seeds']))} are finished"
+        elif row["status"] == "failed":
+            reason = f"failed: {row['reason']}"
+        else:
+            reason = row["reason"]
+        reasons.setdefault(reason, []).append(f"{row['row']} on {row['data']}")
+    if table["measured"].get("unavailable"):
+        reasons[table["measured"]["unavailable"]] = ["the measurement"]
+    return [(_words(rows), reason) for reason, rows in reasons.items()]
+
+
+def _words(rows: list[str]) -> str:
+    return rows[0] if len(rows) == 1 else f"{len(rows)} rows ({rows[0]}, ... {rows[-1]})"
+
+
+def _by_layer(accuracy: list[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> str:
+    if len(accuracy) <= _SHOWN_LAYERS + 1:
+        return " / ".join(text(figure) for figure in accuracy)
+    shown = [text(figure) for figure in accuracy[:_SHOWN_LAYERS]]
+    return " / ".join([*shown, "…", text(accuracy[-1])])
+
+
+def _published(figure: dict[str, Any]) -> str:
+    if "published" not in figure:
+        return "–"  # noqa: RUF001
+    mark = "" if figure["is_published"] else "*"
+    return deviation_text(figure["published"], figure["published_sd"]) + mark
+
+
+def _difference(figure: dict[str, Any]) -> str:
+    return f"{figure['difference']:+.2f}" if "difference" in figure else "–"  # noqa: RUF001

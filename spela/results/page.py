@@ -1,0 +1,134 @@
+"""OUT/report.html and OUT/report.md from the tables of a results folder."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import platform
+import re
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from matplotlib.figure import Figure
+
+from spela.experiments.plan import Options
+from spela.experiments.registry import EXPERIMENTS
+from spela.experiments.tables import read_tables
+from spela.results.cells import COLUMNS, cells, deviation_text, missing
+from spela.results.geometry import layers_figure, layers_run
+from spela.results.plots import table_figures
+from spela.training.records import write_atomically
+
+__all__ = ["write_pages"]
+
+
+def write_pages(options: Options) -> tuple[Path, Path]:
+    """Write the report of everything in a results folder: one HTML page, one Markdown page, the plots.
+
+    Args:
+        options: Where the results are.
+
+    Returns:
+        Paths of the HTML page, which needs no other file, and of the Markdown page, which shows plots/*.png.
+
+    Raises:
+        ValueError: If there is no table, or one cannot be read.
+        OSError: If the folder cannot be written.
+    """
+    tables = read_tables(options, list(EXPERIMENTS))
+    if not tables:
+        raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
+    plots = options.folder / "plots"
+    plots.mkdir(exist_ok=True)
+    sections = [_section(table, options, plots) for table in tables]
+    context = {
+        "title": "QUICK CHECK of the experiments: NOT RESULTS"
+        if options.quick
+        else "SPELA: the paper's experiments",
+        "quick": options.quick,
+        "columns": COLUMNS,
+        "sections": sections,
+        "absent": [name for name in EXPERIMENTS if name not in {t["experiment"] for t in tables}],
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, one CPU thread a run unless a run's summary says otherwise",
+    }
+    pages = []
+    for name, template in (("report.html", "experiments.html"), ("report.md", "experiments.md")):
+        environment = jinja2.Environment(
+            autoescape=template.endswith("html"), trim_blocks=True, lstrip_blocks=True
+        )
+        source = files("spela").joinpath("templates", template).read_text(encoding="utf-8")
+        text = environment.from_string(source).render(context)
+        path = options.folder / name
+        write_atomically(path, partial(_write, text.encode()))
+        pages.append(path)
+    return pages[0], pages[1]
+
+
+def _write(content: bytes, name: str) -> None:
+    Path(name).write_bytes(content)
+
+
+def _section(table: dict[str, Any], options: Options, plots: Path) -> dict[str, Any]:
+    runs = options.folder / "runs"
+    figures = []
+    for name, caption, figure in table_figures(table, runs):
+        figures.append(_saved(plots / f"{_file_name(name)}.png", caption, figure))
+    if table["experiment"] in ("mlp", "cnn") and (key := layers_run(table, runs)):
+        path = plots / f"layers-{key}.png"
+        caption = f"t-SNE of test samples in the layers' outputs, before and after training ({key})"
+        try:
+            # It takes seconds, and a finished run does not change.
+            drawn = (
+                None
+                if path.exists()
+                else layers_figure(runs, key, options.data_root, options.quick)
+            )
+            figures.append(_saved(path, caption, drawn))
+        except ValueError as error:
+            figures.append({"caption": f"{caption}: not drawn, {error}", "data": "", "file": ""})
+    done = [row for row in table["rows"] if "accuracy" in row]
+    return {
+        "name": table["experiment"],
+        "title": table["title"],
+        "source": table["source"],
+        "rows": [cells(row) for row in done],
+        "figures": figures,
+        "missing": missing(table),
+        "exits": _exit_lines(table["measured"]),
+    }
+
+
+def _saved(path: Path, caption: str, figure: Figure | None) -> dict[str, str]:
+    if figure is not None:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+        write_atomically(path, partial(_write, buffer.getvalue()))
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"caption": caption, "data": data, "file": f"plots/{path.name}"}
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-") or f"plot-{os.getpid()}"
+
+
+def _exit_lines(measured: dict[str, Any]) -> list[list[str]]:
+    """One line a run of the calibrated thresholds: what they cost and what they save."""
+    return [
+        [
+            f"{c['row']}, seed {c['seed']}",
+            ", ".join("never" if t is None else f"{t:.3f}" for t in c["thresholds"]),
+            deviation_text(c["full_accuracy"], None),
+            deviation_text(c["accuracy"], None),
+            f"{c['accuracy'] - c['full_accuracy']:+.2f}",
+            f"{100 * (1 - c['multiply_adds']):.1f} %",
+            f"{c['full_ms']:.0f} / {c['early_ms']:.0f} ms",
+            f"{100 * (1 - c['early_ms'] / c['full_ms']):.0f} %",
+        ]
+        for c in measured.get("calibrated", [])
+    ]

@@ -1,0 +1,214 @@
+"""The plots of a table: sweeps, bars, curves by epoch, memory, early exit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from spela.training import RunFolder
+
+__all__ = ["table_figures"]
+
+_MAX_CURVES = 6
+Rows = list[dict[str, Any]]
+
+
+def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Figure]]:
+    """All plots of an experiment.
+
+    Args:
+        table: From `build_table`.
+        runs: The folder of its runs, for the curves.
+
+    Returns:
+        (file name without ending, caption, figure), in the order of the page.
+    """
+    name = table["experiment"]
+    figures = []
+    rows = [row for row in table["rows"] if "accuracy" in row]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        mine = [row for row in rows if row["data"] == data]
+        sweeps = _panels(mine, table["panels"], with_x=True)
+        if sweeps:
+            figures.append(
+                (
+                    f"{name}-{data}-sweeps",
+                    f"{data}: last layer, mean and deviation over seeds; crosses are published",
+                    _sweeps(sweeps, table["panels"]),
+                )
+            )
+        bars = _panels(mine, table["panels"], with_x=False)
+        if bars:
+            figures.append(
+                (
+                    f"{name}-{data}-bars",
+                    f"{data}: first layer (light) and last layer (dark); crosses are published",
+                    _bars(bars),
+                )
+            )
+        curves = [row for row in mine if row["x"] is None and _records(row, runs)][:_MAX_CURVES]
+        if curves:
+            figures.append(
+                (
+                    f"{name}-{data}-curves",
+                    f"{data}: test accuracy of every layer after every epoch, mean over seeds",
+                    _curves(curves, runs),
+                )
+            )
+    if table["measured"].get("points"):
+        if table["measure"] == "memory":
+            points = table["measured"]["points"]
+            figures.append((f"{name}-depth", "Against depth", _memory(points)))
+        else:
+            caption = "Early exit: thresholds against accuracy, and accuracy against multiply-adds"
+            figures.append((f"{name}-exits", caption, _exits(table["measured"])))
+    return figures
+
+
+def _panels(rows: Rows, panels: dict[str, str], with_x: bool) -> dict[str, Rows]:
+    found = {
+        panel: [r for r in rows if r["panel"] == panel and (r["x"] is not None) == with_x]
+        for panel in panels
+    }
+    return {panel: chosen for panel, chosen in found.items() if chosen}
+
+
+def _sweeps(panels: dict[str, Rows], labels: dict[str, str]) -> Figure:
+    figure = Figure(figsize=(max(4.6 * len(panels), 6), 3.8), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (panel, rows) in zip(grid, panels.items(), strict=True):
+        values = [row["x"] for row in rows]
+        for series in dict.fromkeys(row["series"] for row in rows):
+            line = sorted((r for r in rows if r["series"] == series), key=lambda r: r["x"])
+            last = [row["accuracy"][-1] for row in line]
+            places = [row["x"] for row in line]
+            means = [f["mean"] for f in last]
+            spread = [f["sd"] or 0.0 for f in last]
+            bars = axes.errorbar(places, means, yerr=spread, marker="o", capsize=3, label=series)
+            known = [
+                (x, f["published"]) for x, f in zip(places, last, strict=True) if "published" in f
+            ]
+            if known:
+                colour = bars.lines[0].get_color()
+                axes.scatter(*zip(*known, strict=True), marker="x", color=colour, zorder=3)
+        if min(values) > 0 and max(values) / min(values) > 20:
+            axes.set_xscale("log")
+        axes.set_xlabel(labels[panel])
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _bars(panels: dict[str, Rows]) -> Figure:
+    rows = [row for chosen in panels.values() for row in chosen]
+    figure = Figure(figsize=(9, 1.2 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(len(rows)))
+    for place, row in zip(places, rows, strict=True):
+        first, last = row["accuracy"][0], row["accuracy"][-1]
+        if len(row["accuracy"]) > 1:
+            axes.barh(place - 0.2, first["mean"], 0.36, xerr=first["sd"] or 0, color="#a8c6e5")
+        ours = "#1f5f99" if row["method"] == "spela" else "#8a8f98"
+        axes.barh(place + 0.2, last["mean"], 0.36, xerr=last["sd"] or 0, color=ours)
+        for figure_of_layer, shift in ((first, -0.2), (last, 0.2)):
+            if "published" in figure_of_layer:
+                axes.plot(figure_of_layer["published"], place + shift, "x", color="#c0392b")
+    axes.set_yticks(places, [row["row"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    lowest = min(f["mean"] - (f["sd"] or 0) for row in rows for f in row["accuracy"])
+    axes.set_xlim(max(0.0, lowest - 5), 100)
+    axes.set_xlabel("test accuracy, %")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _records(row: dict[str, Any], runs: Path) -> list[list[dict[str, Any]]]:
+    """The metrics of a row's finished seeds."""
+    return [records for key in row["runs"] if (records := RunFolder(runs / key).read_metrics())]
+
+
+def _curves(rows: Rows, runs: Path) -> Figure:
+    columns = min(3, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[len(rows) :]:
+        axes.set_visible(False)
+    for axes, row in zip(grid.flat, rows, strict=False):
+        _row_curve(axes, row, _records(row, runs))
+    return figure
+
+
+def _row_curve(axes: Axes, row: dict[str, Any], seeds: list[list[dict[str, Any]]]) -> None:
+    length = min(map(len, seeds))
+    epochs = [record["epoch"] for record in seeds[0][:length]]
+    for layer in range(len(seeds[0][0]["test_accuracy"])):
+        curves = [[100 * r["test_accuracy"][layer] for r in seed[:length]] for seed in seeds]
+        means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+        dots = "o" if length < 10 else None
+        (line,) = axes.plot(epochs, means, marker=dots, markersize=3, label=f"layer {layer + 1}")
+        if len(curves) > 1:
+            low, high = ([pick(v) for v in zip(*curves, strict=True)] for pick in (min, max))
+            axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+    axes.set_title(row["row"], fontsize=9)
+    axes.set_xlabel("epoch", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("test accuracy, %", fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def _memory(points: list[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    memory, step = figure.subplots(1, 2)
+    for method in dict.fromkeys(p["method"] for p in points):
+        for width in dict.fromkeys(p["width"] for p in points):
+            line = sorted(
+                (p for p in points if p["method"] == method and p["width"] == width),
+                key=lambda p: p["depth"],
+            )
+            depths = [p["depth"] for p in line]
+            label = f"{method}, width {width:g}"
+            memory.plot(depths, [p["peak_bytes"] / 1e6 for p in line], marker="o", label=label)
+            step.plot(depths, [p["step_ms"] for p in line], marker="o", label=label)
+    for axes, label in ((memory, "peak memory of a step, MB"), (step, "time of a step, ms")):
+        axes.set_xlabel("layers")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _exits(measured: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    by_threshold, by_cost = figure.subplots(1, 2)
+    points = measured["points"]
+    for row in dict.fromkeys(p["row"] for p in points):
+        mine = [p for p in points if p["row"] == row]
+        thresholds = sorted({p["threshold"] for p in mine})
+        accuracy, cost = (
+            [_mean([p[key] for p in mine if p["threshold"] == t]) for t in thresholds]
+            for key in ("accuracy", "multiply_adds")
+        )
+        (line,) = by_threshold.plot(thresholds, accuracy, marker="o", markersize=3, label=row)
+        by_cost.plot([100 * c for c in cost], accuracy, marker="o", markersize=3, label=row)
+        for chosen in (c for c in measured["calibrated"] if c["row"] == row):
+            place = 100 * chosen["multiply_adds"]
+            by_cost.plot(place, chosen["accuracy"], "*", color=line.get_color(), markersize=11)
+    by_threshold.set_xlabel("threshold (margin in cosine), the same at every layer")
+    by_cost.set_xlabel("multiply-adds, % of the whole network (stars: calibrated thresholds)")
+    for axes in (by_threshold, by_cost):
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,94 @@
+"""The main table in a README, between two markers."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from spela.experiments.plan import Options
+from spela.experiments.registry import EXPERIMENTS
+from spela.experiments.tables import read_tables
+from spela.results.cells import cells
+from spela.training.records import write_atomically
+
+__all__ = ["main_table", "update_readme"]
+
+BEGIN = "<!-- results:begin -->"
+END = "<!-- results:end -->"
+_HEADER = (
+    "| experiment | row | data | epochs | seeds | layers, % | published (measured*), % | difference "
+    "| ahead of rival |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def main_table(tables: list[dict[str, Any]]) -> str:
+    """The rows every experiment declares as its main ones, as Markdown.
+
+    Args:
+        tables: From `read_tables`.
+
+    Returns:
+        Lines without a final newline. Rows without figures are left out: the report says why.
+    """
+    lines = list(_HEADER)
+    for table in tables:
+        patterns = EXPERIMENTS[table["experiment"]].main
+        for row in table["rows"]:
+            if "accuracy" not in row or not any(fnmatchcase(row["row"], p) for p in patterns):
+                continue
+            name, data, epochs, seeds, layers, _, _, published, difference, rival, ahead, *_ = (
+                cells(row)
+            )
+            against = f"{ahead} ({rival})" if ahead else ""
+            values = (name, data, epochs, seeds, layers, published, difference, against)
+            lines.append(f"| {table['experiment']} | " + " | ".join(values) + " |")
+        for line in _exit_summary(table):
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def update_readme(path: Path, options: Options) -> None:
+    """Replace what stands between the markers of a file by the main table.
+
+    Args:
+        path: A text file that holds both markers, each once.
+        options: Where the results are.
+
+    Raises:
+        ValueError: If the file or a marker is missing, there are no results, or they are quick ones.
+    """
+    if options.quick:
+        raise ValueError("--quick makes no results: leave --readme out")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from None
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(
+            f"{path} must hold {BEGIN} and then {END}, each once: put them where the table goes"
+        )
+    tables = read_tables(options, list(EXPERIMENTS))
+    if not tables:
+        raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    content = f"{before}\n{main_table(tables)}\n{after}".encode()
+    write_atomically(path, lambda name: Path(name).write_bytes(content))
+
+
+def _exit_summary(table: dict[str, Any]) -> list[str]:
+    lines = []
+    calibrated = table["measured"].get("calibrated", [])
+    for row in dict.fromkeys(c["row"] for c in calibrated):
+        mine = [c for c in calibrated if c["row"] == row]
+        count = len(mine)
+        lost = sum(c["accuracy"] - c["full_accuracy"] for c in mine) / count
+        saved = 100 * (1 - sum(c["multiply_adds"] for c in mine) / count)
+        faster = 100 * (1 - sum(c["early_ms"] / c["full_ms"] for c in mine) / count)
+        what = f"{saved:.0f} % fewer multiply-adds, {faster:.0f} % less time, {lost:+.2f} points"
+        data = mine[0]["data"]
+        lines.append(
+            f"| {table['experiment']} | {row}, calibrated | {data} | | {count} | {what} | | | |"
+        )
+    return lines

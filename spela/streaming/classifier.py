@@ -1,0 +1,264 @@
+"""StreamingClassifier: a SPELA network that learns one sample at a time and meets new classes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spela.data import prepare
+from spela.early_exit import ExitPolicy
+from spela.layers import LocalLayer
+from spela.network import SpelaSequential
+from spela.optim import LocalAdam
+from spela.streaming.checkpoint import Stream, read_stream, write_stream
+from spela.streaming.classes import ClassTable, Label
+from spela.streaming.replay import ReplayBuffer
+
+__all__ = ["StreamPrediction", "StreamingClassifier"]
+
+
+class StreamPrediction(NamedTuple):
+    """Answers by name, and how sure and how early they were."""
+
+    labels: list[Label]  # (B,)
+    margin: Tensor  # (B,) score of the best class minus that of the second: the confidence
+    layer: Tensor  # (B,) int64, index of the SPELA layer that answered, from 0
+
+
+class StreamingClassifier:
+    """Learns from a stream by local steps on each new mini-batch joined with remembered samples.
+
+    The network is built for the largest number of classes there may ever be (its num_classes); the
+    classifier shows its layers only those met so far. All randomness (what is remembered, what is
+    replayed, dropout) comes from one seed and is saved with the rest, so a stream that goes on after
+    `load` ends in the same bits as one that never stopped.
+
+    Args:
+        net: The network; it is taken over and changed in place.
+        optimizer: Built from net.parameters(), perhaps in groups (`spela.optim.layer_groups`); None:
+            LocalAdam with lr 1e-3.
+        memory: Most samples to remember, in the dtype they come in; 0: none.
+        replay: Most remembered samples that each step joins to the new ones.
+        policy: Which samples to remember: balanced (over classes) or reservoir (over the stream).
+        labels: Labels of a network that was trained before, in the order of its class indices.
+        seed: Of all randomness.
+
+    Raises:
+        ValueError: If layers differ in their classes, or a number or name is out of range.
+        TypeError: If a layer cannot take classes at run time.
+
+    Example:
+        >>> from spela.layers import SpelaLinear
+        >>> net = SpelaSequential(SpelaLinear(2, 16, num_classes=10, objective="softmax"))
+        >>> stream = StreamingClassifier(net)
+        >>> _ = stream.observe(torch.tensor([1.0, 0.0]), "right")
+        >>> _ = stream.observe(torch.tensor([[0.0, 1.0], [1.0, 0.1]]), ["up", "right"])
+        >>> stream.labels
+        ['right', 'up']
+        >>> for _ in range(50):
+        ...     _ = stream.observe(torch.tensor([[0.0, 1.0], [1.0, 0.1]]), ["up", "right"])
+        >>> stream.predict(torch.tensor([[0.1, 1.0]])).labels
+        ['up']
+    """
+
+    def __init__(
+        self,
+        net: SpelaSequential,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        memory: int = 500,
+        replay: int = 32,
+        policy: str = "balanced",
+        labels: Iterable[Label] = (),
+        seed: int = 0,
+    ) -> None:
+        if replay < 0:
+            raise ValueError(f"`replay` must be 0 or more, got {replay}")
+        self.generator = torch.Generator().manual_seed(seed)
+        self.buffer = ReplayBuffer(memory, policy, generator=self.generator)
+        self.replay = replay
+        self.optimizer = optimizer or LocalAdam(net.parameters(), lr=1e-3)
+        self.net = net
+        self.classes = ClassTable(net.local_layers, labels)
+
+    @property
+    def labels(self) -> list[Label]:
+        """The labels met so far, in the order of their class indices."""
+        return list(self.classes.labels)
+
+    def observe(self, x: Tensor, y: object) -> Tensor:
+        """Learn from new samples; labels not met before become classes.
+
+        Args:
+            x: (B, ...) samples, or one sample without the batch axis; uint8 pixels or floats, alike
+                over the whole stream.
+            y: B labels, each a str or an int; or one label, for one sample.
+
+        Returns:
+            (L,) losses of the step, on new and remembered samples, from before the update.
+
+        Raises:
+            ValueError: If numbers or shapes differ, a value is not finite, or there is one class too
+                many. The classifier is then as it was.
+            TypeError: If a label is neither str nor int.
+        """
+        x, names = self._batch(x, y)
+        before, state = len(self.classes), self.generator.get_state()
+        target = torch.tensor(self.classes.indices(names), device=x.device)
+        remembered = self.buffer.sample(min(self.replay, len(self.buffer)))
+        inputs, targets = x, target
+        if len(remembered[1]):
+            inputs = torch.cat([x, remembered[0]])
+            targets = torch.cat([target, remembered[1]])
+        # Dropout draws from torch's own generator, which is the caller's: it gets it back as it was.
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            self._train_mode()
+            try:
+                losses = self.net.local_step(prepare(inputs), targets, self.optimizer)
+            except (ValueError, TypeError, RuntimeError):
+                self.classes.keep(before)
+                self.generator.set_state(state)
+                raise
+        self.buffer.add(x, target)
+        return losses
+
+    def predict(
+        self, x: Tensor, exit_threshold: float | ExitPolicy | None = None
+    ) -> StreamPrediction:
+        """The labels of samples, with the confidence of each.
+
+        Args:
+            x: (B, ...) samples as for `observe`.
+            exit_threshold: As for `SpelaSequential.predict`.
+
+        Returns:
+            A `StreamPrediction`; with one class known, margins are 0.
+
+        Raises:
+            ValueError: If no class is known yet.
+        """
+        if not len(self.classes):
+            raise ValueError("no class is known yet: observe a labelled sample first")
+        self.net.eval()
+        found = self.net.predict_detailed(prepare(x.to(self._device)), exit_threshold)
+        names = [self.classes.labels[index] for index in found.labels.tolist()]
+        return StreamPrediction(names, found.margin, found.layer)
+
+    def freeze(self, layer: int, frozen: bool = True) -> None:
+        """Stop a SPELA layer from learning, or let it learn again; it goes on passing samples through.
+
+        Args:
+            layer: Its index among the SPELA layers, from 0.
+            frozen: False: let it learn again.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        layers = self.net.local_layers
+        if not 0 <= layer < len(layers):
+            raise ValueError(f"`layer` must be in 0..{len(layers) - 1}, got {layer}")
+        layers[layer].requires_grad_(not frozen)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything the stream needs to go on: one safetensors file, whole or not at all.
+
+        Args:
+            path: The file to create or replace.
+
+        Raises:
+            OSError: If the disk is full or the folder not writable.
+        """
+        write_stream(
+            Path(path),
+            Stream(
+                labels=self.labels,
+                memory=self.buffer.capacity,
+                policy=self.buffer.policy,
+                replay=self.replay,
+                frozen=[_is_frozen(layer) for layer in self.net.local_layers],
+                tables=self.classes.tables,
+                buffer=self.buffer.state(),
+                generator=self.generator.get_state(),
+            ),
+            self.net,
+            self.optimizer,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        net: SpelaSequential,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> StreamingClassifier:
+        """Take up a saved stream; nothing is unpickled.
+
+        Args:
+            path: A file that `save` wrote.
+            net: A network built as the saved one was; its weights are replaced.
+            optimizer: As the saved one's: its state is restored, learning rates are this one's.
+
+        Returns:
+            The classifier, which goes on as the saved one would have.
+
+        Raises:
+            ValueError: If the file is missing, damaged, or of another network.
+        """
+        path = Path(path)
+        stream, load_weights = read_stream(path)
+        made = cls(net, optimizer, memory=stream.memory, replay=stream.replay, policy=stream.policy)
+        layers = net.local_layers
+        if len(stream.tables) != len(layers):
+            raise ValueError(
+                f"{path} holds {len(stream.tables)} SPELA layers, the network has {len(layers)}"
+            )
+        made.classes.load(stream.tables)
+        made.classes.indices(stream.labels)
+        load_weights(net, made.optimizer)
+        try:
+            made.buffer.load_state(stream.buffer, made._device)
+            made.generator.set_state(stream.generator)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if len(made.buffer.seen) > len(stream.labels):
+            raise ValueError(f"{path} is damaged: it remembers classes without a label")
+        for index, frozen in enumerate(stream.frozen):
+            made.freeze(index, frozen)
+        return made
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def _batch(self, x: Tensor, y: object) -> tuple[Tensor, Sequence[object]]:
+        """Samples (B, ...) on the network's device, and B labels."""
+        if isinstance(y, Tensor) or (hasattr(y, "tolist") and not isinstance(y, str | int)):
+            y = y.tolist()
+        single = isinstance(y, str) or not isinstance(y, Sequence)
+        names: Sequence[object] = [y] if single else y  # type: ignore[assignment]
+        if single:
+            x = x[None]
+        if len(names) == 0 or x.ndim < 2 or len(x) != len(names):
+            raise ValueError(
+                f"`x` and `y` must hold the same samples, at least one: got x {tuple(x.shape)} and "
+                f"{len(names)} labels"
+            )
+        self.buffer.check(x)
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise ValueError("`x` has values that are NaN or Inf: leave such samples out")
+        return x.to(self._device), names
+
+    def _train_mode(self) -> None:
+        self.net.train()
+        for layer in self.net.local_layers:
+            if _is_frozen(layer):
+                layer.eval()  # batch statistics stay too
+
+
+def _is_frozen(layer: LocalLayer | nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in layer.parameters())

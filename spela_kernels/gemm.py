@@ -1,0 +1,176 @@
+"""Dense products of a layer on the CPU, by the faster of two libraries that torch brings.
+
+`blas` is torch.addmm (MKL in the wheels for x86), whose `beta` makes the update of a weight the product's own
+epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product.
+Which is faster depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from spela_kernels.activations import get_activation
+from spela_kernels.gemm_choice import choose_library
+
+__all__ = ["add_product_", "linear", "onednn_works", "product"]
+
+_logger = logging.getLogger(__name__)
+# What oneDNN can apply to the product before it is stored, under the names of the internal op.
+_FUSED = {
+    "leaky_relu": ("leaky_relu", ""),
+    "relu": ("relu", ""),
+    "tanh": ("tanh", ""),
+    "identity": ("none", ""),
+}
+
+
+@functools.cache
+@torch.no_grad()
+def onednn_works() -> bool:
+    """Whether torch's internal fused linear op is here and gives right results; looked at once."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    ):
+        return False
+    x, weight, bias = torch.linspace(-1, 1, 15).view(5, 3), torch.eye(7, 3), torch.arange(7.0) - 3
+    try:
+        fused = _onednn(x, weight, bias, "leaky_relu", 0.25)
+        turned = _onednn(x.T, fused.T, None, "identity", 0.0)
+        total = _onednn_sum(weight, x, fused)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        _logger.warning("spela_kernels: oneDNN's fused product is not used: %s", error)
+        return False
+    plain = torch.nn.functional.leaky_relu(x @ weight.T + bias, 0.25)
+    pairs = ((fused, plain), (turned, x.T @ plain), (total, weight + plain.T @ x))
+    right = all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)
+    if not right:
+        _logger.warning("spela_kernels: oneDNN's fused product is not used: its results differ")
+    return right
+
+
+def _onednn(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, slope: float
+) -> Tensor:
+    name, algorithm = _FUSED[activation]
+    scalars = [slope] if activation == "leaky_relu" else []
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, scalars, algorithm)
+
+
+def _onednn_sum(total: Tensor, x: Tensor, dz: Tensor) -> Tensor:
+    """total + dz^T x in a new tensor."""
+    return torch.ops.mkldnn._linear_pointwise.binary(dz.T, total, x.T, None, "add")
+
+
+def _is_onednn(kind: str, x: Tensor, rows: Tensor) -> bool:
+    """Whether a product with `x` (B, I) and `rows` (O, I) or (B, O) goes to oneDNN.
+
+    Only plain float32 rows do: 16-bit products reach oneDNN through torch.addmm as well.
+    """
+    if x.dtype != torch.float32 or rows.dtype != torch.float32:
+        return False
+    if not (x.is_contiguous() and rows.is_contiguous()) or not onednn_works():
+        return False
+    outputs = rows.shape[0] if kind == "linear" else rows.shape[1]
+    return choose_library(kind, x.shape[0], x.shape[1], outputs, _CANDIDATES[kind]) == "onednn"
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, slope: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """phi(x W^T + b), the activation inside the product where the library can.
+
+    Args:
+        x: (B, I) float.
+        weight: (O, I) in the dtype of x.
+        bias: (O,) or None, likewise.
+        activation: A name from `ACTIVATIONS`.
+        slope: Of leaky_relu (a number) or prelu (a tensor).
+
+    Returns:
+        y (B, O), and z (B, O) where phi' needs it, else y again.
+
+    Example:
+        >>> y, _ = linear(torch.ones(1, 2), torch.eye(2), None, "leaky_relu", 0.1)
+        >>> y
+        tensor([[1., 1.]])
+    """
+    phi = get_activation(activation)
+    fuses = activation in _FUSED
+    if _is_onednn("linear", x, weight):
+        z = _onednn(x, weight, bias, activation if fuses else "identity", float(slope))
+        if fuses:
+            return z, z
+    else:
+        z = torch.nn.functional.linear(x, weight, bias)
+        if activation == "leaky_relu":
+            y = torch.nn.functional.leaky_relu_(z, float(slope))
+            return y, y
+    y = phi.forward(z, slope)
+    return y, z if phi.needs_input else y
+
+
+def product(dz: Tensor, x: Tensor) -> Tensor:
+    """dz^T x: the weight gradient (O, I) from dz (B, O) and x (B, I).
+
+    Example:
+        >>> product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]]))
+        tensor([[3.],
+                [6.]])
+    """
+    if _is_onednn("product", x, dz):
+        return _onednn(dz.T, x.T, None, "identity", 0.0)
+    return dz.T @ x
+
+
+def add_product_(total: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: float) -> None:
+    """total = beta * total + alpha * dz^T x, in place: a weight's update inside the second product.
+
+    Args:
+        total: (O, I), updated; float32 where dz and x are in 16 bits.
+        dz: (B, O) float.
+        x: (B, I) in the dtype of dz.
+        beta: Factor of what is there, 1 - lr * weight_decay for a plain step.
+        alpha: Factor of the product, -lr for a plain step.
+
+    Example:
+        >>> weight = torch.ones(1, 1)
+        >>> add_product_(weight, torch.ones(2, 1), torch.ones(2, 1), beta=1.0, alpha=-0.25)
+        >>> weight
+        tensor([[0.5000]])
+    """
+    if total.dtype != dz.dtype:
+        total.mul_(beta)
+        total.add_(product(dz, x), alpha=alpha)
+    elif total.is_contiguous() and _is_onednn("update", x, dz):
+        total.mul_(beta)
+        total.copy_(_onednn_sum(total, x, dz * alpha))
+    else:
+        total.addmm_(dz.T, x, beta=beta, alpha=alpha)
+
+
+def _run_linear(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
+    if library == "onednn":
+        _onednn(x, weight, None, "leaky_relu", 0.01)
+    else:
+        torch.nn.functional.leaky_relu_(torch.nn.functional.linear(x, weight), 0.01)
+
+
+def _run_product(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
+    if library == "onednn":
+        _onednn(dz.T, x.T, None, "identity", 0.0)
+    else:
+        torch.mm(dz.T, x)
+
+
+def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
+    if library == "onednn":
+        weight.copy_(_onednn_sum(weight, x, dz * 0.01))
+    else:
+        weight.addmm_(dz.T, x, alpha=0.01)
+
+
+_CANDIDATES = {"linear": _run_linear, "product": _run_product, "update": _run_update}

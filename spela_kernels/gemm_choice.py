@@ -1,0 +1,142 @@
+"""Which GEMM library runs a shape on this machine: measured once, then kept in a file.
+
+The two libraries round differently, so a choice that changed between runs would make them differ in the last
+bits. It is therefore kept for every later process: one small file a machine, kind of product and shape
+class in the user's cache folder. SPELA_CPU_GEMM=blas or onednn pins it; nothing is measured or kept then.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["LIBRARIES", "cache_folder", "choose_library", "machine_name", "pinned_library"]
+
+LIBRARIES = ("blas", "onednn")
+# Sizes are rounded up to powers of two; beyond this one, which library is faster no longer changes.
+_LARGEST, _SMALLEST = 1024, 16
+_ROUNDS = 7
+
+_logger = logging.getLogger(__name__)
+_Run = Callable[[str, Tensor, Tensor, Tensor], None]
+
+
+def pinned_library() -> str | None:
+    """The library that SPELA_CPU_GEMM names, or None for a choice by measurement.
+
+    Raises:
+        ValueError: If it is neither auto nor one of `LIBRARIES`.
+    """
+    name = os.environ.get("SPELA_CPU_GEMM", "auto")
+    if name != "auto" and name not in LIBRARIES:
+        raise ValueError(
+            f"unknown library {name!r} in SPELA_CPU_GEMM: use auto, {' or '.join(LIBRARIES)}"
+        )
+    return None if name == "auto" else name
+
+
+def cache_folder() -> Path:
+    """Where choices are kept: SPELA_CACHE_DIR, else the user's cache folder."""
+    named = os.environ.get("SPELA_CACHE_DIR")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spela"
+
+
+@functools.cache
+def machine_name() -> str:
+    """The processor and torch's version: what a measurement holds for."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    fields = (
+        re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+        for name in ("model name", "cpu family", "model", "stepping")
+    )
+    parts = [match.group(1) for match in fields if match] or [platform.machine()]
+    parts += [torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}"]
+    return re.sub(r"[^A-Za-z0-9.+]+", "-", " ".join(parts))
+
+
+def _shape_class(size: int) -> int:
+    return min(_LARGEST, max(_SMALLEST, 1 << (size - 1).bit_length()))
+
+
+def choose_library(kind: str, batch: int, inputs: int, outputs: int, run: _Run) -> str:
+    """The library for a kind of product and a shape.
+
+    Args:
+        kind: linear, product or update.
+        batch, inputs, outputs: B, I, O.
+        run: (library, x (B, I), weight (O, I), dz (B, O)) makes one product of this kind.
+
+    Returns:
+        One of `LIBRARIES`.
+
+    Raises:
+        ValueError: If SPELA_CPU_GEMM names no library.
+    """
+    return pinned_library() or _kept(kind, batch, inputs, outputs, torch.get_num_threads(), run)
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept(kind: str, batch: int, inputs: int, outputs: int, threads: int, run: _Run) -> str:
+    sizes = _shape_class(batch), _shape_class(inputs), _shape_class(outputs)
+    name = f"{kind}-{'x'.join(map(str, sizes))}-{threads}-threads"
+    path = cache_folder() / "cpu-gemm" / machine_name() / name
+    return _read(path) or _keep(path, _fastest(sizes, run))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        name = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if name in LIBRARIES else None
+
+
+def _keep(path: Path, name: str) -> str:
+    """Write the choice unless another process was first; its choice counts then."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(name + "\n", encoding="ascii")
+        try:
+            os.link(draft, path)  # unlike a rename, fails where the file is there
+        except FileExistsError:
+            if _read(path) is None:  # damaged: replaced whole
+                draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        _logger.warning(
+            "spela_kernels: the measured choice of a GEMM library is not kept (%s): set "
+            "SPELA_CACHE_DIR to a folder that can be written, or pin SPELA_CPU_GEMM for equal bits",
+            error,
+        )
+        return name
+    return _read(path) or name
+
+
+def _fastest(sizes: tuple[int, int, int], run: _Run) -> str:
+    batch, inputs, outputs = sizes
+    shapes = ((batch, inputs), (outputs, inputs), (batch, outputs))
+    # Filled without a random generator: a measurement must not move anybody's seed.
+    x, weight, dz = (torch.full(shape, 0.01) for shape in shapes)
+    best = dict.fromkeys(LIBRARIES, float("inf"))
+    for _ in range(_ROUNDS):
+        for name in LIBRARIES:
+            start = time.perf_counter()
+            run(name, x, weight, dz)
+            best[name] = min(best[name], time.perf_counter() - start)
+    return min(LIBRARIES, key=best.__getitem__)

@@ -1,0 +1,158 @@
+"""Two processes against one: equal to rounding when they share batches, to the bit when they share layers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spela.experiments import build_network, build_optimizer, load_run, run
+from spela.training import RunFolder, Trainer
+from tests.spela.distributed import workers
+
+ROOT = Path(__file__).resolve().parents[3]
+LAYERS = {"mlp": (1, 4, 6), "cnn": (0, 1, 4)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _half_a_run(out: Path) -> None:
+    """The first of two epochs, in one process."""
+    config, data = workers.config(), workers.dataset()
+    net = build_network(config, data.sample_shape, data.num_classes)
+    trainer = Trainer(config, net, build_optimizer(config, net), data, RunFolder(out))
+    trainer.start()
+    trainer.folder.append_metrics(trainer.run_epoch(0))
+    trainer.epochs_done = 1
+    trainer._checkpoint()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes left what they computed."""
+    out = tmp_path_factory.mktemp("ranks")
+    for form in ("data", "layers"):
+        _half_a_run(out / "half" / form)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    common = {**os.environ, **job, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, workers.__file__, str(out)],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, dict[str, torch.Tensor]]:
+    """Every case in this process."""
+    found = {}
+    for name, (_, _, optimizer, _) in workers.CASES.items():
+        net = workers.start(name)
+        found[name] = workers.train(net, optimizer(list(net.parameters())))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in workers.CASES if "float32" not in name])
+def test_data_parallel_equals_one_process_within_rounding(
+    name: str, done: Path, alone: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    first, second = (load_file(done / f"{name} data {rank}") for rank in range(2))
+    assert first.keys() == alone[name].keys()
+    losses = first.pop("losses") + second.pop("losses")
+    # Adam divides by gradients that are all rounding where batch norm makes them zero.
+    close = {"rtol": 1e-6, "atol": 1e-6} if "adam" in name else {"rtol": 1e-11, "atol": 1e-12}
+    torch.testing.assert_close(losses, alone[name]["losses"], **close)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), f"ranks disagree on {key}"
+        torch.testing.assert_close(value, alone[name][key], **close, msg=key)
+
+
+def test_frozen_layers_stay(done: Path) -> None:
+    before = workers.start("mlp sgd").state_dict()
+    after = load_file(done / "mlp sgd data 0")
+    assert torch.equal(before["1.weight"], after["1.weight"])
+    assert not torch.equal(before["4.weight"], after["4.weight"])
+
+
+@pytest.mark.parametrize("name", workers.CASES)
+def test_layer_parallel_equals_one_process_to_the_bit(
+    name: str, done: Path, alone: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    parts = [load_file(done / f"{name} layers {rank}") for rank in range(2)]
+    expected = dict(alone[name])
+    losses = parts[0].pop("losses") + parts[1].pop("losses")
+    assert torch.equal(losses, expected.pop("losses"))
+    for part in parts:
+        for key, value in part.items():
+            assert torch.equal(value, expected[key]), key
+    held = [{k for k in part if not k.startswith("scores")} for part in parts]
+    assert held[0]
+    assert held[1]
+    assert not held[0] & held[1]
+    assert held[0] | held[1] == {k for k in expected if not k.startswith("scores")}
+
+
+def _records(path: Path) -> list[dict[str, object]]:
+    records = RunFolder(path).read_metrics()
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+@pytest.mark.parametrize("changes", [{}, workers.CNN_RUN], ids=["run", "cnn"])
+def test_a_layer_parallel_run_leaves_what_one_process_leaves(
+    changes: dict[str, object], done: Path, tmp_path: Path
+) -> None:
+    run(workers.config(**changes), workers.dataset(), tmp_path / "one")
+    name = "cnn-layers" if changes else "run-layers"
+    paths = [tmp_path / "one", done / name, *([] if changes else [done / "half" / "layers"])]
+    one, *others = [load_file(path / "checkpoint.safetensors") for path in paths]
+    for other in others:
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    for path in paths[1:]:
+        assert _records(path) == _records(paths[0])
+    summary = json.loads((done / name / "summary.json").read_text())
+    assert (summary["parallel"], summary["ranks"]) == ("layers", 2)
+    assert summary["parameters"] == sum(p.numel() for p in load_run(done / name).net.parameters())
+
+
+def test_a_data_parallel_run_leaves_what_one_process_leaves(done: Path, tmp_path: Path) -> None:
+    run(workers.config(), workers.dataset(), tmp_path / "one")
+    one = load_file(tmp_path / "one" / "checkpoint.safetensors")
+    for path in (done / "run-data", done / "half" / "data"):
+        joint = load_file(path / "checkpoint.safetensors")
+        assert one.keys() == joint.keys()
+        for key, value in joint.items():
+            torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-4, msg=key)
+        assert [r["epoch"] for r in _records(path)] == [1, 2]
+
+
+def test_an_error_of_rank_0_is_an_error_of_all(done: Path) -> None:
+    for form in ("data", "layers"):
+        for rank in range(2):
+            assert "already holds a run" in (done / f"refused {form} {rank}").read_text()

@@ -1,0 +1,165 @@
+"""What needs no second process: shares, stages, joint modules, refusals."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spela import SpelaLinear, SpelaSequential
+from spela.data import load_dataset
+from spela.distributed import DataParallelSequential, LayerParallelSequential, Ranks, run_parallel
+from spela.distributed.joint import JointDropout, join_modules
+from spela.distributed.pipe import Inlet, Outlet
+from spela.distributed.ranks import Pending
+from spela.distributed.stages import split_evenly
+from spela.experiments import make_config
+
+ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
+
+
+@pytest.mark.parametrize(("total", "size"), [(100, 2), (7, 3), (3, 3), (2, 3), (1, 4)])
+def test_shares_cover_a_batch_once(total: int, size: int) -> None:
+    shares = [Ranks(rank, size, torch.device("cpu"), 60.0).share(total) for rank in range(size)]
+    assert sum(share.weight for share in shares) == pytest.approx(1)
+    rows = [row for share in shares for row in range(total)[share.rows]]
+    assert rows == list(range(total)) * (size if total < size else 1)
+    for share in shares:
+        if not share.whole:
+            assert share.weight == len(range(total)[share.rows]) / total > 0
+
+
+@pytest.mark.parametrize(
+    "costs", [(5,), (1, 2, 3, 4), (4, 3, 2, 1), (0, 0, 7), (3, 3, 1, 9, 2, 2), (1,) * 7]
+)
+def test_no_split_has_a_faster_slowest_stage(costs: tuple[int, ...]) -> None:
+    for parts in range(1, len(costs) + 1):
+        found = split_evenly(costs, parts)
+        assert sorted(set(found)) == list(range(parts))
+        assert found == sorted(found)
+        slowest = max(
+            sum(c for c, p in zip(costs, found, strict=True) if p == k) for k in set(found)
+        )
+        best = min(
+            max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, len(costs))))
+            for cuts in itertools.combinations(range(1, len(costs)), parts - 1)
+        )
+        assert slowest == best
+    with pytest.raises(ValueError, match="cannot be spread over"):
+        split_evenly(costs, len(costs) + 1)
+
+
+def test_parts_of_a_joint_mask_make_one_process_mask() -> None:
+    x = torch.randn(7, 3, 2)
+    torch.manual_seed(0)
+    expected = nn.functional.dropout(x, 0.4)
+    for rank in range(3):
+        module = nn.Sequential(nn.Dropout(0.4))
+        (joint,) = join_modules(module, ALONE)
+        joint.share = Ranks(rank, 3, torch.device("cpu"), 60.0).share(7)
+        torch.manual_seed(0)
+        assert torch.equal(module(x[joint.share.rows]), expected[joint.share.rows])
+    module.eval()
+    assert torch.equal(module(x), x)
+    assert isinstance(module[0], JointDropout)
+
+
+@dataclass(frozen=True)
+class Logged(Ranks):
+    """Writes down what is begun and waited for, and moves nothing."""
+
+    log: list[str] = field(default_factory=list)
+
+    def start_sum(self, tensor: Tensor) -> Pending:
+        return self._begin(f"sum {tuple(tensor.shape)}", tensor)
+
+    def start_send(self, tensor: Tensor, to: int, tag: int = 0) -> Pending:
+        return self._begin(f"send {len(tensor)} to {to}", tensor)
+
+    def start_receive(self, tensor: Tensor, source: int, tag: int = 0) -> Pending:
+        return self._begin(f"receive {len(tensor)}", tensor)
+
+    def _begin(self, what: str, tensor: Tensor) -> Pending:
+        self.log.append(what)
+        return Pending(self, SimpleNamespace(wait=lambda: self.log.append(f"end {what}")), tensor)
+
+
+def test_a_layer_is_summed_while_the_next_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Logged(0, 1, torch.device("cpu"), 60.0)
+    layers = [SpelaLinear(4, 6, 3, bias=False), SpelaLinear(6, 5, 3, bias=False)]
+    for index, layer in enumerate(layers):
+
+        def told(
+            x: Tensor, target: Tensor, layer: SpelaLinear = layer, index: int = index
+        ) -> tuple[Tensor, Tensor]:
+            ranks.log.append(f"forward {index}")
+            return type(layer).local_loss(layer, x, target)
+
+        monkeypatch.setattr(layer, "local_loss", told)
+    net = DataParallelSequential(SpelaSequential(*layers), ranks)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    net.local_step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), optimizer)
+    assert ranks.log == [
+        "forward 0",
+        "sum (6, 4)",
+        "forward 1",
+        "sum (5, 6)",
+        "end sum (6, 4)",
+        "end sum (5, 6)",
+    ]
+
+
+def test_several_batches_are_in_flight() -> None:
+    ranks = Logged(1, 3, torch.device("cpu"), 60.0)
+    outlet, inlet = Outlet(ranks, 2), Inlet(ranks, 2, (4,), torch.float32)
+    for size in (9, 8, 7):
+        outlet.put(torch.zeros(size, 4))
+    # The third waits for the first to have left.
+    assert ranks.log == ["send 9 to 2", "send 8 to 2", "end send 9 to 2", "send 7 to 2"]
+    ranks.log.clear()
+    inlet.expect([9, 8, 7])
+    assert ranks.log == ["receive 9", "receive 8"]
+    assert inlet.take(9).shape == (9, 4)
+    assert ranks.log[2:] == ["end receive 9", "receive 7"]
+    with pytest.raises(ValueError, match="a batch of 8 samples was expected next, got one of 7"):
+        inlet.take(7)
+
+
+def test_names_and_weights_stay() -> None:
+    def net() -> SpelaSequential:
+        g = torch.Generator().manual_seed(0)
+        return SpelaSequential(nn.Flatten(), SpelaLinear(4, 6, 3, generator=g))
+
+    expected = net().state_dict()
+    for made in (
+        DataParallelSequential(net(), ALONE),
+        LayerParallelSequential(net(), ALONE, (2, 2)),
+    ):
+        state = made.state_dict()
+        assert list(state) == list(expected)
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_dataset("digits")
+    for recipe, form, message in (
+        ("best", "model", "unknown parallel 'model': use one of data, layers"),
+        ("backprop", "data", "SPELA networks only, not method 'backprop'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_parallel(make_config("digits", recipe), data, tmp_path, ALONE, form)
+    five = Ranks(0, 5, torch.device("cpu"), 60.0)
+    with pytest.raises(ValueError, match="3 layers cannot be spread over 5 processes"):
+        run_parallel(make_config("digits"), data, tmp_path, five, "layers")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="start it with torchrun"):
+        Ranks.join()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(ValueError, match="got 'mps'"):
+        Ranks.join("mps")

@@ -1,0 +1,114 @@
+"""From declarations to runs: what is planned, shared, skipped and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spela.experiments import RECIPES, make_config
+from spela.experiments.declare import Experiment, Row
+from spela.experiments.plan import Options, plan, run_key
+from spela.experiments.registry import EXPERIMENTS, find_experiments
+
+NONE = Path("/nonexistent")
+
+
+def _experiment(*rows: Row, data: tuple[str, ...] = ("digits",)) -> Experiment:
+    return Experiment("test", "A test", data, rows)
+
+
+def test_a_run_for_every_row_and_seed_and_equal_settings_share_one() -> None:
+    rows = (Row("a", "tmlr"), Row("b", "tmlr", settings={"lr": 2.5}), Row("c", "best"))
+    jobs, skips = plan(_experiment(*rows), Options(NONE, seeds=(0, 1)))
+    assert [(j.row.name, j.config.seed) for j in jobs] == [
+        (name, seed) for name in "abc" for seed in (0, 1)
+    ]
+    assert len({job.key for job in jobs}) == 4  # b says what the recipe says anyway
+    assert not skips
+
+
+def test_every_setting_is_part_of_a_run_s_name() -> None:
+    one = make_config("digits", "tmlr")
+    assert run_key(one) == run_key(make_config("digits", "tmlr"))
+    for change in ({"lr": 1.0}, {"epochs": 3}, {"layers": (9,)}, {"label_noise": 0.1}):
+        assert run_key(make_config("digits", "tmlr", **change)) != run_key(one)
+    assert "/" not in run_key(make_config("some/where/a file.npz", "tmlr"))
+
+
+def test_what_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    experiment = _experiment(
+        Row("x", "tmlr"), Row("y", "recipe-of-the-future"), data=("digits", "mnist", "pets2")
+    )
+    jobs, skips = plan(experiment, Options(NONE, seeds=(0,), data_root=tmp_path))
+    assert [(j.row.name, j.config.data) for j in jobs] == [("x", "digits")]
+    reasons = {(skip.row.name, skip.data): skip.reason for skip in skips}
+    assert "no recipe 'recipe-of-the-future'" in reasons["y", "digits"]
+    assert "not at hand" in reasons["x", "mnist"]
+    assert "does not know the dataset" in reasons["x", "pets2"]
+
+
+def test_data_asked_for_by_name_must_be_known() -> None:
+    with pytest.raises(ValueError, match="unknown dataset 'digit': did you mean 'digits'"):
+        plan(_experiment(Row("x", "tmlr")), Options(NONE, data=("digit",)))
+
+
+def test_rows_of_one_dataset_leave_the_others_out() -> None:
+    rows = (Row("grey", "tmlr", data=("digits",)), Row("colour", "tmlr", data=("svhn",)))
+    experiment = _experiment(*rows, data=("digits", "svhn"))
+    names = [j.row.name for j in plan(experiment, Options(NONE, (0,), data=("digits",)))[0]]
+    assert names == ["grey"]
+
+
+def test_the_pattern_of_rows_keeps_the_others_in_the_table() -> None:
+    jobs, _ = plan(_experiment(Row("a", "tmlr"), Row("b", "best")), Options(NONE, (0,), rows="b*"))
+    assert [(job.row.name, job.wanted) for job in jobs] == [("a", False), ("b", True)]
+
+
+def test_epochs_replace_the_rows_own() -> None:
+    jobs, _ = plan(_experiment(Row("a", "tmlr", settings={"epochs": 9})), Options(NONE, (0,)))
+    assert jobs[0].config.epochs == 9
+    jobs, _ = plan(
+        _experiment(Row("a", "tmlr", settings={"epochs": 9})), Options(NONE, (0,), epochs=2)
+    )
+    assert jobs[0].config.epochs == 2
+
+
+def test_quick_runs_are_small_on_digits_and_live_apart() -> None:
+    for experiment in EXPERIMENTS.values():
+        options = Options(NONE, (0,), quick=True)
+        assert options.folder == NONE / "quick"
+        for job in plan(experiment, options)[0]:
+            config = job.config
+            assert config.data == "digits"
+            assert config.total_epochs <= 4
+            assert max(config.layers + config.channels) <= 32
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_declarations_hold_together(name: str) -> None:
+    """Every declared row whose recipe exists makes a checked config, on any of its datasets."""
+    experiment = EXPERIMENTS[name]
+    assert set(experiment.panels) >= {row.panel for row in experiment.rows if row.panel}
+    for row in experiment.rows:
+        if row.recipe in RECIPES[row.model]:
+            make_config("digits", row.recipe, model=row.model, **row.settings)
+        assert set(row.data) <= set(experiment.data)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seeds": ()}, {"seeds": (1, 1)}, {"epochs": 0}, {"quick": True, "data": ("mnist",)}]
+)
+def test_options_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"must be|leave --data out"):
+        Options(NONE, **wrong)
+
+
+def test_names_are_checked() -> None:
+    assert [e.name for e in find_experiments("all")] == list(EXPERIMENTS)
+    with pytest.raises(ValueError, match="did you mean 'ablation'"):
+        find_experiments("ablations")
+    with pytest.raises(ValueError, match="two rows called 'a'"):
+        _experiment(Row("a", "tmlr"), Row("a", "best"))
+    with pytest.raises(ValueError, match="no row 'b'"):
+        _experiment(Row("a", "tmlr", rival="b"))

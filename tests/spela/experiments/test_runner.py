@@ -1,0 +1,126 @@
+"""Runs that are kept, resumed, repeated in other processes, or fail alone; and the table they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spela.experiments.declare import LAST, Experiment, Row
+from spela.experiments.plan import Options, plan
+from spela.experiments.reproduce import reproduce
+from spela.experiments.runner import Outcome, run_jobs
+from spela.training import RunFolder
+
+SMALL = {"layers": (12, 12), "epochs": 2}
+EXPERIMENT = Experiment(
+    name="mlp",
+    title="A test",
+    data=("digits",),
+    rows=(
+        Row(
+            "ours",
+            "tmlr",
+            settings=SMALL,
+            published={"digits": {1: (90.0, 0.5)}},
+            measured={"digits": {LAST: 50.0}},
+            rival="theirs",
+            panel="recipes",
+        ),
+        Row("theirs", "backprop", settings=SMALL, panel="recipes"),
+        Row("diverges", "backprop", settings={**SMALL, "optimizer": "sgd", "lr": 1e30}),
+        Row("deep", "tmlr", settings={"layers": (8,) * 6, "epochs": 1}, panel="depth", x=6),
+    ),
+    panels={"recipes": "", "depth": "layers"},
+)
+
+
+def _accuracies(table: dict) -> list:
+    return [[figure["mean"] for figure in row.get("accuracy", [])] for row in table["rows"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Options, list[Outcome]]:
+    options = Options(tmp_path_factory.mktemp("results"), seeds=(0, 1))
+    outcomes: list[Outcome] = []
+    table = reproduce(EXPERIMENT, options, 1, lambda outcome, *_: outcomes.append(outcome))
+    return table, options, outcomes
+
+
+def test_table_holds_means_deviations_and_differences(
+    finished: tuple[dict, Options, list[Outcome]],
+) -> None:
+    table, options, _ = finished
+    ours, theirs = table["rows"][:2]
+    keys = [job.key for job in plan(EXPERIMENT, options)[0] if job.row.name == "ours"]
+    runs = [json.loads((options.out / "runs" / key / "summary.json").read_text()) for key in keys]
+    first = [100 * run["test_accuracy"][0] for run in runs]
+    figure = ours["accuracy"][0]
+    assert figure["mean"] == pytest.approx(sum(first) / 2)
+    assert figure["sd"] == pytest.approx(abs(first[0] - first[1]) / 2**0.5)
+    assert figure["n"] == 2
+    assert figure["difference"] == pytest.approx(figure["mean"] - 90)
+    assert (figure["published_sd"], figure["is_published"]) == (0.5, True)
+    last = ours["accuracy"][-1]
+    assert (last["published"], last["is_published"]) == (50.0, False)
+    assert ours["rival_difference"] == pytest.approx(last["mean"] - theirs["accuracy"][-1]["mean"])
+    assert json.loads((options.out / "mlp.json").read_text()) == table
+
+
+def test_a_failed_run_does_not_lose_the_others(
+    finished: tuple[dict, Options, list[Outcome]],
+) -> None:
+    table, _, outcomes = finished
+    assert [row["status"] for row in table["rows"]] == ["done", "done", "failed", "done"]
+    assert "became" in table["rows"][2]["reason"]
+    assert sorted(o.status for o in outcomes) == ["done"] * 6 + ["failed"] * 2
+
+
+def test_finished_runs_are_kept_and_other_processes_give_the_same(
+    finished: tuple[dict, Options, list[Outcome]], tmp_path: Path
+) -> None:
+    table, options, _ = finished
+    jobs, _ = plan(EXPERIMENT, options)
+    seen: list[str] = []
+    statuses = run_jobs(jobs, options, 1, lambda outcome, *_: seen.append(outcome.status))
+    assert seen == ["failed", "failed"]  # only those are tried again
+    assert sorted(o.status for o in statuses.values()) == ["failed"] * 2 + ["kept"] * 6
+    parallel = reproduce(EXPERIMENT, Options(tmp_path, seeds=(0, 1)), 2)
+    assert _accuracies(parallel) == _accuracies(table)
+    assert [row["status"] for row in parallel["rows"]] == [row["status"] for row in table["rows"]]
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0,))
+    (job,) = (j for j in plan(EXPERIMENT, options)[0] if j.row.name == "ours")
+    run_jobs([job], options)
+    folder = RunFolder(tmp_path / "runs" / job.key)
+    full = folder.read_metrics()
+    # As a kill after the checkpoint of the last epoch leaves it: the first record is not written again.
+    folder.summary.unlink()
+    marked = {**full[0], "seconds": 12345.0}
+    folder.metrics.write_text(json.dumps(marked) + "\n" + json.dumps(full[1]) + "\n")
+    assert run_jobs([job], options)[job.key].status == "done"
+    assert folder.read_metrics()[0]["seconds"] == 12345.0
+    assert folder.read_metrics()[1]["test_accuracy"] == full[1]["test_accuracy"]
+    # A checkpoint torn by a broken disk cannot be resumed: the run starts over.
+    folder.summary.unlink()
+    folder.checkpoint.write_bytes(b"torn")
+    assert run_jobs([job], options)[job.key].status == "done"
+    assert folder.read_metrics()[0]["seconds"] != 12345.0
+    assert folder.read_metrics()[1]["test_accuracy"] == full[1]["test_accuracy"]
+
+
+def test_two_calls_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    options = Options(tmp_path, seeds=(0,))
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another `spela reproduce` is writing"):
+            run_jobs(plan(EXPERIMENT, options)[0], options)
+
+
+def test_number_of_processes_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        run_jobs([], Options(tmp_path), 0)

@@ -1,0 +1,126 @@
+"""`spela export`, and the example that trains from its file on a machine without PyTorch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spela.cli import main
+from spela.data import load_dataset
+from spela.experiments import make_config, run
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _train(out: Path, **settings: object) -> Path:
+    data = load_dataset("digits")
+    run(make_config("digits", epochs=1, **settings), data, out)  # type: ignore[arg-type]
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _train(tmp_path_factory.mktemp("runs") / "mlp", layers=(64, 48))
+
+
+def _spela(patch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    patch.setattr(sys, "argv", ["spela", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with net.onnx, of the trained weights, and step.onnx, of those it started from."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        assert _spela(patch, "export", trained, "--out", folder / "net.onnx") == 0
+        step = ("--what", "train-step", "--untrained", "--out", folder / "step.onnx")
+        assert _spela(patch, "export", trained, *step) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("what", "format"), [("inference", "onnx"), ("train-step", "pt2")])
+def test_it_writes_one_file(what, format, trained, tmp_path, monkeypatch, capsys):
+    out = tmp_path / f"file.{format}"
+    arguments = ("export", trained, "--what", what, "--format", format, "--out", out)
+    assert _spela(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"{out.stat().st_size:,} bytes" in shown
+    assert "inputs: x" in shown
+    assert list(tmp_path.iterdir()) == [out]
+
+
+# Stands in for a machine without PyTorch: an import of it is an error.
+WITHOUT_TORCH = """
+import runpy, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "spela", "spela_kernels"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_device_example_learns_without_torch(exported, tmp_path):
+    out, saved = exported / "step.onnx", tmp_path / "weights.npz"
+    script = ROOT / "examples" / "train_on_device.py"
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(script), str(out), "--save", str(saved)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+    lines = result.stdout.splitlines()
+    first, last = (
+        float(line.split("%")[1].split("loss")[0].split()[-1]) for line in (lines[0], lines[-1])
+    )
+    assert first < 30
+    assert last > 85
+    assert saved.stat().st_size > 64 * 64 * 4
+
+
+def test_the_code_of_the_documentation_runs(exported, monkeypatch, capsys):
+    monkeypatch.chdir(exported)
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in page.split("```python")[1:]]
+    assert len(blocks) == 2
+    scopes: list[dict[str, object]] = [{}, {}]
+    for block, scope in zip(blocks, scopes, strict=True):
+        exec(block, scope)
+    assert scopes[0]["labels"].shape == (5,)  # type: ignore[attr-defined]
+    shown = capsys.readouterr().out.splitlines()
+    first, last = (sum(map(float, line.strip("[]").split())) for line in (shown[0], shown[-1]))
+    assert last < first  # the losses of one batch, ten steps on
+
+
+def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "file.onnx"
+    rival = _train(tmp_path / "rival", recipe="backprop", layers=(8,))
+    cases = {
+        (tmp_path / "none", "--out", out): "is not a folder",
+        (tmp_path, "--out", out): "holds no finished epoch",
+        (trained, "--out", tmp_path): "give --out a file",
+        (trained, "--out", tmp_path / "no" / "file"): "a folder that exists",
+        (trained, "--out", out, "--what", "training"): "use one of inference, train-step",
+        (trained, "--out", out, "--format", "tflite"): "use one of onnx, pt2, pte",
+        (trained, "--out", out, "--batch-size", "0"): "batch size must be at least 1",
+        (trained, "--out", out, "--opset", "7"): "opset must be in",
+        (rival, "--out", out, "--what", "train-step"): "use --what inference",
+    }
+    for arguments, message in cases.items():
+        assert _spela(monkeypatch, "export", *arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not out.exists()

@@ -1,0 +1,112 @@
+"""Exported inference: onnxruntime and torch.export give what the network gives, at any batch size."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela.baselines import BackpropSequential
+from spela.export import inference_program, write_onnx, write_pt2
+
+
+def _mlp() -> nn.Module:
+    return SpelaSequential(
+        nn.Flatten(),
+        RowNorm("rms"),
+        SpelaLinear(48, 32, 10, activation="gelu", objective="softmax"),
+        nn.Dropout(0.3),
+        SpelaLinear(32, 20, 10, activation="prelu"),
+    )
+
+
+def _cnn() -> nn.Module:
+    net = SpelaSequential(
+        SpelaConv2d(3, 8, 3, 10, output_size=(3, 3), padding=1, symmetric_dim=12, pool_size=1),
+        SpelaConv2d(8, 6, 2, 10, output_size=(1, 1), symmetric_dim=12, pool="avg", grouping=10),
+        nn.Flatten(),
+        SpelaLinear(6, 16, 10),
+    )
+    for layer in net.local_layers[:2]:  # statistics as after some training
+        layer.norm.running_mean.uniform_(-0.5, 0.5)
+        layer.norm.running_var.uniform_(0.5, 2)
+        layer.norm.weight.data.uniform_(-1, 1)
+    return net
+
+
+def _backprop() -> nn.Module:
+    return BackpropSequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 10))
+
+
+NETS = {"mlp": (_mlp, (3, 4, 4)), "cnn": (_cnn, (3, 3, 3)), "backprop": (_backprop, (3, 4, 4))}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_onnxruntime_gives_eager_scores_of_every_layer(name, session_of):
+    torch.manual_seed(0)
+    build, shape = NETS[name]
+    net = build().train()
+    program = inference_program(net, shape)
+    assert net.training  # as it was
+    session = session_of(program)
+    net.eval()
+    for batch in (1, 2, 7, 50):
+        x = torch.randn(batch, *shape)
+        with torch.no_grad():
+            expected = net.layer_scores(x)
+        found = session.run(None, {"x": x.numpy()})
+        assert len(found) == len(expected)
+        for eager, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.from_numpy(other), eager, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(found[-1]), net(x), rtol=0, atol=1e-5)
+
+
+def test_all_operators_are_plain_onnx_and_no_path_is_in_the_file(tmp_path):
+    program = inference_program(_cnn(), (3, 3, 3), facts={"class_names": ["a"] * 10})
+    write_onnx(program, tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    (facts,) = (json.loads(entry.value) for entry in model.metadata_props)
+    assert facts["class_names"] == ["a"] * 10
+    for entry in tmp_path.iterdir():
+        assert b".py" not in entry.read_bytes()
+
+
+def test_a_fixed_batch_size_is_in_the_file(session_of):
+    session = session_of(inference_program(_mlp(), (3, 4, 4), batch_size=5))
+    assert session.get_inputs()[0].shape == [5, 3, 4, 4]
+
+
+def test_pt2_loads_and_gives_the_same(tmp_path):
+    torch.manual_seed(0)
+    net = _cnn().eval()
+    write_pt2(inference_program(net, (3, 3, 3)), tmp_path / "net.pt2")
+    extra = {"spela.json": ""}
+    loaded = torch.export.load(tmp_path / "net.pt2", extra_files=extra).module()
+    x = torch.randn(7, 3, 3, 3)
+    for eager, other in zip(net.layer_scores(x), loaded(x), strict=True):
+        torch.testing.assert_close(other, eager, rtol=0, atol=1e-5)
+    assert json.loads(extra["spela.json"])["outputs"] == ["scores.1", "scores.2", "scores.3"]
+    assert b".py" not in (tmp_path / "net.pt2").read_bytes()
+
+
+def test_what_cannot_be_written_is_a_value_error(tmp_path, monkeypatch):
+    program = inference_program(_mlp(), (3, 4, 4))
+    with pytest.raises(ValueError, match=r"opset must be in 20\.\.25, got 19"):
+        write_onnx(program, tmp_path / "net.onnx", opset=19)
+    with pytest.raises(ValueError, match="batch size must be at least 1"):
+        inference_program(_mlp(), (3, 4, 4), batch_size=0)
+    with pytest.raises(ValueError, match="no parameters"):
+        inference_program(SpelaSequential(), (3,))
+    monkeypatch.setattr("spela.export.onnx_file.MOST_BYTES", 10)
+    with pytest.raises(ValueError, match="ends at 2 GiB"):
+        write_onnx(program, tmp_path / "net.onnx")
+    monkeypatch.setattr("spela.export.onnx_file.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'spela\[export\]'"):
+        write_onnx(program, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,255 @@
+"""The exported training step: a plain inference engine trains as eager PyTorch does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela.baselines import BackpropSequential
+from spela.data import load_dataset
+from spela.export import Program, train_step_program, write_pt2
+from spela.optim import LocalAdam, LocalSGD
+from spela_kernels import ACTIVATIONS, OBJECTIVES
+
+# Optimizer, its settings, the layers' settings: each learns something of the digits in 100 steps.
+CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "sgd-softmax-gelu": (
+        LocalSGD,
+        {"lr": 0.1},
+        {"objective": "softmax", "activation": "gelu"},
+    ),
+    "sgd-log": (LocalSGD, {"lr": 5.0}, {"objective": "log"}),
+    "momentum-angular-prelu": (
+        LocalSGD,
+        {"lr": 0.5, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True},
+        {"objective": "angular", "activation": "prelu"},
+    ),
+    "adam-softmax-gelu": (
+        LocalAdam,
+        {"lr": 2e-3},
+        {"objective": "softmax", "activation": "gelu"},
+    ),
+}
+
+
+def _net(dropout: float = 0.0, **settings: Any) -> SpelaSequential:
+    return SpelaSequential(
+        nn.Flatten(),
+        RowNorm("rms"),
+        SpelaLinear(64, 48, 10, **settings),
+        RowNorm("rms"),
+        nn.Dropout(dropout),
+        SpelaLinear(48, 40, 10, **settings),
+    )
+
+
+def _batches(steps: int, size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+    data = load_dataset("digits")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        chosen = torch.randint(len(data.train_y), (size,), generator=generator)
+        yield data.train_x[chosen], data.train_y[chosen]
+
+
+class Engine:
+    """What a device keeps: a session, and the weights and state it has reached."""
+
+    def __init__(self, session: Any, program: Program) -> None:
+        self.session = session
+        self.outputs = list(program.outputs)
+        self.carried: dict[str, np.ndarray] = {}  # empty: the file's defaults
+
+    def step(self, x: Tensor, target: Tensor, lr: float, **masks: Tensor) -> dict[str, np.ndarray]:
+        feed = {"x": x.numpy(), "target": target.numpy(), "lr": np.array(lr, np.float32)}
+        feed |= {name: mask.numpy() for name, mask in masks.items()}
+        values = self.session.run(self.outputs, {**feed, **self.carried})
+        found = dict(zip(self.outputs, values, strict=True))
+        self.carried = {k.removeprefix("new."): v for k, v in found.items() if k.startswith("new.")}
+        return found
+
+
+def _assert_same_weights(net: nn.Module, carried: dict[str, np.ndarray], atol: float) -> None:
+    for name, parameter in net.named_parameters():
+        other = torch.from_numpy(carried[name])
+        torch.testing.assert_close(other, parameter.detach(), rtol=0, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_hundred_steps_on_digits_match_eager_training(case, session_of, tmp_path):
+    torch.manual_seed(0)
+    kind, hyper, settings = CASES[case]
+    net = _net(**settings)
+    local = kind(net.parameters(), **hyper)
+    lr = hyper["lr"]
+    program = train_step_program(net, local, (1, 8, 8))
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    engine = Engine(session_of(program), program)
+    _assert_forward_operators_only(tmp_path / "program.onnx")
+    for step, (x, target) in enumerate(_batches(100)):
+        rate = lr * (1 - step / 200)  # a schedule
+        expected = net.local_step(x, target, _at(local, rate))
+        found = engine.step(x, target, rate)
+        torch.testing.assert_close(torch.from_numpy(found["losses"]), expected, rtol=0, atol=1e-4)
+    assert any(not torch.equal(start[n], p) for n, p in net.named_parameters())
+    _assert_same_weights(net, engine.carried, 1e-4)
+    data = load_dataset("digits")
+    net.eval()
+    scores = engine.step(data.test_x, data.test_y, 0.0)  # another batch size
+    for layer, eager in enumerate(net.layer_scores(data.test_x), start=1):
+        other = torch.from_numpy(scores[f"scores.{layer}"])
+        torch.testing.assert_close(other, eager, rtol=0, atol=1e-4)
+        accuracies = [float((s.argmax(1) == data.test_y).double().mean()) for s in (other, eager)]
+        assert accuracies[0] == accuracies[1]
+    assert accuracies[0] > 0.3  # it learnt
+
+
+def _assert_forward_operators_only(path: Path) -> None:
+    """No autograd, no training operator: only the plain ai.onnx domain."""
+    model = onnx.load(path)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert not model.training_info
+    assert not model.functions
+    names = {node.op_type for node in model.graph.node}
+    assert "MatMul" in names
+    assert not {name for name in names if "Grad" in name or name in ("Adam", "Momentum")}
+
+
+def _at(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimizer:
+    optimizer.param_groups[0]["lr"] = lr
+    return optimizer
+
+
+class _Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask
+
+
+def test_every_activation_and_objective_matches(session_of):
+    torch.manual_seed(0)
+    pairs = zip(ACTIVATIONS, itertools.cycle(OBJECTIVES))
+    layers = [
+        SpelaLinear(16, 16, 10, activation=a, objective=o, bias=a != "tanh") for a, o in pairs
+    ]
+    net = SpelaSequential(*itertools.chain.from_iterable((RowNorm(), layer) for layer in layers))
+    local = LocalSGD(net.parameters(), 0.1)
+    program = train_step_program(net, local, (16,))
+    engine = Engine(session_of(program), program)
+    for _ in range(3):
+        x, target = torch.randn(8, 16), torch.randint(10, (8,))
+        expected = net.local_step(x, target, local)
+        found = engine.step(x, target, 0.1)
+        torch.testing.assert_close(torch.from_numpy(found["losses"]), expected, rtol=0, atol=1e-4)
+    _assert_same_weights(net, engine.carried, 1e-4)
+
+
+def test_dropout_is_a_mask_that_the_caller_draws(session_of):
+    torch.manual_seed(0)
+    net = _net(dropout=0.25, objective="softmax")
+    local = LocalAdam(net.parameters(), 1e-3)
+    program = train_step_program(net, local, (1, 8, 8))
+    assert program.facts["dropout"] == {"mask.4": 0.25}
+    engine = Engine(session_of(program), program)
+    net[4] = _Masked()
+    for x, target in _batches(10):
+        net[4].mask = (torch.rand(len(x), 48) >= 0.25).float() / 0.75
+        expected = net.local_step(x, target, local)
+        found = engine.step(x, target, 1e-3, **{"mask.4": net[4].mask})
+        torch.testing.assert_close(torch.from_numpy(found["losses"]), expected, rtol=0, atol=1e-5)
+    _assert_same_weights(net, engine.carried, 1e-5)
+
+
+def test_it_goes_on_from_an_optimizer_that_has_stepped(session_of):
+    torch.manual_seed(0)
+    net = _net()
+    local = LocalAdam(net.parameters(), 1e-2)
+    batches = list(_batches(8))
+    for x, target in batches[:5]:
+        net.local_step(x, target, local)
+    program = train_step_program(net, local, (1, 8, 8))
+    assert float(program.defaults["2.weight.step"]) == 5
+    engine = Engine(session_of(program), program)
+    for x, target in batches[5:]:
+        net.local_step(x, target, local)
+        engine.step(x, target, 1e-2)
+    _assert_same_weights(net, engine.carried, 1e-5)
+
+
+def test_a_frozen_layer_stays_and_is_no_input(session_of):
+    torch.manual_seed(0)
+    net = _net()
+    net[2].requires_grad_(False)
+    local = LocalSGD(net.parameters(), 0.5)
+    program = train_step_program(net, local, (1, 8, 8))
+    assert "2.weight" not in program.inputs
+    engine = Engine(session_of(program), program)
+    for x, target in _batches(5):
+        expected = net.local_step(x, target, local)
+        found = engine.step(x, target, 0.5)
+        torch.testing.assert_close(torch.from_numpy(found["losses"]), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.from_numpy(engine.carried["5.weight"]), net[5].weight.data, rtol=0, atol=1e-5
+    )
+
+
+def test_weights_without_a_gradient_stay_finite(session_of):
+    """Adam divides by sqrt(0) + eps there: an exporter that drops eps makes NaN of them."""
+    net = SpelaSequential(SpelaLinear(4, 6, 3))
+    program = train_step_program(net, LocalAdam(net.parameters()), (4,))
+    engine = Engine(session_of(program), program)
+    before = net[0].weight.detach().clone()
+    engine.step(torch.eye(4)[:2], torch.tensor([0, 2]), 0.1)
+    after = torch.from_numpy(engine.carried["0.weight"])
+    assert torch.equal(after[:, 2:], before[:, 2:])
+    assert not torch.equal(after[:, :2], before[:, :2])
+
+
+def test_pt2_holds_the_same_function(tmp_path):
+    torch.manual_seed(0)
+    net = _net()
+    local = LocalSGD(net.parameters(), 0.5, momentum=0.9)
+    program = train_step_program(net, local, (1, 8, 8))
+    write_pt2(program, tmp_path / "step.pt2")
+    step = torch.export.load(tmp_path / "step.pt2").module()
+    x, target = next(_batches(1))
+    names = [name for name, _ in net.named_parameters()]
+    weights = {name: program.defaults[name].clone() for name in names}
+    state = {k: v.clone() for k, v in program.defaults.items() if k not in weights}
+    losses, _, new, _ = step(x, target, torch.tensor(0.5), {}, weights, state)
+    assert all(torch.equal(weights[name], program.defaults[name]) for name in names)  # pure
+    expected = net.local_step(x, target, local)
+    torch.testing.assert_close(losses, expected)
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(new[name], parameter.detach(), rtol=0, atol=1e-5)
+
+
+def test_what_has_no_such_step_is_a_value_error():
+    net = _net()
+    with pytest.raises(ValueError, match="sgd or adam"):
+        train_step_program(net, torch.optim.AdamW(net.parameters()), (1, 8, 8))
+    rival = BackpropSequential(nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="export its inference"):
+        train_step_program(rival, LocalSGD(rival.parameters()), (4,))
+    groups = [{"params": [p]} for p in net.parameters()]
+    with pytest.raises(ValueError, match="one parameter group, got 4"):
+        train_step_program(net, LocalSGD(groups), (1, 8, 8))
+    conv = SpelaSequential(SpelaConv2d(1, 2, 3, 10, output_size=(3, 3)))
+    with pytest.raises(ValueError, match="layer 0 is a SpelaConv2d"):
+        train_step_program(conv, LocalSGD(conv.parameters()), (1, 8, 8))
+    bound = nn.utils.parametrizations.weight_norm(SpelaLinear(4, 3, 2))
+    other = SpelaSequential(bound)
+    with pytest.raises(ValueError, match="layer 0 is trained through parametrizations"):
+        train_step_program(other, LocalSGD(other.parameters()), (4,))

@@ -1,0 +1,147 @@
+"""`spela reproduce` as a user calls it, its report, and the README's table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from spela.cli import main
+from spela.experiments.plan import Options
+from spela.experiments.registry import EXPERIMENTS
+from spela.experiments.reproduce import reproduce
+from spela.experiments.tables import write_table
+from spela.results import update_readme, write_pages
+
+
+def _call(*arguments: str | Path) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["spela", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results")
+    assert _call("reproduce", "all", "--quick", "--epochs", "1", "--out", out) == 0
+    return out
+
+
+def test_quick_runs_every_experiment_and_says_what_it_is(quick: Path) -> None:
+    assert [path.name for path in quick.iterdir()] == ["quick"]
+    for name in EXPERIMENTS:
+        table = json.loads((quick / "quick" / f"{name}.json").read_text())
+        assert table["quick"] is True
+        statuses = {row["status"] for row in table["rows"]}
+        assert statuses <= {"done", "skipped"}, name
+    html = (quick / "quick" / "report.html").read_text()
+    assert "NOT RESULTS" in html
+    assert "http" not in html  # self-contained
+    assert html.count("data:image/png;base64,") >= 8
+    markdown = (quick / "quick" / "report.md").read_text()
+    assert "NOT RESULTS" in markdown
+    for line in markdown.splitlines():
+        if line.startswith("!["):
+            file = quick / "quick" / line[line.rindex("(") + 1 : -1]
+            assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_quick_figures_never_reach_a_readme(quick: Path, capsys: pytest.CaptureFixture) -> None:
+    readme = quick.parent / "README.md"
+    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    call = ("reproduce", "mlp", "--quick", "--out", quick, "--readme", readme)
+    assert _call(*call) == 2
+    assert "--quick makes no results" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="makes no results"):
+        update_readme(readme, Options(quick, quick=True))
+    with pytest.raises(ValueError, match="holds no table"):
+        update_readme(readme, Options(quick))
+
+
+def test_readme_table_is_replaced_and_the_rest_is_kept(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
+    table = reproduce(EXPERIMENTS["mlp"], options)
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter ä\n")
+    update_readme(readme, options)
+    text = readme.read_text()
+    assert text.startswith("# Title\n<!-- results:begin -->\n| experiment |")
+    assert text.endswith("<!-- results:end -->\nafter ä\n")
+    assert "old" not in text
+    row = next(row for row in table["rows"] if row["row"] == "tmlr 1024,10")
+    assert f"{row['accuracy'][0]['mean']:.2f}" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 3  # header, rule, the one row that has figures
+    before = readme.read_text()
+    update_readme(readme, options)
+    assert readme.read_text() == before
+
+
+@pytest.mark.parametrize("text", ["no markers", "<!-- results:end --><!-- results:begin -->", ""])
+def test_a_readme_without_markers_is_left_alone(tmp_path: Path, text: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match="must hold"):
+        update_readme(readme, Options(tmp_path))
+    assert readme.read_text() == text
+
+
+def test_measured_parts_are_drawn(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0,))
+    points = [
+        {"method": method, "depth": depth, "width": 64, "peak_bytes": 1e6 * depth, "step_ms": 1.0}
+        for method in ("spela", "backprop")
+        for depth in (1, 2)
+    ]
+    (tmp_path / "bench-memory.json").write_text(json.dumps({"points": points}))
+    memory = reproduce(EXPERIMENTS["memory"], options)
+    assert len(memory["measured"]["points"]) == 4
+    exits = {
+        **memory,
+        "experiment": "early-exit",
+        "measure": "exits",
+        "measured": {
+            "points": [
+                {"row": "best", "threshold": t, "accuracy": 90 - t, "multiply_adds": 0.5 + t / 4}
+                for t in (0.0, 1.0)
+            ],
+            "calibrated": [
+                {
+                    "row": "best",
+                    "seed": 0,
+                    "data": "digits",
+                    "thresholds": [0.25, None],
+                    "accuracy": 89.9,
+                    "full_accuracy": 90.0,
+                    "multiply_adds": 0.6,
+                    "full_ms": 20.0,
+                    "early_ms": 15.0,
+                }
+            ],
+        },
+    }
+    write_table(options, exits)
+    html, markdown = write_pages(options)
+    assert html.read_text().count("data:image/png;base64,") == 2
+    assert (
+        "0.250, never | 90.00 | 89.90 | -0.10 | 40.0 % | 20 / 15 ms | 25 %" in markdown.read_text()
+    )
+    (tmp_path / "bench-memory.json").write_text('{"points": [{"method": "spela"}]}')
+    broken = reproduce(EXPERIMENTS["memory"], options)
+    assert "does not hold the benchmark's figures" in broken["measured"]["unavailable"]
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no table"):
+        write_pages(Options(tmp_path))
+    (tmp_path / "mlp.json").write_text("{")
+    with pytest.raises(ValueError, match=r"mlp\.json is not valid JSON"):
+        write_pages(Options(tmp_path))
+    (tmp_path / "mlp.json").write_text("[]")
+    with pytest.raises(ValueError, match="not a table of this version"):
+        write_pages(Options(tmp_path))

@@ -1,0 +1,271 @@
+"""Streams: classes that come later, what the buffer saves, freezing, saves that go on in the same bits."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, optim
+from spela.streaming import StreamingClassifier
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _net(max_classes: int = 6, objective: str = "softmax") -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    return SpelaSequential(
+        RowNorm(),
+        SpelaLinear(5, 16, max_classes, objective=objective, generator=g),
+        nn.Dropout(0.2),
+        SpelaLinear(16, 16, max_classes, objective=objective, generator=g),
+    )
+
+
+def _samples(rows: int, seed: int, classes: int = 5) -> tuple[torch.Tensor, list[str]]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (rows,), generator=g)
+    x = torch.randn(rows, 5, generator=g) * 0.3 + 2 * torch.eye(5)[y]
+    return x, ["abcde"[label] for label in y.tolist()]
+
+
+def test_old_classes_survive_new_ones_with_the_buffer_and_not_without() -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "growing_classes.py"))
+    remembered, forgotten = example["run"](0, 500), example["run"](0, 0)
+    assert remembered["old, before"] > 0.97
+    assert remembered["old, after"] > 0.92
+    assert remembered["new, after"] > 0.92
+    assert forgotten["old, before"] > 0.97
+    assert forgotten["new, after"] > 0.92
+    assert forgotten["old, after"] < 0.3
+    assert remembered["old, after"] - forgotten["old, after"] > 0.6
+
+
+def test_classes_to_come_are_in_neither_objective_nor_prediction() -> None:
+    x, names = _samples(20, 1, classes=3)
+    growing, small = _net(6), _net(6)
+    order = list(dict.fromkeys(names))
+    for layer in small.local_layers:  # the same network, made for three classes
+        layer.vectors, layer.num_classes = layer.vectors[:3].clone(), 3
+    stream = StreamingClassifier(
+        growing, optim.LocalSGD(growing.parameters(), lr=0.1), memory=0, seed=4
+    )
+    growing[2].p = small[2].p = 0.0
+    losses = stream.observe(x, names)
+    target = torch.tensor([order.index(name) for name in names])
+    expected = small.local_step(x, target, optim.LocalSGD(small.parameters(), lr=0.1))
+    assert torch.equal(losses, expected)
+    for name, value in small.state_dict().items():
+        assert torch.equal(growing.state_dict()[name], value), name
+    assert growing(x).shape == (20, 3)
+    assert stream.labels == order
+
+
+def test_one_sample_at_a_time_is_the_same_as_batches_of_one() -> None:
+    x, names = _samples(30, 2)
+    one, batch = (StreamingClassifier(_net(), seed=1) for _ in range(2))
+    for row, name in zip(x, names, strict=True):
+        one.observe(row, name)
+        batch.observe(row[None], [name])
+    for key, value in one.net.state_dict().items():
+        assert torch.equal(value, batch.net.state_dict()[key])
+    assert len(one.buffer) == 30
+
+
+def test_every_prediction_has_its_confidence() -> None:
+    net = _net()
+    stream = StreamingClassifier(net, optim.LocalAdam(net.parameters(), lr=0.02))
+    x, names = _samples(300, 3)
+    for part in range(0, 300, 10):
+        stream.observe(x[part : part + 10], names[part : part + 10])
+    test_x, test_names = _samples(200, 4)
+    found = stream.predict(test_x)
+    right = torch.tensor([a == b for a, b in zip(found.labels, test_names, strict=True)])
+    assert right.double().mean() > 0.9
+    top = stream.net(test_x).topk(2, dim=1).values
+    torch.testing.assert_close(found.margin, top[:, 0] - top[:, 1])
+    early = stream.predict(test_x, exit_threshold=0.0)
+    assert early.layer.unique().tolist() == [0]
+    far = stream.predict(torch.randn(200, 5))  # of no class
+    assert far.margin.mean() < found.margin.mean()
+
+
+def test_labels_of_any_kind_and_the_number_of_classes() -> None:
+    stream = StreamingClassifier(_net(4), labels=["known"])
+    x = torch.randn(3, 5)
+    stream.observe(x, np.array([7, 8, 7]))
+    stream.observe(x[:1], torch.tensor([8]))
+    assert stream.labels == ["known", 7, 8]
+    stream.observe(x[0], "7")  # not the number
+    assert stream.labels == ["known", 7, 8, "7"]
+    weights = stream.net[1].weight.clone()
+    with pytest.raises(
+        ValueError, match="'more' is one class too many: the network was built for 4"
+    ):
+        stream.observe(x[:2], ["7", "more"])
+    assert stream.labels == ["known", 7, 8, "7"]
+    assert torch.equal(weights, stream.net[1].weight)
+    for label in (True, 1.5, None, ("a",), np.True_):
+        with pytest.raises(TypeError, match="must be a str or an int"):
+            stream.observe(x[:1], [label])
+
+
+def test_a_refused_batch_changes_nothing() -> None:
+    stream = StreamingClassifier(_net())
+    x, names = _samples(10, 5, classes=2)
+    stream.observe(x, names)
+    before = {k: v.clone() for k, v in stream.net.state_dict().items()}
+    state = stream.generator.get_state()
+    bad = x.clone()
+    bad[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        stream.observe(bad, names)
+    with pytest.raises(ValueError, match="same samples"):
+        stream.observe(x, names[:3])
+    with pytest.raises(ValueError, match="same samples"):
+        stream.observe(x[:0], [])
+    with pytest.raises(ValueError, match="pass all samples alike"):
+        stream.observe(x[:, :4], ["new"] * 10)
+    fresh = StreamingClassifier(_net())
+    with pytest.raises(ValueError, match="features"):
+        fresh.observe(x[:, :4], names)
+    assert fresh.labels == []
+    assert len(stream.labels) == 2
+    assert torch.equal(stream.generator.get_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in stream.net.state_dict().items())
+    with pytest.raises(ValueError, match="no class is known yet"):
+        fresh.predict(x)
+
+
+def test_a_frozen_layer_stays_and_rates_are_each_layers_own() -> None:
+    net = _net()
+    optimizer = optim.LocalSGD(optim.layer_groups(net, [0.0, None]), lr=0.5)
+    stream = StreamingClassifier(net, optimizer)
+    x, names = _samples(20, 6)
+    start = [layer.weight.clone() for layer in net.local_layers]
+    stream.observe(x, names)
+    moved = [
+        (a - b.weight).abs().max().item() for a, b in zip(start, net.local_layers, strict=True)
+    ]
+    assert moved[0] == 0
+    assert moved[1] > 0
+    stream.freeze(1)
+    held = net.local_layers[1].weight.clone()
+    stream.observe(x, names)
+    assert torch.equal(held, net.local_layers[1].weight)
+    stream.freeze(1, False)
+    stream.observe(x, names)
+    assert not torch.equal(held, net.local_layers[1].weight)
+    with pytest.raises(ValueError, match=r"must be in 0\.\.1"):
+        stream.freeze(2)
+    with pytest.raises(ValueError, match="3 learning rates, the network 2"):
+        optim.layer_groups(net, [0.1, 0.1, 0.1])
+
+
+def _conv_net() -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    return SpelaSequential(
+        SpelaConv2d(
+            1, 4, 3, 5, (3, 3), symmetric_dim=8, grouping=5, objective="softmax", generator=g
+        ),
+        nn.Flatten(),
+        SpelaLinear(36, 16, 5, objective="softmax", generator=g),
+    )
+
+
+def test_convolutions_grow_too_and_keep_their_statistics_when_frozen() -> None:
+    stream = StreamingClassifier(_conv_net())
+    x = (torch.rand(20, 1, 8, 8) * 255).to(torch.uint8)
+    stream.observe(x, [i % 2 for i in range(20)])
+    assert stream.net.layer_scores(x / 255)[0].shape == (20, 2)
+    stream.observe(x, [i % 3 for i in range(20)])
+    assert stream.net.layer_scores(x / 255)[0].shape == (20, 3)
+    assert stream.buffer.x.dtype == torch.uint8
+    stream.freeze(0)
+    before = {k: v.clone() for k, v in stream.net[0].state_dict().items()}
+    stream.observe(x, [i % 3 for i in range(20)])
+    assert all(torch.equal(v, before[k]) for k, v in stream.net[0].state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_goes_on_from_a_file_in_the_same_bits(kind: str, tmp_path: Path) -> None:
+    build = _net if kind == "linear" else _conv_net
+    x, names = _samples(120, 7)
+    if kind == "conv":
+        x = torch.nn.functional.pad(x[:, None, :, None] * x[:, None, None, :], (1, 2, 1, 2))
+    whole = StreamingClassifier(build(), memory=40, seed=3)
+    for part in range(0, 60, 6):
+        whole.observe(x[part : part + 6], names[part : part + 6])
+    whole.freeze(0)
+    whole.save(tmp_path / "stream.safetensors")
+    taken = StreamingClassifier.load(tmp_path / "stream.safetensors", build())
+    assert taken.labels == whole.labels
+    for stream in (whole, taken):
+        torch.rand(3)  # what others draw in between has no say
+        for part in range(60, 120, 6):
+            stream.observe(x[part : part + 6], names[part : part + 6])
+        stream.save(tmp_path / f"{stream is whole}.safetensors")
+    first, second = (load_file(tmp_path / f"{which}.safetensors") for which in (True, False))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert taken.predict(x).labels == whole.predict(x).labels
+
+
+def test_the_file_says_what_it_holds_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stream.safetensors"
+    stream = StreamingClassifier(_net())
+    stream.observe(*_samples(40, 8))
+    stream.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    facts = json.loads(metadata["stream"])
+    assert facts["labels"] == stream.labels
+    tensors = load_file(path)
+
+    def refused(match: str, net: SpelaSequential | None = None) -> None:
+        with pytest.raises(ValueError, match=match):
+            StreamingClassifier.load(path, net or _net())
+
+    refused("do not fit the network's", _net(7))
+    refused("holds 2 SPELA layers, the network has 1", SpelaSequential(SpelaLinear(5, 16, 6)))
+    for change, match in (
+        ({"labels": [*stream.labels, stream.labels[0]]}, "labels repeat"),
+        ({"labels": stream.labels[:2]}, "does not fit the network"),
+        ({"labels": [1.5]}, "not a readable stream"),
+        ({"memory": True}, "not a readable stream"),
+        ({"memory": 3}, "is damaged: the replay buffer"),
+        ({"frozen": [True] * 3}, "not a readable stream"),
+    ):
+        save_file(tensors, path, {**metadata, "stream": json.dumps({**facts, **change})})
+        refused(match)
+    for name, value, match in (
+        ("generator", torch.zeros(3, dtype=torch.uint8), "is damaged"),
+        ("buffer.y", tensors["buffer.y"] + 5, "is damaged"),
+        ("model.1.weight", torch.zeros(2, 2), "does not fit the network"),
+    ):
+        save_file({**tensors, name: value}, path, metadata)
+        refused(match)
+    save_file(tensors, path, {"format": "other"})
+    refused("format is not spela-stream-1")
+    path.write_bytes(b"hello")
+    refused("not a readable stream")
+    path.unlink()
+    refused("is missing")
+
+
+def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "streaming.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    assert len(blocks) >= 3
+    namespace: dict[str, object] = {}
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block, namespace)
+    assert (tmp_path / "stream.safetensors").exists()

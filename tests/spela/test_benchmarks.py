@@ -1,0 +1,105 @@
+"""The measured benchmarks: clocks, memory meter, floors, parity before speed, the command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from spela.benchmarks import GROUPS, Row, network, run_groups, scaling
+from spela.benchmarks.clock import interleaved_medians
+from spela.benchmarks.convolution import ConvCase, check_conv_parity
+from spela.benchmarks.memory import MEMORY_VARIANTS, peak_bytes
+from spela.benchmarks.network import VARIANTS, NetworkCase, check_parity, floor_step
+from spela.cli import main
+
+SMALL = NetworkCase((24, 40, 10), 8)
+
+
+def test_medians_tell_the_slower_one_and_rounds_take_turns() -> None:
+    order: list[str] = []
+
+    def step(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    times = interleaved_medians({"a": lambda: step("a", 0), "b": lambda: step("b", 0.01)}, 0, 3)
+    assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3
+    assert times["b"] > 0.01 > times["a"]
+
+
+def test_every_variant_steps_and_ours_agree_with_the_published_ones() -> None:
+    check_parity(SMALL)
+    for name, make in VARIANTS.items():
+        if name != "backprop_compiled":  # takes half a minute to compile
+            make(SMALL)()
+    floor_step(SMALL)()
+    check_conv_parity(ConvCase("small", 1, 12, 4))
+
+
+def test_a_wrong_result_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "spela", lambda case: lambda: torch.zeros(2))
+    with pytest.raises(ValueError, match="spela and autograd_spela differ in step 1"):
+        check_parity(SMALL)
+
+
+def test_the_meter_follows_what_is_held_at_once() -> None:
+    def step() -> None:
+        first = torch.empty(1000)
+        second = torch.empty(500)
+        del first
+        third = torch.empty(600)
+        del second, third
+
+    assert peak_bytes(step) == pytest.approx(4 * 1500, rel=0.05)
+
+
+def test_a_deep_step_of_ours_holds_no_more_than_a_shallow_one() -> None:
+    shallow, deep = (NetworkCase((64,) * (depth + 1), 256) for depth in (2, 16))
+    held = {
+        n: (peak_bytes(make(shallow)), peak_bytes(make(deep)))
+        for n, make in MEMORY_VARIANTS.items()
+    }
+    assert held["spela"][1] < 1.1 * held["spela"][0]
+    assert held["backprop"][1] > 4 * held["backprop"][0]
+    assert held["spela"][1] < held["both"][1] < held["backprop"][1]
+
+
+def test_exponents_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scaling.fitted_exponent([1, 2, 4], [5, 20, 80]) == pytest.approx(2)
+    monkeypatch.setitem(scaling.AXES, "threads", ((1, 2), lambda n: NetworkCase((8, 8), 4)))
+    before = torch.get_num_threads()
+    points = scaling.measure_axis("threads", 0.01)
+    assert [size for size, _, _ in points] == [1, 2]
+    assert torch.get_num_threads() == before
+
+
+def test_the_command_writes_what_it_prints(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Row("network_step", "tiny", "spela", 1.25, "ms", 1.0)
+    monkeypatch.setitem(GROUPS, "network_step", lambda quick: [row])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["spela", "bench", "network_step", "--quick", "--json", str(tmp_path / "b.json")],
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "network_step: tiny" in shown
+    data = json.loads((tmp_path / "b.json").read_text())
+    assert data["quick"] is True
+    assert data["rows"] == [vars(row)]
+    assert data["machine"]["torch"] == torch.__version__
+
+
+def test_unknown_groups_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match="use network_step"):
+        next(iter(run_groups(["network_step", "speed"], True)))
+    assert network.NETWORK_CASES[0].name == "784-1024-10/b50"
