@@ -53,6 +53,33 @@ def _curves(records: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+_DIAGNOSTICS = {
+    "loss": "loss on the probe",
+    "dead_units": "share of dead units",
+    "cosine_margin": "cosine margin to the nearest wrong class",
+    "alignment": "cosine of local and end-to-end gradient",
+}
+
+
+def _diagnostics(records: list[dict[str, Any]]) -> Figure | None:
+    if not all("diagnostics" in record for record in records):
+        return None
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, 4), _DIAGNOSTICS.items(), strict=True):
+        # None, where the figure has no meaning for the method, leaves a gap.
+        values = [
+            {"epoch": record["epoch"], key: [_number(row[key]) for row in record["diagnostics"]]}
+            for record in records
+        ]
+        _per_layer(axes, values, key)
+        axes.set_ylabel(label)
+    return figure
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _name_ticks(axes: Axes, names: tuple[str, ...]) -> None:
     if len(names) <= MAX_CLASSES_NAMED:
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
@@ -167,6 +194,7 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
     result = evaluate(run.net, dataset.test_x, dataset.test_y)
     figures: dict[str, tuple[str, Figure | None]] = {
         "curves": ("Loss, accuracy and weight norm by layer", _curves(records)),
+        "diagnostics": ("Layers on fixed training samples", _diagnostics(records)),
         "confusion": (
             "Confusion of the last layer",
             _confusion(result.confusion, dataset.class_names),

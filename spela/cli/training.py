@@ -25,7 +25,7 @@ from spela.distributed import Ranks, run_parallel
 from spela.experiments import RECIPES, load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.report import write_report
-from spela.training import RunConfig, RunFolder
+from spela.training import Listener, Listeners, RunConfig, RunFolder, TensorBoardListener
 from spela_kernels import ACTIVATIONS, OBJECTIVES, use_backend
 
 __all__ = ["demo", "train"]
@@ -45,6 +45,7 @@ def _train(
     threads: int | None,
     ranks: Ranks | None = None,
     parallel: str = "",
+    tensorboard: bool = False,
 ) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -57,14 +58,19 @@ def _train(
         f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
         f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {where}",
     )
+    listeners: list[Listener] = [ProgressBar()]
+    if tensorboard:
+        done = len(RunFolder(out).read_metrics())
+        listeners.append(TensorBoardListener(out / "tensorboard", done))
+    listener = Listeners(listeners)
     with use_backend(backend):
         if ranks is None:
             summary = run_training(
-                config, dataset, out, resume=resume, device=device, listener=ProgressBar()
+                config, dataset, out, resume=resume, device=device, listener=listener
             )
         else:
             summary = run_parallel(
-                config, dataset, out, ranks, parallel, resume=resume, listener=ProgressBar()
+                config, dataset, out, ranks, parallel, resume=resume, listener=listener
             )
             ranks.leave()
             if not ranks.is_main:
@@ -190,6 +196,17 @@ def train(
     shuffle: Annotated[
         bool | None, typer.Option("--shuffle/--no-shuffle", help="New order every epoch.")
     ] = None,
+    diagnostics: Annotated[
+        bool,
+        typer.Option(
+            "--diagnostics",
+            help="Each epoch: dead units, cosine margins, agreement with backprop of every layer.",
+        ),
+    ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Also write TensorBoard files to OUT/tensorboard."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     data_root: DataRoot = None,
     threads: Threads = None,
@@ -232,6 +249,7 @@ def train(
         weight_decay=weight_decay,
         schedule=schedule,
         shuffle=shuffle,
+        diagnostics=diagnostics,
     )
     folder = RunFolder(out)
     if folder.holds_run() and not resume:
@@ -240,9 +258,13 @@ def train(
         )
     if resume and not folder.holds_run():
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
+    if parallel and (diagnostics or tensorboard):
+        raise ValueError("--diagnostics and --tensorboard are for runs without --parallel")
     # Joined after the checks of the folder, which rank 0 is then free to create.
     ranks = join(parallel, device, rank_timeout)
     where = pick_device(device) if ranks is None else ranks.device
     with main_first(ranks):
         dataset = load_data(config, data_root)
-    _train(config, dataset, out, resume, where, backend, threads, ranks, parallel or "")
+    _train(
+        config, dataset, out, resume, where, backend, threads, ranks, parallel or "", tensorboard
+    )

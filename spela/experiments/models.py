@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential
+from spela.experiments.rivals import Network, build_rival
 from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
@@ -33,9 +34,7 @@ class _Activation(nn.Module):
         return get_activation(self.name).forward(z, self.slope)
 
 
-def build_network(
-    config: RunConfig, sample_shape: tuple[int, ...], num_classes: int
-) -> SpelaSequential | BackpropSequential:
+def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes: int) -> Network:
     """The network a run trains, initialised from the run's seed.
 
     Args:
@@ -46,13 +45,15 @@ def build_network(
     Returns:
         A `SpelaSequential` of SpelaConv2d for every entry of channels, Flatten and, for every linear
         layer, [RowNorm,] [Dropout,] SpelaLinear (with binary weights if asked for); or the backprop
-        baseline with the same hidden layers and an output layer of C logits. Dropout on the network's
-        input stands first.
+        baseline with the same hidden layers and an output layer of C logits; or another rival
+        (`build_rival`). Dropout on the network's input stands first.
 
     Raises:
         ValueError: If convolutions are asked for samples that are no images, or too small ones.
     """
     generator = torch.Generator().manual_seed(config.seed)
+    if config.method not in ("spela", "backprop"):
+        return build_rival(config, sample_shape, num_classes, generator)
     modules, shape = _convolutions(config, sample_shape, num_classes, generator)
     if config.input_dropout > 0:
         modules.insert(0, nn.Dropout(config.input_dropout))

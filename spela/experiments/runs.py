@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from spela.baselines import BackpropSequential
 from spela.data import (
     Dataset,
     add_label_noise,
@@ -18,7 +17,7 @@ from spela.data import (
     split_anew,
 )
 from spela.experiments.models import build_network, build_optimizer, least_weights
-from spela.network import SpelaSequential
+from spela.experiments.rivals import Network
 from spela.training import (
     Checkpoint,
     Listener,
@@ -36,7 +35,7 @@ __all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
 class LoadedRun:
     """A trained network and what it was trained on."""
 
-    net: SpelaSequential | BackpropSequential
+    net: Network
     checkpoint: Checkpoint
 
 

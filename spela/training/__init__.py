@@ -2,6 +2,7 @@
 
 from spela.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
 from spela.training.config import RunConfig, parse_groups
+from spela.training.diagnostics import LayerDiagnostics, Probe, diagnose
 from spela.training.early_exit import ExitEvaluation, evaluate_early_exit
 from spela.training.evaluate import (
     Evaluation,
@@ -12,19 +13,25 @@ from spela.training.evaluate import (
 )
 from spela.training.loop import Listener, Trainer, TrainingDivergedError
 from spela.training.records import RunFolder
+from spela.training.tensorboard import Listeners, TensorBoardListener
 
 __all__ = [
     "Checkpoint",
     "Evaluation",
     "ExitEvaluation",
+    "LayerDiagnostics",
     "LayerwiseClassifier",
     "Listener",
+    "Listeners",
+    "Probe",
     "RunConfig",
     "RunFolder",
+    "TensorBoardListener",
     "Trainer",
     "TrainingDivergedError",
     "batch_statistics",
     "batch_statistics_accuracy",
+    "diagnose",
     "evaluate",
     "evaluate_early_exit",
     "load_checkpoint",

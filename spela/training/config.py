@@ -13,7 +13,7 @@ __all__ = ["RunConfig", "parse_groups"]
 MOST = 2**31 - 1
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("spela", "backprop"),
+    "method": ("spela", "backprop", "ff", "pepita", "mono"),
     "objective": tuple(OBJECTIVES),
     "conv_objective": tuple(OBJECTIVES),
     "activation": tuple(ACTIVATIONS),
@@ -64,7 +64,8 @@ class RunConfig:
     Attributes:
         data: Name of a dataset, or path of a file or folder of one's own.
         recipe: Name of the preset the other values came from.
-        method: spela, or backprop (the baseline: hidden layers as given plus an output layer).
+        method: spela, or a rival on the same hidden layers: backprop (with an output layer), ff
+            (Forward-Forward), pepita (with an output layer) or mono (Mono-Forward).
         channels: Kernels of each convolution layer; none: a network of linear layers only.
         kernel_size: Of the convolutions, without padding; each is followed by a 2 x 2 max pool.
         symmetric_dim: Dimension of the convolutions' class vectors.
@@ -104,6 +105,7 @@ class RunConfig:
         weight_decay: L2 penalty (decoupled for adamw).
         schedule: constant, cosine (to zero, by step) or drop (lr_drop less every 10 epochs).
         lr_drop: What `drop` subtracts, in units of lr.
+        diagnostics: After every epoch, look at every layer on fixed training samples.
     """
 
     data: str
@@ -143,6 +145,7 @@ class RunConfig:
     weight_decay: float
     schedule: str
     lr_drop: float
+    diagnostics: bool
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -161,6 +164,13 @@ class RunConfig:
             raise ValueError("head_epochs needs convolutions and a head: set channels and layers")
         if self.head_epochs > 0 and self.method == "backprop":
             raise ValueError("head_epochs is for SPELA: backprop trains the whole network at once")
+        if self.channels and self.method not in ("spela", "backprop"):
+            raise ValueError(f"method {self.method} is for linear layers: use --model mlp")
+        if self.method == "ff" and self.normalize_input == "none":
+            raise ValueError(
+                "ff needs normalize_input unit or rms: else a layer reads the goodness of the one "
+                "before it off the length of its input"
+            )
         parse_groups(self.groups, 2)
         for name in ("head_epochs", "resize"):
             if getattr(self, name) < 0:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,11 +14,13 @@ from spela.data import Batches, Dataset, epoch_generator
 from spela.layers import LocalLayer
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
+from spela.training.diagnostics import Probe, diagnose
 from spela.training.evaluate import (
     LayerwiseClassifier,
     batch_statistics_accuracy,
     evaluate,
 )
+from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
 from spela_kernels import select_backend
@@ -25,6 +29,8 @@ __all__ = ["Listener", "Trainer", "TrainingDivergedError"]
 
 # Steps between looks at the losses: each look waits for the device.
 LOG_EVERY = 50
+# The step whose memory is measured, in the first epoch: the first one creates the optimizer's state.
+MEASURED_STEP = 1
 
 
 class TrainingDivergedError(ValueError):
@@ -128,18 +134,27 @@ class Trainer:
             self.listener.on_epoch_start(epoch + 1, config.total_epochs, len(batches))
         self.net.train(True)
         self._freeze(epoch)
-        started = time.perf_counter()
+        measured = min(MEASURED_STEP, len(batches) - 1) if epoch == 0 else None
+        memory: dict[str, int] = {}
+        started, aside = time.perf_counter(), 0.0
         total: Tensor | None = None
         means: list[float] = []
         for step, (x, target) in enumerate(batches):
             self._set_learning_rate(learning_rate(config, epoch, step, len(batches)))
-            losses = self.train_step(x, target)
+            if step == measured:
+                before = time.perf_counter()
+                losses, memory["peak_memory_bytes"] = peak_step_bytes(
+                    partial(self.train_step, x, target), self.optimizer, x.device
+                )
+                aside = time.perf_counter() - before
+            else:
+                losses = self.train_step(x, target)
             total = losses.double() if total is None else total + losses
             if (step + 1) % LOG_EVERY == 0 or step + 1 == len(batches):
                 means = self._finite_means(total, step + 1, epoch)
                 if self.listener is not None:
                     self.listener.on_progress(step + 1, means)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - aside
         if config.binarise == "last":
             self._sign_last_layer()
         result = evaluate(self.net, data.test_x, data.test_y)
@@ -152,6 +167,8 @@ class Trainer:
             "weight_norm": self._weight_norms(),
             "learning_rate": learning_rate(config, epoch, 0, len(batches)),
             "seconds": seconds,
+            **memory,
+            **self._diagnostics(),
         }
 
     def train_step(self, x: Tensor, target: Tensor) -> Tensor:
@@ -178,6 +195,8 @@ class Trainer:
             "weight_norm": last["weight_norm"],
             "epochs": last["epoch"],
             "seconds_per_epoch": seconds[len(seconds) // 2],
+            # Runs of earlier versions have no such record.
+            "peak_memory_bytes": records[0].get("peak_memory_bytes"),
             "backend": select_backend(device) if self.config.method == "spela" else "torch",
             "seed": self.config.seed,
             "device": str(device),
@@ -187,6 +206,12 @@ class Trainer:
             "dataset": self.dataset.name,
             "config": self.config.to_dict(),
         }
+
+    def _diagnostics(self) -> dict[str, Any]:
+        if not self.config.diagnostics:
+            return {}
+        rows = diagnose(self.module, Probe.of(self.dataset))
+        return {"diagnostics": [asdict(row) for row in rows]}
 
     def _freeze(self, epoch: int) -> None:
         """With epochs for the head alone: freeze it before them, and the convolutions in them."""

@@ -1,0 +1,129 @@
+"""What the rivals' layers share: phi(x W^T + b) with its gradient by hand, and a step on given gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from spela_kernels.activations import get_activation
+
+__all__ = ["Gradients", "HiddenLayer", "step_on", "weight_gradients"]
+
+Gradients = list[tuple[Tensor, Tensor]]
+
+
+class HiddenLayer(nn.Linear):
+    """y = phi(x W^T + b): nn.Linear with its activation, and its gradients without autograd.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bias: Whether there is a bias.
+        activation: One of the activations whose derivative follows from the output: relu, leaky_relu,
+            tanh, elu or identity.
+        negative_slope: Slope of leaky_relu below zero.
+        gain: Weights start as U(+-gain / sqrt(I)): 1 is torch's default, sqrt(6) He's. The bias starts
+            as torch's default.
+        generator: Source of the initial weights; None: torch's default one.
+
+    Raises:
+        ValueError: For an activation that is not one of these.
+
+    Shape:
+        (B, I) -> (B, O).
+
+    Example:
+        >>> HiddenLayer(4, 8)(torch.randn(5, 4)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        activation: str = "relu",
+        negative_slope: float = 1e-3,
+        gain: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        if get_activation(activation).needs_input:
+            raise ValueError(
+                f"activation {activation!r} is not for this method, whose derivative is read off the "
+                "output: use relu, leaky_relu, tanh, elu or identity"
+            )
+        self.activation = activation
+        self.negative_slope = negative_slope
+        bound = 1 / math.sqrt(in_features)
+        with torch.no_grad():
+            self.weight.uniform_(-gain * bound, gain * bound, generator=generator)
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, I) -> y (B, O)."""
+        z = nn.functional.linear(x, self.weight, self.bias)
+        return get_activation(self.activation).forward(z, self.negative_slope)
+
+    def gradients(self, x: Tensor, y: Tensor, dy: Tensor) -> Gradients:
+        """Gradients of the parameters from that of the output: dz = phi'(y) dy, dW = dz^T x, db = sum dz.
+
+        Args:
+            x: (B, I) input.
+            y: (B, O) output for it.
+            dy: (B, O) gradient of a loss with respect to y; overwritten.
+
+        Returns:
+            Pairs of a parameter and its gradient.
+        """
+        dz = dy.mul_(get_activation(self.activation).derivative(y, self.negative_slope))
+        found: Gradients = [(self.weight, dz.T @ x)]
+        if self.bias is not None:
+            found.append((self.bias, dz.sum(dim=0)))
+        return found
+
+    def extra_repr(self) -> str:
+        """nn.Linear's line and the activation."""
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let any torch optimizer step on these gradients alone, and free them.
+
+    Torch's optimizers skip parameters without a gradient, so all others stay as they are.
+
+    Args:
+        optimizer: Holds the parameters.
+        gradients: Pairs of a parameter and its gradient.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    for parameter, gradient in gradients:
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def weight_gradients(
+    net: nn.Sequential, sweep: Iterable[tuple[Tensor, Gradients]]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of a sweep's gradients those of the layers' weights, for diagnostics.
+
+    Args:
+        net: The network.
+        sweep: Its losses () and gradients.
+
+    Returns:
+        (loss (), weight, gradient) of every linear layer.
+    """
+    weights = {id(module.weight) for module in net if isinstance(module, nn.Linear)}
+    return [
+        (loss, parameter, gradient)
+        for loss, found in sweep
+        for parameter, gradient in found
+        if id(parameter) in weights
+    ]
