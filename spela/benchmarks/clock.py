@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,9 +15,10 @@ __all__ = ["interleaved_medians"]
 def interleaved_medians(
     steps: Mapping[str, Callable[[], object]], budget: float, least: int = 5
 ) -> dict[str, float]:
-    """Median seconds of every function; they run one after the other, round by round.
+    """Median seconds of every function; each round runs all, in an order drawn anew.
 
-    Interleaving also keeps one from having the caches to itself. On a GPU the clock waits for it.
+    Interleaving keeps one from having the caches to itself, and the drawn order from always following the
+    same other one, whose caches and freed memory it would inherit. On a GPU the clock waits for it.
 
     Args:
         steps: What to time, by name; each is called twice first, which compiles what it compiles.
@@ -36,9 +38,11 @@ def interleaved_medians(
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     end = time.perf_counter() + budget
-    rounds = 0
+    rounds, order, shuffle = 0, list(steps), random.Random(0).shuffle
     while rounds < least or time.perf_counter() < end:
-        for name, step in steps.items():
+        shuffle(order)
+        for name in order:
+            step = steps[name]
             wait()
             start = time.perf_counter()
             step()

@@ -27,8 +27,11 @@ def test_medians_tell_the_slower_one_and_rounds_take_turns() -> None:
         order.append(name)
         time.sleep(seconds)
 
-    times = interleaved_medians({"a": lambda: step("a", 0), "b": lambda: step("b", 0.01)}, 0, 3)
-    assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3
+    times = interleaved_medians({"a": lambda: step("a", 0), "b": lambda: step("b", 0.01)}, 0, 9)
+    assert order[:4] == ["a", "a", "b", "b"]
+    rounds = [tuple(order[start : start + 2]) for start in range(4, len(order), 2)]
+    assert len(rounds) == 9
+    assert set(rounds) == {("a", "b"), ("b", "a")}
     assert times["b"] > 0.01 > times["a"]
 
 
