@@ -7,25 +7,17 @@ medians over rounds in which all variants take turns. Peak memory is read from /
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, make_conv_step
+from spela.benchmarks.memory import peak_resident_bytes
 
 __all__ = ["main", "measure"]
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return 1024 * int(found.group(1))
 
 
 def measure(variant: str, case: str, repeats: int) -> None:
@@ -37,11 +29,7 @@ def measure(variant: str, case: str, repeats: int) -> None:
         repeats: Timed steps after two that warm up.
     """
     step = make_conv_step(variant, CONV_CASES[case])
-    step()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
-    resident = _peak_bytes()
-    step()
-    memory = _peak_bytes() - resident
+    memory = peak_resident_bytes(step)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

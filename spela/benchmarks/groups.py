@@ -10,7 +10,7 @@ import torch
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, check_conv_parity
 from spela.benchmarks.epoch import EPOCH_VARIANTS, epoch_data
-from spela.benchmarks.memory import MEMORY_VARIANTS, peak_bytes
+from spela.benchmarks.memory import MEMORY_VARIANTS, SHAPES, memory_points, resident_bytes_of
 from spela.benchmarks.network import NETWORK_CASES, VARIANTS, NetworkCase, check_parity
 from spela.benchmarks.scaling import AXES, fitted_exponent, measure_axis
 from spela.vectors import symmetric_vectors
@@ -93,15 +93,17 @@ def _epoch(quick: bool) -> list[Row]:
 
 
 def _memory(quick: bool) -> list[Row]:
-    cases = [NetworkCase((1024,) * 17, 512)]
+    rows: list[Row] = []
+    points = memory_points([(16, 1024)] if quick else SHAPES)
+    for depth, width in dict.fromkeys((p["depth"], p["width"]) for p in points):
+        here = [p for p in points if (p["depth"], p["width"]) == (depth, width)]
+        case = f"{depth} x {width}/b512"
+        rows += _rows("memory", case, {p["method"]: p["peak_bytes"] / 1e6 for p in here}, "MB")
+        rows += _rows("memory", f"{case}, time", {p["method"]: p["step_ms"] for p in here}, "ms")
     if not quick:
-        cases = [NetworkCase((1024,) * (depth + 1), 512) for depth in (2, 4, 8, 16, 32)]
-        cases += [NetworkCase((width,) * 9, 512) for width in (256, 512, 2048, 4096)]
-    rows = []
-    for case in cases:
-        depth, width = len(case.sizes) - 1, case.sizes[0]
-        peaks = {name: peak_bytes(make(case)) / 1e6 for name, make in MEMORY_VARIANTS.items()}
-        rows += _rows("memory", f"{depth} x {width}/b{case.batch}", peaks, "MB")
+        deep = NetworkCase((1024,) * 17, 512)
+        resident = {name: resident_bytes_of(name, deep) / 1e6 for name in MEMORY_VARIANTS}
+        rows += _rows("memory", "16 x 1024/b512, resident", resident, "MB")
     return rows
 
 

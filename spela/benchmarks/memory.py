@@ -7,18 +7,30 @@ the caching allocator's peak. Weights, optimizer state and the batch stay and do
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint_sequential
 
+from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import NetworkCase
 from spela.network import SpelaSequential
 from spela.optim import LocalSGD
 
-__all__ = ["MEMORY_VARIANTS", "peak_bytes"]
+__all__ = [
+    "MEMORY_VARIANTS",
+    "SHAPES",
+    "memory_points",
+    "peak_bytes",
+    "peak_resident_bytes",
+    "resident_bytes_of",
+]
 
 # The profiler's own log lines, which are about GPUs, would stand between the figures.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -127,3 +139,77 @@ MEMORY_VARIANTS: dict[str, Callable[[NetworkCase], Callable[[], object]]] = {
     "optimizer_in_backward": _in_backward,
     "both": lambda case: _in_backward(case, checkpointing=True),
 }
+
+
+def peak_resident_bytes(step: Callable[[], object]) -> int:
+    """Peak of the process's resident memory in a warm step, above what it had; Linux only.
+
+    Args:
+        step: Called twice, the second time watched. In a process that has done more before, memory freed
+            then and reused now does not show: `resident_bytes_of` starts a process of its own.
+    """
+    step()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
+    before = _high_water()
+    step()
+    return _high_water() - before
+
+
+def _high_water() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    if found is None:
+        raise OSError("this system does not tell a process's peak memory in /proc/self/status")
+    return 1024 * int(found.group(1))
+
+
+def _resident(variant: str, case: NetworkCase) -> int:
+    return peak_resident_bytes(MEMORY_VARIANTS[variant](case))
+
+
+def resident_bytes_of(variant: str, case: NetworkCase) -> int:
+    """`peak_resident_bytes` of a variant's step, in a new process."""
+    with get_context("spawn").Pool(1) as pool:
+        return int(pool.apply(_resident, (variant, case)))
+
+
+# Layers and their width, at batch 512: against depth, and against width.
+SHAPES = (
+    *((depth, 1024) for depth in (2, 4, 8, 16, 32)),
+    *((8, width) for width in (256, 512, 2048, 4096)),
+)
+
+
+def memory_points(shapes: Iterable[tuple[int, int]] = SHAPES) -> list[dict[str, Any]]:
+    """Peak memory and time of a step at batch 512.
+
+    Args:
+        shapes: Number of layers and their width.
+
+    Returns:
+        One {"method", "depth", "width", "peak_bytes", "step_ms"} a variant and network.
+
+    Example:
+        >>> points = memory_points([(2, 8)])
+        >>> {p["method"] for p in points} == set(MEMORY_VARIANTS)
+        True
+    """
+    points = []
+    for depth, width in shapes:
+        steps = {
+            name: make(NetworkCase((width,) * (depth + 1), 512))
+            for name, make in MEMORY_VARIANTS.items()
+        }
+        peaks = {name: peak_bytes(step) for name, step in steps.items()}
+        seconds = interleaved_medians(steps, 0.0, least=3)
+        points += [
+            {
+                "method": name,
+                "depth": depth,
+                "width": width,
+                "peak_bytes": peaks[name],
+                "step_ms": 1e3 * seconds[name],
+            }
+            for name in steps
+        ]
+    return points

@@ -6,7 +6,7 @@ from typing import Any
 
 from spela.experiments.declare import Experiment
 from spela.experiments.exits import measure_exits
-from spela.experiments.memory import read_memory
+from spela.experiments.memory import measure_memory
 from spela.experiments.plan import Job, Options
 
 __all__ = ["measure"]
@@ -23,4 +23,6 @@ def measure(experiment: Experiment, options: Options, jobs: list[Job]) -> dict[s
     Returns:
         JSON values.
     """
-    return measure_exits(jobs, options) if experiment.measure == "exits" else read_memory(options)
+    return (
+        measure_exits(jobs, options) if experiment.measure == "exits" else measure_memory(options)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -164,24 +165,30 @@ def _row_curve(axes: Axes, row: dict[str, Any], seeds: list[list[dict[str, Any]]
 
 
 def _memory(points: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    memory, step = figure.subplots(1, 2)
-    for method in dict.fromkeys(p["method"] for p in points):
-        for width in dict.fromkeys(p["width"] for p in points):
+    """Against depth at the width with most depths, and against width at the depth with most widths."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    by_depth, by_width, time = figure.subplots(1, 3)
+    width = statistics.mode(p["width"] for p in points)
+    depth = statistics.mode(p["depth"] for p in points)
+    for axes, fixed, value, along, key, scale in (
+        (by_depth, "width", width, "depth", "peak_bytes", 1e-6),
+        (by_width, "depth", depth, "width", "peak_bytes", 1e-6),
+        (time, "width", width, "depth", "step_ms", 1.0),
+    ):
+        for method in dict.fromkeys(p["method"] for p in points):
             line = sorted(
-                (p for p in points if p["method"] == method and p["width"] == width),
-                key=lambda p: p["depth"],
+                (p for p in points if p["method"] == method and p[fixed] == value),
+                key=lambda p: p[along],
             )
-            depths = [p["depth"] for p in line]
-            label = f"{method}, width {width:g}"
-            memory.plot(depths, [p["peak_bytes"] / 1e6 for p in line], marker="o", label=label)
-            step.plot(depths, [p["step_ms"] for p in line], marker="o", label=label)
-    for axes, label in ((memory, "peak memory of a step, MB"), (step, "time of a step, ms")):
-        axes.set_xlabel("layers")
-        axes.set_ylabel(label)
+            values = [scale * p[key] for p in line]
+            axes.plot([p[along] for p in line], values, marker="o", markersize=3, label=method)
+        axes.set_xlabel("layers" if along == "depth" else "width")
+        what = "peak memory of a step, MB" if key == "peak_bytes" else "time of a step, ms"
+        axes.set_ylabel(what, fontsize=8)
+        axes.set_title(f"{fixed} {value:g}", fontsize=9)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    by_depth.legend(fontsize=7)
     return figure
 
 
