@@ -53,7 +53,9 @@ class StreamingClassifier:
 
     Example:
         >>> from spela.layers import SpelaLinear
-        >>> net = SpelaSequential(SpelaLinear(2, 16, num_classes=10, objective="softmax"))
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> layer = SpelaLinear(2, 16, num_classes=10, objective="softmax", generator=seed)
+        >>> net = SpelaSequential(layer)
         >>> stream = StreamingClassifier(net)
         >>> _ = stream.observe(torch.tensor([1.0, 0.0]), "right")
         >>> _ = stream.observe(torch.tensor([[0.0, 1.0], [1.0, 0.1]]), ["up", "right"])
