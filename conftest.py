@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from importlib.util import find_spec
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Measured choices of GEMM libraries stay within the test run.
-os.environ.setdefault("SPELA_CACHE_DIR", tempfile.mkdtemp(prefix="spela-tests-"))
+if "SPELA_CACHE_DIR" not in os.environ:
+    os.environ["SPELA_CACHE_DIR"] = tempfile.mkdtemp(prefix="spela-tests-")
+    atexit.register(shutil.rmtree, os.environ["SPELA_CACHE_DIR"], ignore_errors=True)
 
 # Where triton is absent (macOS, Windows, CPU wheels) its modules cannot be imported, not even for doctests.
 if find_spec("triton") is None:

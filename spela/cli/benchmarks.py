@@ -13,6 +13,7 @@ from spela.benchmarks import GROUPS, describe_machine, format_rows, run_groups
 from spela.benchmarks import to_json as measured_to_json
 from spela.cli.options import Threads
 from spela.modelled import DTYPES, format_table, model_steps, to_json
+from spela.training.records import write_atomically
 from spela_kernels.roofline import GPUS, LAUNCH_US, find_gpu
 
 __all__ = ["bench"]
@@ -42,12 +43,15 @@ def bench(
     ] = None,
 ) -> None:
     """Time training steps, epochs and memory against named baselines; ratios are theirs over ours."""
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ValueError(f"--json {json_file}: the folder {json_file.parent} does not exist")
     if model:
         figures = _modelled(gpu, dtype, launch_us)
     else:
         figures = _measured(groups or list(GROUPS), quick, threads)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+        text = json.dumps(figures, indent=2) + "\n"
+        write_atomically(json_file, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def _measured(groups: list[str], quick: bool, threads: int | None) -> dict[str, Any]:

@@ -163,8 +163,8 @@ def _step_fake(x, weight, bias, slope, vectors, target, *rest):  # type: ignore[
     return x.new_empty((), dtype=wide), x.new_empty(x.shape[0], weight.shape[0])
 
 
-# The step ops are defined on the library itself: `custom_op`, made for any use, costs 15 us more a call,
-# which a small layer on the CPU would feel. They have no gradient, so nothing else of it is missed.
+# The step ops are defined on the library itself: the wrappers of `custom_op`, made for any use, are what a
+# small layer's step on the CPU would feel. They have no gradient, so nothing else of it is missed.
 _library = torch.library.Library("spela", "FRAGMENT")
 
 

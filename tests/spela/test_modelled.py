@@ -95,6 +95,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert data["rows"][0]["layer"] == "784-1024"
     for arguments, message in {
         ("speed",): "use network_step",
+        ("--json", "none/bench.json"): "the folder none does not exist",
         ("--model", "--gpu", "V100"): "use one of T4",
         ("--model", "--dtype", "int8"): "use one of float32",
     }.items():
