@@ -1,7 +1,8 @@
 """Dense products of a layer on the CPU, by the faster of two libraries that torch brings.
 
 `blas` is torch.addmm (MKL in the wheels for x86), whose `beta` makes the update of a weight the product's own
-epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product.
+epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product; a weight's
+update is then a pass of its own.
 Which is faster depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
 """
 
@@ -40,12 +41,11 @@ def onednn_works() -> bool:
     try:
         fused = _onednn(x, weight, bias, "leaky_relu", 0.25)
         turned = _onednn(x.T, fused.T, None, "identity", 0.0)
-        total = _onednn_sum(weight, x, fused)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         _logger.warning("spela_kernels: oneDNN's fused product is not used: %s", error)
         return False
     plain = torch.nn.functional.leaky_relu(x @ weight.T + bias, 0.25)
-    pairs = ((fused, plain), (turned, x.T @ plain), (total, weight + plain.T @ x))
+    pairs = ((fused, plain), (turned, x.T @ plain))
     right = all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)
     if not right:
         _logger.warning("spela_kernels: oneDNN's fused product is not used: its results differ")
@@ -58,11 +58,6 @@ def _onednn(
     name, algorithm = _FUSED[activation]
     scalars = [slope] if activation == "leaky_relu" else []
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, scalars, algorithm)
-
-
-def _onednn_sum(total: Tensor, x: Tensor, dz: Tensor) -> Tensor:
-    """total + dz^T x in a new tensor."""
-    return torch.ops.mkldnn._linear_pointwise.binary(dz.T, total, x.T, None, "add")
 
 
 def _is_onednn(kind: str, x: Tensor, rows: Tensor) -> bool:
@@ -142,14 +137,13 @@ def add_product_(total: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: fl
         >>> weight
         tensor([[0.5000]])
     """
-    if total.dtype != dz.dtype:
-        total.mul_(beta)
-        total.add_(product(dz, x), alpha=alpha)
-    elif total.is_contiguous() and _is_onednn("update", x, dz):
-        total.mul_(beta)
-        total.copy_(_onednn_sum(total, x, dz * alpha))
-    else:
+    if total.dtype == dz.dtype and not _is_onednn("update", x, dz):
         total.addmm_(dz.T, x, beta=beta, alpha=alpha)
+        return
+    # oneDNN's own sum would need a copy of the weight, and is slower than product and sum apart.
+    if beta != 1:
+        total.mul_(beta)
+    total.add_(product(dz, x), alpha=alpha)
 
 
 def _run_linear(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
@@ -168,7 +162,7 @@ def _run_product(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
 
 def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     if library == "onednn":
-        weight.copy_(_onednn_sum(weight, x, dz * 0.01))
+        weight.add_(_onednn(dz.T, x.T, None, "identity", 0.0), alpha=0.01)
     else:
         weight.addmm_(dz.T, x, alpha=0.01)
 

@@ -105,7 +105,6 @@ def test_without_the_internal_op_blas_does_everything(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SPELA_CPU_GEMM", "onednn")
     monkeypatch.setattr(gemm, "onednn_works", lambda: False)
     monkeypatch.setattr(gemm, "_onednn", None)
-    monkeypatch.setattr(gemm, "_onednn_sum", None)
     assert mismatches(cpu, CASES["several-blocks"]) == []
 
 
@@ -113,7 +112,6 @@ def test_wrong_results_of_the_internal_op_are_noticed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(gemm, "_onednn", lambda x, w, b, name, slope: x @ w.T + 1)
-    monkeypatch.setattr(gemm, "_onednn_sum", lambda total, x, dz: total)
     gemm.onednn_works.cache_clear()
     try:
         assert not gemm.onednn_works()
