@@ -1,8 +1,8 @@
 """Dense products of a layer on the CPU, by the faster of two libraries that torch brings.
 
 `blas` is torch.addmm (MKL in the wheels for x86), whose `beta` makes the update of a weight the product's own
-epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product; a weight's
-update is then a pass of its own.
+epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product; a
+weight's update is then a pass of its own.
 Which is faster depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
 """
 

@@ -1,9 +1,9 @@
 """The linear layer on the CPU: two products with everything else in as few passes as possible.
 
 The reference's mathematics, arranged for memory: bias and activation inside the first product, the update
-inside the second, and between them one (B, O) buffer that starts as the labels' vectors and ends as dL/dz.
-Buffers are not kept between steps: the allocator hands the same memory out again, and a workspace of our own
-measured no faster. Axes: B batch, I in, O out, C classes.
+inside or right after the second, and between them one compiled pass over the rows (`compiled.py`) or, where
+that does not fit, operators of torch. Buffers are not kept between steps: the allocator hands the same memory
+out again. Axes: B batch, I in, O out, C classes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
 from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.gemm import add_product_, linear, product
+from spela_kernels.linear.compiled import step_rows
 from spela_kernels.linear.types import Forward, Gradient, Parameters
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
@@ -72,73 +73,20 @@ def scores(
     return y, _class_cosines(wide, inverse, widened(vectors))
 
 
-class _Rows(NamedTuple):
-    """What the gradient takes over from the forward in a fused step."""
-
-    wide: Tensor  # (B, O) y in at least float32
-    inverse: Tensor  # (B,) 1 / |y|
-    vectors: Tensor  # (C, O) in at least float32
-    own: Tensor | None  # (B, O) each label's vector; None for all-class objectives
-
-
-def _rows(wide: Tensor, norm: Tensor, vectors: Tensor, target: Tensor, objective: str) -> _Rows:
-    wide_vectors = widened(vectors)
-    own = None
-    if not get_objective(objective).all_classes:
-        own = torch.embedding(wide_vectors, target)
-    return _Rows(wide, _inverse(norm), wide_vectors, own)
-
-
-def _forward(
-    x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, settings: Settings
-) -> tuple[Forward, _Rows]:
+def _statistics(
+    y: Tensor, z: Tensor, vectors: Tensor, target: Tensor, settings: Settings
+) -> Forward:
     objective = get_objective(settings.objective)
-    y, z = _activate(x, params, settings)
-    wide = widened(y)
+    wide, wide_vectors = widened(y), widened(vectors)
     norm = torch.linalg.vector_norm(wide, dim=1)
-    rows = _rows(wide, norm, vectors, target, settings.objective)
-    if rows.own is None:
-        cosine = _class_cosines(rows.wide, rows.inverse, rows.vectors)
+    if objective.all_classes:
+        cosine = _class_cosines(wide, _inverse(norm), wide_vectors)
     else:
-        cosine = (rows.own * rows.wide).sum(dim=1).mul_(rows.inverse)
+        own = torch.embedding(wide_vectors, target)  # (B, O)
+        cosine = own.mul_(wide).sum(dim=1).mul_(_inverse(norm))
     loss = objective.loss(cosine, target, settings.scale).mean()
     kept = z if get_activation(settings.activation).needs_input else y.new_empty(0)
-    return Forward(loss, y, kept, norm, cosine), rows
-
-
-def _output_gradient(rows: _Rows, cosine: Tensor, q: Tensor) -> Tensor:
-    """dL/dy (B, O) from q = dL/dcosine: (sum_j q_j v_j - <q, c> y/|y|) / |y| in two passes."""
-    wide, inverse, vectors, own = rows
-    if own is None:
-        along = (q * cosine).sum(dim=1).mul_(inverse).mul_(inverse).neg_()
-        return (wide * along[:, None]).addmm_(q * inverse[:, None], vectors)
-    pull = q * inverse
-    along = (pull * cosine).mul_(inverse)
-    return own.mul_(pull[:, None]).addcmul_(wide, along[:, None], value=-1)
-
-
-def _gradient_rows(
-    rows: _Rows,
-    params: Parameters,
-    target: Tensor,
-    settings: Settings,
-    saved: Forward,
-    grad_loss: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """dL/dz (B, O), in the memory of `rows.own`, and the gradient of prelu's slope (1,)."""
-    objective = get_objective(settings.objective)
-    q = objective.derivative(saved.cosine, target, settings.scale).div_(len(target))
-    if grad_loss is not None:
-        q.mul_(grad_loss)
-    dy = _output_gradient(rows, saved.cosine, q)
-    if params.slope is not None:
-        z = widened(saved.pre_activation)
-        dslope = (dy * z.clamp_max(0)).sum().to(params.slope.dtype).reshape(1)
-        phi = get_activation(settings.activation)
-        return dy.mul_(phi.derivative(z, widened(params.slope))), dslope
-    needs_input = get_activation(settings.activation).needs_input
-    v = widened(saved.pre_activation) if needs_input else rows.wide
-    return _BACKWARD[settings.activation](dy, v, settings.negative_slope), None
+    return Forward(loss, y, kept, norm, cosine)
 
 
 @without_autocast
@@ -146,7 +94,47 @@ def forward(
     x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, settings: Settings
 ) -> Forward:
     """y = phi(x W^T + b), its row norms and cosines, and the mean loss."""
-    return _forward(x, params, vectors, target, settings)[0]
+    return _statistics(*_activate(x, params, settings), vectors, target, settings)
+
+
+def _output_gradient(
+    vectors: Tensor, target: Tensor, settings: Settings, saved: Forward, grad_loss: Tensor | None
+) -> Tensor:
+    """dL/dy (B, O) = (sum_j q_j v_j - <q, c> y/|y|) / |y| in two passes, from q = dL/dcosine."""
+    objective = get_objective(settings.objective)
+    wide, wide_vectors, inverse = widened(saved.y), widened(vectors), _inverse(saved.norm)
+    q = objective.derivative(saved.cosine, target, settings.scale).div_(len(target))
+    if grad_loss is not None:
+        q.mul_(grad_loss)
+    if objective.all_classes:
+        along = (q * saved.cosine).sum(dim=1).mul_(inverse).mul_(inverse).neg_()
+        return (wide * along[:, None]).addmm_(q * inverse[:, None], wide_vectors)
+    pull = q * inverse
+    along = (pull * saved.cosine).mul_(inverse)
+    own = torch.embedding(wide_vectors, target).mul_(pull[:, None])
+    return own.addcmul_(wide, along[:, None], value=-1)
+
+
+class _Rows(NamedTuple):
+    """Gradients between the two products, in at least float32."""
+
+    dz: Tensor  # (B, O)
+    dbias: Tensor  # (O,)
+    dslope: Tensor | None  # (1,) of prelu
+
+
+def _through_activation(
+    dy: Tensor, y: Tensor, z: Tensor, params: Parameters, settings: Settings
+) -> _Rows:
+    """dL/dz in the memory of dy; `z` where phi' needs it."""
+    phi = get_activation(settings.activation)
+    v = widened(z if phi.needs_input else y)
+    if params.slope is None:
+        dz = _BACKWARD[settings.activation](dy, v, settings.negative_slope)
+        return _Rows(dz, dz.sum(dim=0), None)
+    dslope = (dy * v.clamp_max(0)).sum().to(params.slope.dtype).reshape(1)
+    dz = dy.mul_(phi.derivative(v, widened(params.slope)))
+    return _Rows(dz, dz.sum(dim=0), dslope)
 
 
 @without_autocast
@@ -160,14 +148,31 @@ def backward(
     grad_loss: Tensor | None = None,
 ) -> Gradient:
     """Gradients of grad_loss * loss (None: 1) for weight, bias and slope, from what `forward` saved."""
-    rows = _rows(widened(saved.y), saved.norm, vectors, target, settings.objective)
-    return _gradients(x, params, *_gradient_rows(rows, params, target, settings, saved, grad_loss))
+    dy = _output_gradient(vectors, target, settings, saved, grad_loss)
+    rows = _through_activation(dy, saved.y, saved.pre_activation, params, settings)
+    return _gradients(x, params, rows)
 
 
-def _gradients(x: Tensor, params: Parameters, dz: Tensor, dslope: Tensor | None) -> Gradient:
-    dweight = product(dz.to(x.dtype), x).to(params.weight.dtype)
-    dbias = None if params.bias is None else dz.sum(dim=0).to(params.bias.dtype)
-    return Gradient(dweight, dbias, dslope)
+def _gradients(x: Tensor, params: Parameters, rows: _Rows) -> Gradient:
+    dweight = product(rows.dz.to(x.dtype), x).to(params.weight.dtype)
+    dbias = None if params.bias is None else rows.dbias.to(params.bias.dtype)
+    return Gradient(dweight, dbias, rows.dslope)
+
+
+def _forward_and_rows(
+    x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor, _Rows]:
+    """Loss (), y (B, O) and the gradients between the two products of a fused step."""
+    y, z = _activate(x, params, settings)
+    done = step_rows(widened(y), widened(vectors), target, settings)
+    if done is None:
+        saved = _statistics(y, z, vectors, target, settings)
+        loss, dy = saved.loss, _output_gradient(vectors, target, settings, saved, None)
+    elif done.activated:
+        return done.loss, y, _Rows(done.gradient, done.total, None)
+    else:
+        loss, dy = done.loss, done.gradient
+    return loss, y, _through_activation(dy, y, z, params, settings)
 
 
 @without_autocast
@@ -182,27 +187,26 @@ def sgd_step_(
     rule: SgdRule,
 ) -> tuple[Tensor, Tensor]:
     """Forward, closed-form gradient and torch.optim.SGD's update (dampening 0) in place."""
-    saved, rows = _forward(x, params, vectors, target, settings)
-    dz, dslope = _gradient_rows(rows, params, target, settings, saved)
+    loss, y, rows = _forward_and_rows(x, params, vectors, target, settings)
     buffers = momentum_buffers or Parameters(None, None, None)  # type: ignore[arg-type]
-    if rule.nesterov or params.weight.dtype != dz.dtype:
-        gradient = product(dz.to(x.dtype), x).to(params.weight.dtype)
+    dz = rows.dz.to(x.dtype)
+    if rule.nesterov or params.weight.dtype != rows.dz.dtype:
+        gradient = product(dz, x).to(params.weight.dtype)
         sgd_update_(params.weight, gradient, buffers.weight, lr, rule)
     elif buffers.weight is None:
         step = float(lr)
-        rows, decay = dz.to(x.dtype), 1 - step * rule.weight_decay
-        add_product_(params.weight, rows, x, beta=decay, alpha=-step)
+        add_product_(params.weight, dz, x, beta=1 - step * rule.weight_decay, alpha=-step)
     else:
-        add_product_(buffers.weight, dz.to(x.dtype), x, beta=rule.momentum, alpha=1.0)
+        add_product_(buffers.weight, dz, x, beta=rule.momentum, alpha=1.0)
         if rule.weight_decay != 0:
             buffers.weight.add_(params.weight, alpha=rule.weight_decay)
         params.weight.add_(buffers.weight, alpha=-float(lr))
     if params.bias is not None:
-        dbias = dz.sum(dim=0).to(params.bias.dtype)
+        dbias = rows.dbias.to(params.bias.dtype)
         sgd_update_(params.bias, dbias, buffers.bias, lr, rule)
-    if params.slope is not None and dslope is not None:
-        sgd_update_(params.slope, dslope, buffers.slope, lr, rule)
-    return saved.loss, saved.y
+    if params.slope is not None and rows.dslope is not None:
+        sgd_update_(params.slope, rows.dslope, buffers.slope, lr, rule)
+    return loss, y
 
 
 @without_autocast
@@ -219,12 +223,12 @@ def adam_step_(
     rule: AdamRule,
 ) -> tuple[Tensor, Tensor]:
     """Forward, closed-form gradient and torch.optim.Adam's update in place; `step` counts from 1."""
-    saved, rows = _forward(x, params, vectors, target, settings)
-    gradients = _gradients(x, params, *_gradient_rows(rows, params, target, settings, saved))
+    loss, y, rows = _forward_and_rows(x, params, vectors, target, settings)
+    gradients = _gradients(x, params, rows)
     for parameter, gradient, exp_avg, exp_avg_sq in zip(
         params, gradients, exp_avgs, exp_avg_sqs, strict=True
     ):
         if parameter is None or gradient is None or exp_avg is None or exp_avg_sq is None:
             continue
         fused_adam_update_(parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule)
-    return saved.loss, saved.y
+    return loss, y
