@@ -48,6 +48,13 @@ def _per_kernel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+def _last_channels(maps: Tensor) -> Tensor:
+    """The maps with channels last in memory, and in their strides where one channel leaves both readings."""
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = maps.shape
+    return maps.as_strided(maps.shape, (channels * height * width, 1, channels * width, channels))
+
+
 def _by_position(maps: Tensor) -> Tensor:
     """(B, K, H, W) as (B, H * W, K): the order in which scattering into last channels is fast."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)
@@ -81,7 +88,8 @@ def block_forward(stages: Stages, x: Tensor) -> Block:
         A `Block`.
     """
     layer, norm, negative_slope, pool, pool_size = stages
-    x = x.detach().contiguous(memory_format=torch.channels_last)
+    # In this order pooling, batch norm and the convolution itself are several times faster.
+    x = _last_channels(x.detach())
     weight, bias = layer.weight, layer.bias
     sign = torch.ones_like(weight[:, 0, 0, 0])
     if norm is not None:
@@ -104,7 +112,8 @@ def block_forward(stages: Stages, x: Tensor) -> Block:
             scale = norm.weight.abs() * inverse
             shift = _per_kernel(norm.bias - mean * scale)
             active = torch.addcmul(shift, normed, _per_kernel(scale)).to(normed.dtype)
-        active = nn.functional.leaky_relu(active, negative_slope)
+        own_memory = active is not normed or pool == "max"
+        active = nn.functional.leaky_relu(active, negative_slope, inplace=own_memory)
         y = nn.functional.avg_pool2d(active, pool_size) if pool == "avg" else active
     return Block(y, conv, sign, index, normed, mean, inverse, active)
 
@@ -130,23 +139,25 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
         )
     dpre = torch.ops.aten.leaky_relu_backward(dy, block.active, negative_slope, True)
     gradients: dict[Tensor, Tensor] = {}
+    batch_moments = norm is not None and (norm.training or norm.running_mean is None)
     dconv = block.conv.detach().contiguous(memory_format=torch.channels_last)
     if norm is None or block.mean is None or block.inverse is None:
         dconv.zero_()
     else:
-        axes, wide = (0, 2, 3), widened(dpre)
-        total = wide.sum(axes)
-        centred = widened(block.normed) - _per_kernel(block.mean)
-        along = centred.mul_(wide).sum(axes) * block.inverse  # sum of dpre * normalised
+        # The sums of dpre * normalised and of dpre, in one pass.
+        _, along, total = torch.ops.aten.native_batch_norm_backward(
+            widened(dpre), widened(block.normed), torch.ones_like(block.mean), None, None,
+            block.mean, block.inverse, True, norm.eps, (False, True, True),
+        )  # fmt: skip
         gradients |= {norm.weight: along * block.sign, norm.bias: total}
         scale = norm.weight.abs() * block.inverse
         dpre.mul_(_per_kernel(scale))
-        if norm.training or norm.running_mean is None:
+        if batch_moments:
             # Through the batch's own mean and deviation, on the whole map: affine in `conv`.
             share = -scale / (dconv.numel() // dconv.shape[1])
             slope = share * along * block.inverse
             offset = share * total - slope * block.mean
-            dconv.mul_(_per_kernel(slope)).add_(_per_kernel(offset))
+            torch.addcmul(_per_kernel(offset), dconv, _per_kernel(slope), out=dconv)
         else:
             dconv.zero_()
     if block.where is None:
@@ -155,6 +166,11 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
         own_memory = dconv.permute(0, 2, 3, 1).view(len(dconv), -1, dconv.shape[1])
         own_memory.scatter_add_(1, _by_position(block.where), _by_position(dpre))
     own = [p for p in (layer.weight, layer.bias) if p is not None]
+    if batch_moments and layer.bias is not None:
+        # A shift that the batch's own mean takes out again; summing dconv would find rounding, which Adam
+        # turns into steps of full size.
+        gradients[layer.bias] = torch.zeros_like(layer.bias)
+        own = own[:1]
     # In the parameter's own strides: torch's fused optimizers walk both through memory side by side.
     found = torch.autograd.grad(block.conv, own, dconv)
     return gradients | {p: torch.empty_like(p).copy_(g) for p, g in zip(own, found, strict=True)}
