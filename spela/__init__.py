@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spela import optim
+from spela.allocator import keep_freed_memory
 from spela.convert import convert
 from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, multiply_adds
 from spela.grouping import class_grouping
@@ -32,6 +33,7 @@ __all__ = [
     "class_grouping",
     "convert",
     "coulomb_energy",
+    "keep_freed_memory",
     "multiply_adds",
     "optim",
     "random_vectors",

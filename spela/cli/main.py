@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from spela.allocator import keep_freed_memory
 from spela.cli.benchmarks import bench
 from spela.cli.exporting import export
 from spela.cli.features import features
@@ -42,6 +43,7 @@ for name, command in _COMMANDS.items():
 
 def main() -> None:
     """Run the command line; every foreseen error is one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:

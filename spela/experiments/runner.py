@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from spela.allocator import keep_freed_memory
 from spela.data import Dataset
 from spela.experiments.plan import Job, Options
 from spela.experiments.recipes import make_config
@@ -157,6 +158,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_worker() -> None:
+    keep_freed_memory()  # the process is ours, as the command line's is
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is None:
