@@ -16,9 +16,10 @@ _KEPT_BYTES = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tell the C library to keep freed memory instead of giving it back to the system.
 
-    By default glibc maps blocks of megabytes anew each time, and a training step then waits for the system to
-    zero the pages of every large buffer. It is a setting of the process: the command line makes it for itself;
-    a program that trains on the CPU may. Peak memory stays, memory between steps is not given back.
+    By default glibc maps large blocks anew each time, and a training step then waits for the system to zero
+    the pages of every large buffer. It is a setting of the whole process: the command line makes it for
+    itself; a program that trains on the CPU may. Nothing is given back between steps, and the heap's gaps
+    cost some per cent of memory.
 
     Returns:
         Whether the C library took it; False where it is not glibc.
