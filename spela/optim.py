@@ -30,8 +30,9 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
-            if any(parameter is held for held in group["params"]):
-                return group
+            for held in group["params"]:  # a loop: on small layers, any() over a generator is felt
+                if held is parameter:
+                    return group
         raise ValueError(
             f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}: build it "
             "from net.parameters() of the network that is trained, or freeze that layer"

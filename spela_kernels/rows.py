@@ -10,13 +10,14 @@ from torch import Tensor
 
 __all__ = ["NORM_EPS", "cosine_gradient", "scalar_like", "unit_rows", "widened"]
 
+_NARROW = (torch.float16, torch.bfloat16)
 # Rows shorter than this have no direction: their cosines are 0 and they contribute no gradient.
 NORM_EPS = 1e-12
 
 
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in at least float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.dtype in _NARROW else tensor
 
 
 def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from spela_kernels.gemm import onednn_works
 from spela_kernels.gemm_choice import machine_name, pinned_library
+from spela_kernels.linear.compiled import is_built
 
 __all__ = ["describe_machine"]
 
@@ -44,5 +45,6 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "gemm": pinned_library() or ("measured" if onednn_works() else "blas"),
+        "row_pass": "compiled" if is_built() else "torch",
         "commit": _commit(),
     }

@@ -31,12 +31,14 @@ class NetworkCase:
         batch: Samples a step.
         classes: C.
         device: Where it runs.
+        objective: Of the SPELA layers.
     """
 
     sizes: tuple[int, ...]
     batch: int
     classes: int = 10
     device: str = "cpu"
+    objective: str = "log"
 
     @property
     def name(self) -> str:
@@ -54,7 +56,9 @@ class NetworkCase:
         """The SPELA network, the same for every variant."""
         g = torch.Generator().manual_seed(0)
         pairs = zip(self.sizes[:-1], self.sizes[1:], strict=True)
-        layers = (SpelaLinear(i, o, self.classes, generator=g) for i, o in pairs)
+        layers = (
+            SpelaLinear(i, o, self.classes, objective=self.objective, generator=g) for i, o in pairs
+        )
         return SpelaSequential(*layers).to(self.device)
 
 

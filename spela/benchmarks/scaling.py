@@ -19,6 +19,10 @@ AXES: dict[str, tuple[tuple[int, ...], Callable[[int], NetworkCase]]] = {
     "width": ((256, 512, 1024, 2048), lambda n: NetworkCase((n, n), _BATCH)),
     "depth": ((1, 2, 4, 8), lambda n: NetworkCase((_WIDTH,) * (n + 1), _BATCH)),
     "classes": ((10, 30, 100, 300, 1000), lambda n: NetworkCase((_WIDTH, _WIDTH), _BATCH, n)),
+    "softmax classes": (
+        (10, 30, 100, 300),
+        lambda n: NetworkCase((_WIDTH, _WIDTH), _BATCH, n, objective="softmax"),
+    ),
     "threads": ((1, 2), lambda n: NetworkCase((_WIDTH, _WIDTH), _BATCH)),
 }
 

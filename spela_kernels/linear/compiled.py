@@ -1,4 +1,4 @@
-"""The compiled row pass (`rows.c`) between a linear layer's two products, where it was built and fits.
+"""The compiled passes over rows (`rows.c`) between a linear layer's two products, where built and fitting.
 
 Axes: B batch, O out, C classes.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.contracts import Settings
+from spela_kernels.gemm import linear, product
 from spela_kernels.objectives import COSINE_MARGIN
 from spela_kernels.rows import NORM_EPS
 
@@ -22,11 +23,10 @@ _rows: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
     _rows = import_module("spela_kernels.linear._rows")
 
-# The codes of rows.c; an objective or activation that is missing here runs in torch.
-_OBJECTIVES = {"log": 0, "cosine": 1, "angular": 2, "euclidean": 3, "mse": 4, "softmax": 5}
+# The codes of rows.c for objectives of the label's cosine; `softmax` has passes of its own. What is in
+# neither runs in torch.
+_OBJECTIVES = {"log": 0, "cosine": 1, "angular": 2, "euclidean": 3, "mse": 4}
 _SLOPES = {"relu": 0.0, "identity": 1.0}
-# From here on, products with all class vectors by a GEMM library are faster.
-_MOST_CLASSES = 32
 
 
 class RowStep(NamedTuple):
@@ -39,7 +39,7 @@ class RowStep(NamedTuple):
 
 
 def is_built() -> bool:
-    """Whether the compiled pass was built at installation.
+    """Whether the compiled passes were built at installation.
 
     Example:
         >>> is_built() in (True, False)
@@ -49,7 +49,7 @@ def is_built() -> bool:
 
 
 def step_rows(y: Tensor, vectors: Tensor, target: Tensor, settings: Settings) -> RowStep | None:
-    """Mean loss and gradient rows of a layer's output, in one pass.
+    """Mean loss and gradient rows of a layer's output.
 
     Args:
         y: (B, O) float32 output.
@@ -58,7 +58,7 @@ def step_rows(y: Tensor, vectors: Tensor, target: Tensor, settings: Settings) ->
         settings: The layer's activation and objective.
 
     Returns:
-        A `RowStep`, or None where the pass was not built or does not fit.
+        A `RowStep`, or None where the passes were not built or do not fit.
 
     Source: spec section 3.
 
@@ -68,28 +68,48 @@ def step_rows(y: Tensor, vectors: Tensor, target: Tensor, settings: Settings) ->
         >>> step is None or step.gradient.allclose(torch.tensor([[0.096, -0.072]]))
         True
     """
-    objective = _OBJECTIVES.get(settings.objective)
-    batch, outputs = y.shape
-    classes = vectors.shape[0]
     if (
         _rows is None
-        or objective is None
-        or (settings.objective == "softmax" and classes > _MOST_CLASSES)
+        or not (settings.objective == "softmax" or settings.objective in _OBJECTIVES)
         or y.dtype != torch.float32
         or vectors.dtype != torch.float32
         or not y.is_contiguous()
         or not vectors.is_contiguous()
     ):
         return None
-    slope = settings.negative_slope
+    target, slope = target.contiguous(), settings.negative_slope
     if settings.activation != "leaky_relu":
         slope = _SLOPES.get(settings.activation, 1.0)
+    run = _class_rows if settings.objective == "softmax" else _label_rows
+    activated = settings.activation == "leaky_relu" or settings.activation in _SLOPES
+    return RowStep(*run(y, vectors, target, settings, slope), activated)
+
+
+def _label_rows(
+    y: Tensor, vectors: Tensor, target: Tensor, settings: Settings, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, outputs = y.shape
     loss, gradient, total = y.new_empty(()), torch.empty_like(y), y.new_empty(outputs)
-    labels = target.contiguous()
-    _rows.step_rows(
-        y.data_ptr(), vectors.data_ptr(), labels.data_ptr(), batch, outputs, classes,
-        objective, settings.scale, slope, NORM_EPS, COSINE_MARGIN,
+    _rows.label_rows(
+        y.data_ptr(), vectors.data_ptr(), target.data_ptr(), batch, outputs,
+        _OBJECTIVES[settings.objective], slope, NORM_EPS, COSINE_MARGIN,
         loss.data_ptr(), gradient.data_ptr(), total.data_ptr(),
     )  # fmt: skip
-    activated = settings.activation == "leaky_relu" or settings.activation in _SLOPES
-    return RowStep(loss, gradient, total, activated)
+    return loss, gradient, total
+
+
+def _class_rows(
+    y: Tensor, vectors: Tensor, target: Tensor, settings: Settings, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    (batch, outputs), classes = y.shape, vectors.shape[0]
+    dots, _ = linear(y, vectors, None, "identity", 0.0)  # (B, C)
+    loss, factors, along = y.new_empty(()), y.new_empty(classes, batch), y.new_empty(batch)
+    _rows.class_factors(
+        y.data_ptr(), dots.data_ptr(), target.data_ptr(), batch, outputs, classes,
+        settings.scale, NORM_EPS, loss.data_ptr(), factors.data_ptr(), along.data_ptr(),
+    )  # fmt: skip
+    gradient, total = product(factors, vectors), y.new_empty(outputs)  # (B, O)
+    _rows.class_rows(
+        y.data_ptr(), along.data_ptr(), batch, outputs, slope, gradient.data_ptr(), total.data_ptr()
+    )
+    return loss, gradient, total

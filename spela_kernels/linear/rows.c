@@ -1,5 +1,6 @@
-/* Everything between a linear layer's two products, one row at a time: norm and cosines of y, loss and its
- * derivative, dL/dz and its column sums. A row is read once, while it is in the first cache.
+/* What lies between a linear layer's two products, one row at a time: norm and cosines of y, loss and its
+ * derivative, dL/dz and its column sums. For objectives of the label's cosine alone it is one pass, `label_rows`;
+ * for softmax there are two, around a product with all class vectors: `class_factors` and `class_rows`.
  *
  * Optional: `cpu.py` does the same by operators of torch where this was not built or does not fit. float32,
  * rows packed; the caller (`compiled.py`) has checked shapes, strides and labels.
@@ -9,7 +10,6 @@
 #include <Python.h>
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 
 /* One body, compiled for the widest vectors that the processor has. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -47,11 +47,12 @@ void spela_turn(const float *restrict y, const float *restrict v, int64_t size, 
         dy[j] = pull * v[j] - along * y[j];
 }
 
+/* dy_j -= along y_j */
 FOR_EVERY_PROCESSOR
-void spela_add(const float *restrict v, int64_t size, float factor, float *restrict total)
+void spela_take(const float *restrict y, int64_t size, float along, float *restrict dy)
 {
     for (int64_t j = 0; j < size; j++)
-        total[j] += factor * v[j];
+        dy[j] -= along * y[j];
 }
 
 /* dz_j = phi'(y_j) dy_j in place, phi' being 1 above zero and `slope` elsewhere; summed over the batch. */
@@ -66,7 +67,7 @@ void spela_activate(const float *restrict y, int64_t size, float slope, float *r
 }
 
 /* Objectives: spec section 3's table, under the codes of `compiled.py`. */
-enum { LOG, COSINE, ANGULAR, EUCLIDEAN, MSE, SOFTMAX };
+enum { LOG, COSINE, ANGULAR, EUCLIDEAN, MSE };
 #define PI 3.14159265358979323846
 
 static double inside(double c, double margin)
@@ -98,93 +99,124 @@ static double label_loss(int objective, double c, double margin, double *derivat
     }
 }
 
-/* Cross-entropy of scale * cosines; `cosines` (C,) become its derivative, `along` = sum_k q_k c_k. */
-static double softmax_loss(float *cosines, int64_t classes, int64_t label, double scale, double *along)
+/* Cross-entropy of scale * dots * inverse (C,). Writes the factors of the class vectors in dL/dy, `share` of the
+ * batch, to every `stride`th float; `along` is the factor of y. */
+static double softmax_loss(const float *dots, int64_t classes, int64_t label, double inverse, double scale,
+                           double share, float *factors, int64_t stride, float *along)
 {
-    double largest = -INFINITY, sum = 0, loss, mean = 0;
+    double largest = -INFINITY, sum = 0, mean = 0, sharp = scale * inverse;
     for (int64_t k = 0; k < classes; k++)
-        if (!(scale * cosines[k] <= largest)) /* NaN stays NaN */
-            largest = scale * cosines[k];
+        if (!(sharp * dots[k] <= largest)) /* NaN stays NaN */
+            largest = sharp * dots[k];
     for (int64_t k = 0; k < classes; k++)
-        sum += exp(scale * cosines[k] - largest);
-    loss = log(sum) + largest - scale * cosines[label];
+        sum += factors[k * stride] = expf((float)(sharp * dots[k] - largest));
     for (int64_t k = 0; k < classes; k++) {
-        double q = scale * (exp(scale * cosines[k] - largest) / sum - (k == label));
-        mean += q * cosines[k];
-        cosines[k] = (float)q;
+        double q = share * scale * (factors[k * stride] / sum - (k == label));
+        mean += q * dots[k] * inverse;
+        factors[k * stride] = (float)(q * inverse);
     }
-    *along = mean;
-    return loss;
+    *along = (float)(mean * inverse * inverse);
+    return log(sum) + largest - sharp * dots[label];
 }
 
-struct rows {
-    const float *y, *vectors; /* (B, O), (C, O) */
-    const int64_t *target;    /* (B,) */
-    int64_t batch, outputs, classes;
-    int objective;
-    double scale, slope, eps, margin;
-    float *loss, *dz, *dbias; /* (), (B, O), (O,) */
-};
-
-static void one_row(const struct rows *r, int64_t i, float *cosines, double *loss)
+/* 1 / |y|, and 0 for a row that is too short to have a direction. */
+static double inverse_norm(const float *y, int64_t outputs, double eps)
 {
-    const float *y = r->y + i * r->outputs, *own = r->vectors + r->target[i] * r->outputs;
-    float *dz = r->dz + i * r->outputs;
-    double norm = sqrt(spela_dot(y, y, r->outputs));
-    double inverse = norm <= r->eps ? 0 : 1 / norm; /* a row that short has no direction */
-    if (r->objective == SOFTMAX) {
-        double along;
-        for (int64_t k = 0; k < r->classes; k++)
-            cosines[k] = (float)(spela_dot(y, r->vectors + k * r->outputs, r->outputs) * inverse);
-        *loss += softmax_loss(cosines, r->classes, r->target[i], r->scale, &along);
-        inverse /= r->batch;
-        along *= inverse * (norm <= r->eps ? 0 : 1 / norm);
-        spela_turn(y, r->vectors, r->outputs, (float)(cosines[0] * inverse), (float)along, dz);
-        for (int64_t k = 1; k < r->classes; k++)
-            spela_add(r->vectors + k * r->outputs, r->outputs, (float)(cosines[k] * inverse), dz);
-    } else {
-        double derivative, cosine = spela_dot(y, own, r->outputs) * inverse;
-        *loss += label_loss(r->objective, cosine, r->margin, &derivative);
-        double pull = derivative * inverse / r->batch;
-        spela_turn(y, own, r->outputs, (float)pull, (float)(pull * cosine * inverse), dz);
-    }
-    spela_activate(y, r->outputs, (float)r->slope, dz, r->dbias);
+    double norm = sqrt(spela_dot(y, y, outputs));
+    return norm <= eps ? 0 : 1 / norm; /* NaN stays NaN */
 }
 
 static void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
+static int64_t integer(PyObject *number) { return PyLong_AsLongLong(number); }
+static double real(PyObject *number) { return PyFloat_AsDouble(number); }
 
-/* step_rows(y (B, O), vectors (C, O), target (B,), B, O, C, objective, scale, slope, eps, margin,
- *           loss (), dz (B, O), dbias (O,)): addresses and numbers; the last three are written. */
-static PyObject *step_rows(PyObject *module, PyObject *const *args, Py_ssize_t count)
+static int has(Py_ssize_t count, Py_ssize_t expected)
 {
-    if (count != 14)
-        return PyErr_Format(PyExc_TypeError, "step_rows takes 14 arguments, got %zd", count);
-    struct rows r = {
-        address(args[0]), address(args[1]), address(args[2]),
-        PyLong_AsLongLong(args[3]), PyLong_AsLongLong(args[4]), PyLong_AsLongLong(args[5]),
-        (int)PyLong_AsLong(args[6]),
-        PyFloat_AsDouble(args[7]), PyFloat_AsDouble(args[8]), PyFloat_AsDouble(args[9]), PyFloat_AsDouble(args[10]),
-        address(args[11]), address(args[12]), address(args[13]),
-    };
+    if (count != expected)
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+    return count == expected;
+}
+
+/* label_rows(y (B, O), vectors (C, O), target (B,), B, O, objective, slope, eps, margin,
+ *            loss (), dz (B, O), dbias (O,)): addresses and numbers; the last three are written. */
+static PyObject *label_rows(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 12))
+        return NULL;
+    const float *y = address(args[0]), *vectors = address(args[1]);
+    const int64_t *target = address(args[2]);
+    int64_t batch = integer(args[3]), outputs = integer(args[4]), objective = integer(args[5]);
+    double slope = real(args[6]), eps = real(args[7]), margin = real(args[8]), total = 0;
+    float *loss = address(args[9]), *dz = address(args[10]), *dbias = address(args[11]);
     if (PyErr_Occurred())
         return NULL;
-    float *cosines = malloc((size_t)r.classes * sizeof *cosines);
-    if (cosines == NULL)
-        return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
-    double loss = 0;
-    for (int64_t j = 0; j < r.outputs; j++)
-        r.dbias[j] = 0;
-    for (int64_t i = 0; i < r.batch; i++)
-        one_row(&r, i, cosines, &loss);
-    *r.loss = (float)(loss / r.batch);
+    for (int64_t j = 0; j < outputs; j++)
+        dbias[j] = 0;
+    for (int64_t i = 0; i < batch; i++, y += outputs, dz += outputs) {
+        const float *own = vectors + target[i] * outputs;
+        double inverse = inverse_norm(y, outputs, eps), cosine = spela_dot(y, own, outputs) * inverse;
+        double derivative, pull;
+        total += label_loss((int)objective, cosine, margin, &derivative);
+        pull = derivative * inverse / batch;
+        spela_turn(y, own, outputs, (float)pull, (float)(pull * cosine * inverse), dz);
+        spela_activate(y, outputs, (float)slope, dz, dbias);
+    }
+    *loss = (float)(total / batch);
     Py_END_ALLOW_THREADS
-    free(cosines);
     Py_RETURN_NONE;
 }
 
+/* class_factors(y (B, O), dots (B, C), target (B,), B, O, C, scale, eps,
+ *               loss (), factors (C, B), along (B,)): with them, dL/dy = factors^T vectors - along y. */
+static PyObject *class_factors(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 11))
+        return NULL;
+    const float *y = address(args[0]), *dots = address(args[1]);
+    const int64_t *target = address(args[2]);
+    int64_t batch = integer(args[3]), outputs = integer(args[4]), classes = integer(args[5]);
+    double scale = real(args[6]), eps = real(args[7]), total = 0;
+    float *loss = address(args[8]), *factors = address(args[9]), *along = address(args[10]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < batch; i++)
+        total += softmax_loss(dots + i * classes, classes, target[i], inverse_norm(y + i * outputs, outputs, eps),
+                              scale, 1.0 / batch, factors + i, batch, along + i);
+    *loss = (float)(total / batch);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* class_rows(y (B, O), along (B,), B, O, slope, dz (B, O), dbias (O,)): dz comes as factors^T vectors. */
+static PyObject *class_rows(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 7))
+        return NULL;
+    const float *y = address(args[0]), *along = address(args[1]);
+    int64_t batch = integer(args[2]), outputs = integer(args[3]);
+    double slope = real(args[4]);
+    float *dz = address(args[5]), *dbias = address(args[6]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t j = 0; j < outputs; j++)
+        dbias[j] = 0;
+    for (int64_t i = 0; i < batch; i++, y += outputs, dz += outputs) {
+        spela_take(y, outputs, along[i], dz);
+        spela_activate(y, outputs, (float)slope, dz, dbias);
+    }
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
+
 static PyMethodDef methods[] = {
-    {"step_rows", (PyCFunction)(void (*)(void))step_rows, METH_FASTCALL, NULL},
+    METHOD(label_rows),
+    METHOD(class_factors),
+    METHOD(class_rows),
     {NULL, NULL, 0, NULL},
 };
 
