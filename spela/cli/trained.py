@@ -49,6 +49,9 @@ def evaluate_command(
     data_root: DataRoot = None,
     threads: Threads = None,
     device: Device = "auto",
+    split: Annotated[
+        str, typer.Option(help="test, or train: what the run learnt by heart shows here.")
+    ] = "test",
     exit_loss: Annotated[
         float | None,
         typer.Option(
@@ -56,7 +59,11 @@ def evaluate_command(
         ),
     ] = None,
 ) -> None:
-    """Print the test accuracy of every layer, from the checkpoint."""
+    """Print the accuracy of every layer, from the checkpoint."""
+    if split not in ("test", "train"):
+        raise ValueError(f"unknown --split {split!r}: use test or train")
+    if split == "train" and exit_loss is not None:
+        raise ValueError("--exit-loss is measured on the test split: leave --split out")
     if exit_loss is not None and not 0 <= exit_loss <= 1:
         raise ValueError(f"--exit-loss must be a share in 0..1, such as 0.002, got {exit_loss}")
     if threads is not None:
@@ -75,14 +82,15 @@ def evaluate_command(
             f"{len(checkpoint.class_names)}"
         )
     dataset = dataset.to(pick_device(device))
-    result = evaluate(loaded.net, dataset.test_x, dataset.test_y)
-    typer.echo(f"{dataset.name}, {len(dataset.test_y):,} test samples, epoch {checkpoint.epoch}:")
+    x, y = dataset.test_x, dataset.test_y
+    if split == "train":
+        x, y = dataset.train_x, dataset.train_y
+    result = evaluate(loaded.net, x, y)
+    typer.echo(f"{dataset.name}, {len(y):,} {split} samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
     print_top5(result.top5_accuracy)
     size = checkpoint.config.batch_size
-    print_batch_statistics(
-        batch_statistics_accuracy(loaded.net, dataset.test_x, dataset.test_y, size)
-    )
+    print_batch_statistics(batch_statistics_accuracy(loaded.net, x, y, size))
     if exit_loss is not None:
         print_early_exit(loaded.net, dataset, exit_loss)
 

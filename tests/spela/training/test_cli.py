@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from spela.cli import main
+from spela.data import load_dataset
 
 RUN = [sys.executable, "-c", "from spela.cli import main; main()"]
 TRAIN = ["train", "--data", "digits", "--layers", "64,48", "--dropout", "0.1", "--seed", "3"]
@@ -87,8 +88,6 @@ def test_evaluate_prints_the_same_accuracies(trained: Path) -> None:
 
 
 def test_predict_labels_a_file(trained: Path, tmp_path: Path) -> None:
-    from spela.data import load_dataset
-
     data = load_dataset("digits")
     file = tmp_path / "some.npz"
     np.savez(file, x=data.test_x[:50].numpy())
@@ -233,6 +232,20 @@ def test_nan_in_the_data_is_named(capsys: pytest.CaptureFixture[str], tmp_path: 
     error = _fails(capsys, "train", "--data", tmp_path / "bad.npz", "--out", tmp_path / "run")
     assert "NaN" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_on_the_training_split(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {
+        split: _spela("evaluate", trained, "--split", split).stdout for split in ("test", "train")
+    }
+    data = load_dataset("digits")
+    assert f"{len(data.test_y):,} test samples" in shown["test"]
+    assert f"{len(data.train_y):,} train samples" in shown["train"]
+    assert shown["test"].splitlines()[1] != shown["train"].splitlines()[1]
+    assert "use test or train" in _fails(capsys, "evaluate", trained, "--split", "val")
+    assert "leave --split out" in _fails(
+        capsys, "evaluate", trained, "--split", "train", "--exit-loss", "0.1"
+    )
 
 
 def test_evaluate_measures_early_exit(
