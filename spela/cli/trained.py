@@ -29,6 +29,7 @@ from spela.experiments import LoadedRun, load_data, load_run
 from spela.training import batch_statistics_accuracy, evaluate
 from spela.training.records import write_atomically
 from spela_kernels import available_backends
+from spela_kernels.linear.compiled import is_built
 
 __all__ = ["evaluate_command", "info", "predict"]
 
@@ -146,6 +147,10 @@ def info(
         f"spela {spela.__version__}, Python {platform.python_version()}, torch {torch.__version__}"
     )
     typer.echo(f"triton: {'installed' if importlib.util.find_spec('triton') else 'not installed'}")
+    built = (
+        "compiled" if is_built() else "torch's operators (no C compiler when this was installed)"
+    )
+    typer.echo(f"row passes of the CPU back-end: {built}")
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
