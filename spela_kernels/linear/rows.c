@@ -22,7 +22,7 @@
 #define LANES 64
 
 /* The functions over j stay apart from the loop over rows: inlined there, GCC interleaves rows before it
- * vectorises, and the pass takes thirty times as long. */
+ * vectorises, and the pass takes many times as long. */
 FOR_EVERY_PROCESSOR
 float spela_dot(const float *restrict a, const float *restrict b, int64_t size)
 {
