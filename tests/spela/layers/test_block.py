@@ -53,3 +53,26 @@ def test_the_closed_form_is_the_gradient_of_the_layer(
             torch.testing.assert_close(gradients[parameter], expected, rtol=0, atol=1e-10)
     for name, buffer in layer.named_buffers():
         torch.testing.assert_close(buffer, twin.get_buffer(name))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_last_in_memory_whatever_the_input(channels: int) -> None:
+    layer = SpelaConv2d(channels, 4, 3, 3, (3, 3), symmetric_dim=4)
+    stages = Stages(layer, layer.norm, 0.1, "max", 2)
+    x = torch.randn(5, channels, 8, 8)
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT):
+        block = block_forward(stages, given)
+        for maps in (block.conv, block.y):
+            assert maps.stride(1) == 1
+            assert maps.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_bias_that_batch_norm_takes_out_gets_no_gradient(training: bool) -> None:
+    layer = SpelaConv2d(2, 4, 3, 3, (3, 3), symmetric_dim=4).train(training)
+    stages = Stages(layer, layer.norm, 0.1, "max", 2)
+    block = block_forward(stages, torch.randn(5, 2, 8, 8))
+    found = block_backward(stages, block, torch.randn(block.y.shape))[layer.bias]
+    assert (
+        bool((found == 0).all()) == training
+    )  # in evaluation the running mean stays, and it counts
