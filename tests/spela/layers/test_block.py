@@ -11,14 +11,14 @@ from spela import SpelaConv2d
 from spela.layers.block import Stages, block_backward, block_forward
 
 
-@pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "no_norm"])
+@pytest.mark.parametrize("norm", ["training", "evaluation", "none"])
 @pytest.mark.parametrize("pool", ["max", "avg", None])
 @pytest.mark.parametrize(
     ("channels", "kernels", "kernel", "pixels", "pool_size"),
     [(1, 1, 1, (2, 2), 2), (1, 3, 2, (3, 3), 2), (2, 1, 3, (5, 9), 3), (3, 4, 1, (1, 1), 1)],
 )
 def test_the_closed_form_is_the_gradient_of_the_layer(
-    batch_norm: bool,
+    norm: str,
     pool: str | None,
     channels: int,
     kernels: int,
@@ -31,13 +31,16 @@ def test_the_closed_form_is_the_gradient_of_the_layer(
     g = torch.Generator().manual_seed(0)
     layer = SpelaConv2d(
         channels, kernels, kernel, 3, (convolved[0] // window, convolved[1] // window),
-        symmetric_dim=4, batch_norm=batch_norm, pool=pool, pool_size=pool_size,
+        symmetric_dim=4, batch_norm=norm != "none", pool=pool, pool_size=pool_size,
         negative_slope=0.1, generator=g, dtype=torch.float64,
     )  # fmt: skip
     if layer.norm is not None:
         with torch.no_grad():
             layer.norm.weight.copy_(torch.linspace(-1.0, 1.3, kernels))
             layer.norm.bias.uniform_(-1, 1, generator=g)
+            layer.norm.running_mean.uniform_(-1, 1, generator=g)
+            layer.norm.running_var.uniform_(0.5, 2, generator=g)
+    layer.train(norm != "evaluation")
     x = torch.randn(5, channels, *pixels, generator=g, dtype=torch.float64)
     stages = Stages(layer, layer.norm, 0.1, pool, pool_size)
     twin = copy.deepcopy(layer)
