@@ -1,0 +1,22 @@
+"""The compiled passes of the CPU back-end. Where no compiler is at hand the install goes on: torch does their work."""
+
+import sys
+
+from setuptools import Extension, setup
+
+# torch's wheels bring libgomp on Linux, and the passes share its threads; elsewhere they run on one.
+THREADS = ["-fopenmp"] if sys.platform == "linux" else []
+
+
+def passes(name: str, source: str) -> Extension:
+    return Extension(
+        name,
+        [source],
+        # -fno-trapping-math lets comparisons vectorise.
+        extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", *THREADS],
+        extra_link_args=THREADS,
+        optional=True,
+    )
+
+
+setup(ext_modules=[passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c")])
