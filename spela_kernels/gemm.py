@@ -1,8 +1,8 @@
-"""Dense products of a layer on the CPU, by the faster of two libraries that torch brings.
+"""Dense products of a layer on the CPU, by the faster of two libraries that torch brings or a pass of our own.
 
 `blas` is torch.addmm (MKL in the wheels for x86), whose `beta` makes the update of a weight the product's own
 epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product; a
-weight's update is then a pass of its own.
+weight's update is then a pass of its own. `compiled` (`compiled_update`) is product and update in one pass.
 Which is faster depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
 """
 
@@ -14,10 +14,13 @@ import logging
 import torch
 from torch import Tensor
 
+from spela_kernels import compiled_update
 from spela_kernels.activations import get_activation
+from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.gemm_choice import choose_library
+from spela_kernels.rules import AdamRule
 
-__all__ = ["add_product_", "linear", "onednn_works", "product"]
+__all__ = ["adam_product_", "add_product_", "linear", "onednn_works", "product"]
 
 _logger = logging.getLogger(__name__)
 # What oneDNN can apply to the product before it is stored, under the names of the internal op.
@@ -60,17 +63,19 @@ def _onednn(
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, scalars, algorithm)
 
 
-def _is_onednn(kind: str, x: Tensor, rows: Tensor) -> bool:
-    """Whether a product with `x` (B, I) and `rows` (O, I) or (B, O) goes to oneDNN.
+def _library(kind: str, x: Tensor, rows: Tensor, *updated: Tensor) -> str:
+    """Who makes a product of `x` (B, I) and `rows`, (O, I) of a linear layer or else (B, O).
 
-    Only plain float32 rows do: 16-bit products reach oneDNN through torch.addmm as well.
+    Only packed float32 rows have a choice: 16-bit products reach oneDNN through torch.addmm as well.
     """
     if x.dtype != torch.float32 or rows.dtype != torch.float32:
-        return False
-    if not (x.is_contiguous() and rows.is_contiguous()) or not onednn_works():
-        return False
+        return "blas"
+    if not (x.is_contiguous() and rows.is_contiguous()):
+        return "blas"
+    names = _ABLE[onednn_works(), bool(updated) and compiled_update.fits(rows, x, *updated)]
     outputs = rows.shape[0] if kind == "linear" else rows.shape[1]
-    return choose_library(kind, x.shape[0], x.shape[1], outputs, _CANDIDATES[kind]) == "onednn"
+    name = choose_library(kind, x.shape[0], x.shape[1], outputs, _CANDIDATES[kind], names)
+    return name if name in names else "blas"
 
 
 def linear(
@@ -95,7 +100,7 @@ def linear(
     """
     phi = get_activation(activation)
     fuses = activation in _FUSED
-    if _is_onednn("linear", x, weight):
+    if _library("linear", x, weight) == "onednn":
         z = _onednn(x, weight, bias, activation if fuses else "identity", float(slope))
         if fuses:
             return z, z
@@ -116,7 +121,7 @@ def product(dz: Tensor, x: Tensor) -> Tensor:
         tensor([[3.],
                 [6.]])
     """
-    if _is_onednn("product", x, dz):
+    if _library("product", x, dz) == "onednn":
         return _onednn(dz.T, x.T, None, "identity", 0.0)
     return dz.T @ x
 
@@ -137,13 +142,48 @@ def add_product_(total: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: fl
         >>> weight
         tensor([[0.5000]])
     """
-    if total.dtype == dz.dtype and not _is_onednn("update", x, dz):
+    library = _library("update", x, dz, total) if total.dtype == dz.dtype else "onednn"
+    if library == "compiled":
+        compiled_update.sgd_product_(total, dz, x, beta=beta, alpha=alpha)
+    elif library == "blas":
         total.addmm_(dz.T, x, beta=beta, alpha=alpha)
-        return
-    # oneDNN's own sum would need a copy of the weight, and is slower than product and sum apart.
-    if beta != 1:
-        total.mul_(beta)
-    total.add_(product(dz, x), alpha=alpha)
+    else:
+        # oneDNN's own sum would need a copy of the weight, and is slower than product and sum apart.
+        if beta != 1:
+            total.mul_(beta)
+        total.add_(product(dz, x), alpha=alpha)
+
+
+def adam_product_(
+    weight: Tensor,
+    dz: Tensor,
+    x: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    rule: AdamRule,
+) -> None:
+    """torch.optim.Adam's update of a weight with the gradient dz^T x, in place.
+
+    Args:
+        weight: (O, I), updated; float32 where dz and x are in 16 bits.
+        dz: (B, O) float.
+        x: (B, I) in the dtype of dz.
+        exp_avg, exp_avg_sq, step, lr, rule: As in `rules.adam_update_`.
+
+    Example:
+        >>> weight, first, second = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1)
+        >>> ones, one, lr = torch.ones(2, 1), torch.tensor(1.0), torch.tensor(0.25)
+        >>> adam_product_(weight, ones, ones, first, second, one, lr, AdamRule())
+        >>> weight
+        tensor([[0.7500]])
+    """
+    if _library("adam", x, dz, weight, exp_avg, exp_avg_sq) == "compiled":
+        compiled_update.adam_product_(weight, dz, x, exp_avg, exp_avg_sq, step, lr, rule)
+    else:
+        gradient = product(dz, x).to(weight.dtype)
+        fused_adam_update_(weight, gradient, exp_avg, exp_avg_sq, step, lr, rule)
 
 
 def _run_linear(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
@@ -161,10 +201,36 @@ def _run_product(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
 
 
 def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
-    if library == "onednn":
+    if library == "compiled":
+        compiled_update.sgd_product_(weight, dz, x, beta=1.0, alpha=0.01)
+    elif library == "onednn":
         weight.add_(_onednn(dz.T, x.T, None, "identity", 0.0), alpha=0.01)
     else:
         weight.addmm_(dz.T, x, alpha=0.01)
 
 
-_CANDIDATES = {"linear": _run_linear, "product": _run_product, "update": _run_update}
+def _run_adam(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
+    first, second, one = torch.ones_like(weight), torch.ones_like(weight), torch.ones(())
+    if library == "compiled":
+        compiled_update.adam_product_(weight, dz, x, first, second, one, one, AdamRule())
+        return
+    if library == "onednn":
+        gradient = _onednn(dz.T, x.T, None, "identity", 0.0)
+    else:
+        gradient = torch.mm(dz.T, x)
+    fused_adam_update_(weight, gradient, first, second, one, one, AdamRule())
+
+
+_CANDIDATES = {
+    "linear": _run_linear,
+    "product": _run_product,
+    "update": _run_update,
+    "adam": _run_adam,
+}
+# By whether oneDNN works and whether the compiled pass takes the tensors.
+_ABLE = {
+    (False, False): ("blas",),
+    (True, False): ("blas", "onednn"),
+    (False, True): ("blas", "compiled"),
+    (True, True): ("blas", "onednn", "compiled"),
+}

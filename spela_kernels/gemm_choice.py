@@ -1,6 +1,6 @@
-"""Which GEMM library runs a shape on this machine: measured once, then kept in a file.
+"""Who makes a product of a shape on this machine: measured once, then kept in a file.
 
-The two libraries round differently, so a choice that changed between runs would make them differ in the last
+They round differently, so a choice that changed between runs would make them differ in the last
 bits. It is therefore kept for every later process: one small file a machine, kind of product and shape
 class in the user's cache folder. SPELA_CPU_GEMM=blas or onednn pins it; nothing is measured or kept then.
 """
@@ -72,40 +72,58 @@ def _shape_class(size: int) -> int:
     return min(_LARGEST, max(_SMALLEST, 1 << (size - 1).bit_length()))
 
 
-def choose_library(kind: str, batch: int, inputs: int, outputs: int, run: _Run) -> str:
-    """The library for a kind of product and a shape.
+def choose_library(
+    kind: str,
+    batch: int,
+    inputs: int,
+    outputs: int,
+    run: _Run,
+    names: tuple[str, ...] = LIBRARIES,
+) -> str:
+    """Who makes a kind of product for a shape.
 
     Args:
-        kind: linear, product or update.
+        kind: linear, product, update or adam.
         batch, inputs, outputs: B, I, O.
-        run: (library, x (B, I), weight (O, I), dz (B, O)) makes one product of this kind.
+        run: (name, x (B, I), weight (O, I), dz (B, O)) makes one product of this kind.
+        names: Who can; libraries, and `compiled` for the project's own pass.
 
     Returns:
-        One of `LIBRARIES`.
+        One of `names`, or the pinned library.
 
     Raises:
         ValueError: If SPELA_CPU_GEMM names no library.
     """
-    return pinned_library() or _kept(kind, batch, inputs, outputs, torch.get_num_threads(), run)
+    threads = torch.get_num_threads()
+    return pinned_library() or _kept(kind, batch, inputs, outputs, threads, run, names)
 
 
 @functools.lru_cache(maxsize=4096)
-def _kept(kind: str, batch: int, inputs: int, outputs: int, threads: int, run: _Run) -> str:
+def _kept(
+    kind: str,
+    batch: int,
+    inputs: int,
+    outputs: int,
+    threads: int,
+    run: _Run,
+    names: tuple[str, ...],
+) -> str:
     sizes = _shape_class(batch), _shape_class(inputs), _shape_class(outputs)
-    name = f"{kind}-{'x'.join(map(str, sizes))}-{threads}-threads"
+    able = "-".join(names)  # without a compiler, or without oneDNN, another choice is kept
+    name = f"{kind}-{'x'.join(map(str, sizes))}-{threads}-threads-{able}"
     path = cache_folder() / "cpu-gemm" / machine_name() / name
-    return _read(path) or _keep(path, _fastest(sizes, run))
+    return _read(path, names) or _keep(path, _fastest(sizes, run, names), names)
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path, names: tuple[str, ...]) -> str | None:
     try:
         name = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return name if name in LIBRARIES else None
+    return name if name in names else None
 
 
-def _keep(path: Path, name: str) -> str:
+def _keep(path: Path, name: str, names: tuple[str, ...]) -> str:
     """Write the choice unless another process was first; its choice counts then."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -114,7 +132,7 @@ def _keep(path: Path, name: str) -> str:
         try:
             os.link(draft, path)  # unlike a rename, fails where the file is there
         except FileExistsError:
-            if _read(path) is None:  # damaged: replaced whole
+            if _read(path, names) is None:  # damaged: replaced whole
                 draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
@@ -125,18 +143,18 @@ def _keep(path: Path, name: str) -> str:
             error,
         )
         return name
-    return _read(path) or name
+    return _read(path, names) or name
 
 
-def _fastest(sizes: tuple[int, int, int], run: _Run) -> str:
+def _fastest(sizes: tuple[int, int, int], run: _Run, names: tuple[str, ...]) -> str:
     batch, inputs, outputs = sizes
     shapes = ((batch, inputs), (outputs, inputs), (batch, outputs))
     # Filled without a random generator: a measurement must not move anybody's seed.
     x, weight, dz = (torch.full(shape, 0.01) for shape in shapes)
-    best = dict.fromkeys(LIBRARIES, float("inf"))
+    best = dict.fromkeys(names, float("inf"))
     for _ in range(_ROUNDS):
-        for name in LIBRARIES:
+        for name in names:
             start = time.perf_counter()
             run(name, x, weight, dz)
             best[name] = min(best[name], time.perf_counter() - start)
-    return min(LIBRARIES, key=best.__getitem__)
+    return min(names, key=best.__getitem__)

@@ -18,7 +18,7 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
 from spela_kernels.fused_rules import fused_adam_update_
-from spela_kernels.gemm import add_product_, linear, product
+from spela_kernels.gemm import adam_product_, add_product_, linear, product
 from spela_kernels.linear.compiled import step_rows
 from spela_kernels.linear.types import Forward, Gradient, Parameters
 from spela_kernels.objectives import get_objective
@@ -203,7 +203,10 @@ def sgd_step_(
         params.weight.add_(buffers.weight, alpha=-float(lr))
     if params.bias is not None:
         dbias = rows.dbias.to(params.bias.dtype)
-        sgd_update_(params.bias, dbias, buffers.bias, lr, rule)
+        if rule == SgdRule():
+            params.bias.add_(dbias, alpha=-float(lr))
+        else:
+            sgd_update_(params.bias, dbias, buffers.bias, lr, rule)
     if params.slope is not None and rows.dslope is not None:
         sgd_update_(params.slope, rows.dslope, buffers.slope, lr, rule)
     return loss, y
@@ -224,11 +227,15 @@ def adam_step_(
 ) -> tuple[Tensor, Tensor]:
     """Forward, closed-form gradient and torch.optim.Adam's update in place; `step` counts from 1."""
     loss, y, rows = _forward_and_rows(x, params, vectors, target, settings)
-    gradients = _gradients(x, params, rows)
-    for parameter, gradient, exp_avg, exp_avg_sq in zip(
-        params, gradients, exp_avgs, exp_avg_sqs, strict=True
+    adam_product_(
+        params.weight, rows.dz.to(x.dtype), x, exp_avgs.weight, exp_avg_sqs.weight, step, lr, rule
+    )
+    for parameter, gradient, exp_avg, exp_avg_sq in (
+        (params.bias, rows.dbias, exp_avgs.bias, exp_avg_sqs.bias),
+        (params.slope, rows.dslope, exp_avgs.slope, exp_avg_sqs.slope),
     ):
         if parameter is None or gradient is None or exp_avg is None or exp_avg_sq is None:
             continue
+        gradient = gradient.to(parameter.dtype)
         fused_adam_update_(parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule)
     return loss, y

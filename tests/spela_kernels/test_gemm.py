@@ -66,7 +66,7 @@ def test_the_faster_library_is_chosen_and_kept(folder: Path, slow: str) -> None:
     assert gemm_choice.choose_library("linear", 50, 200, 100, _slow(slow)) == other
     assert torch.equal(torch.random.get_rng_state(), before)
     (file,) = (path for path in folder.rglob("*") if path.is_file())
-    assert file.name == f"linear-64x256x128-{torch.get_num_threads()}-threads"
+    assert file.name == f"linear-64x256x128-{torch.get_num_threads()}-threads-blas-onednn"
     # A later process reads it, even if it would now measure otherwise; shapes of one class share it.
     gemm_choice._kept.cache_clear()
     assert gemm_choice.choose_library("linear", 33, 129, 65, _slow(other)) == other
@@ -74,10 +74,11 @@ def test_the_faster_library_is_chosen_and_kept(folder: Path, slow: str) -> None:
 
 def test_who_comes_second_takes_the_first_ones_choice(folder: Path) -> None:
     path = folder / "a" / "choice"
-    assert gemm_choice._keep(path, "blas") == "blas"
-    assert gemm_choice._keep(path, "onednn") == "blas"
+    names = gemm_choice.LIBRARIES
+    assert gemm_choice._keep(path, "blas", names) == "blas"
+    assert gemm_choice._keep(path, "onednn", names) == "blas"
     path.write_text("damaged")
-    assert gemm_choice._keep(path, "onednn") == "onednn"
+    assert gemm_choice._keep(path, "onednn", names) == "onednn"
     assert os.listdir(path.parent) == ["choice"]
 
 
