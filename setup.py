@@ -8,10 +8,11 @@ from setuptools import Extension, setup
 THREADS = ["-fopenmp"] if sys.platform == "linux" else []
 
 
-def passes(name: str, source: str) -> Extension:
+def passes(name: str, source: str, *headers: str) -> Extension:
     return Extension(
         name,
         [source],
+        depends=[*headers],
         # -fno-trapping-math lets comparisons vectorise.
         extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", *THREADS],
         extra_link_args=THREADS,
@@ -21,7 +22,9 @@ def passes(name: str, source: str) -> Extension:
 
 setup(
     ext_modules=[
-        passes("spela_kernels._update", "spela_kernels/update.c"),
+        passes(
+            "spela_kernels._update", "spela_kernels/update.c", "spela_kernels/update_tile.h"
+        ),
         passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c"),
     ]
 )

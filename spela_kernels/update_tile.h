@@ -93,15 +93,16 @@ TARGET static void NAME(update)(const struct rule *rule, struct shape s, const f
                 int64_t rows = least(s.outputs - o * ROWS, ROWS), columns = least(s.inputs - p * COLUMNS, COLUMNS);
                 int64_t at = o * ROWS * s.inputs + p * COLUMNS;
                 float g[ROWS * COLUMNS];
-                /* The weights are on their way while the tile is computed. */
-                for (int64_t r = 0; r < rows; r++)
-                    for (int64_t j = 0; j < columns; j += 16) {
-                        __builtin_prefetch(w + at + r * s.inputs + j, 1);
-                        if (rule->adam) {
-                            __builtin_prefetch(m + at + r * s.inputs + j, 1);
-                            __builtin_prefetch(v + at + r * s.inputs + j, 1);
+                /* The next tile's weights are on their way while this one is computed. */
+                if (p + 1 < panels)
+                    for (int64_t r = 0; r < rows; r++)
+                        for (int64_t j = COLUMNS; j < 2 * COLUMNS; j += 16) {
+                            __builtin_prefetch(w + at + r * s.inputs + j, 1);
+                            if (rule->adam) {
+                                __builtin_prefetch(m + at + r * s.inputs + j, 1);
+                                __builtin_prefetch(v + at + r * s.inputs + j, 1);
+                            }
                         }
-                    }
                 NAME(tile)(packed_dz + o * ROWS * s.batch, packed_x + p * COLUMNS * s.batch, s.batch, columns, g);
                 for (int64_t r = 0; r < rows; r++, at += s.inputs)
                     NAME(apply)(rule, g + r * COLUMNS, columns, w + at, m + at, v + at);

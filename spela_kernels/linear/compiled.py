@@ -93,7 +93,7 @@ def _label_rows(
     _rows.label_rows(
         y.data_ptr(), vectors.data_ptr(), target.data_ptr(), batch, outputs,
         _OBJECTIVES[settings.objective], slope, NORM_EPS, COSINE_MARGIN,
-        loss.data_ptr(), gradient.data_ptr(), total.data_ptr(),
+        torch.get_num_threads(), loss.data_ptr(), gradient.data_ptr(), total.data_ptr(),
     )  # fmt: skip
     return loss, gradient, total
 
@@ -110,6 +110,7 @@ def _class_rows(
     )  # fmt: skip
     gradient, total = product(factors, vectors), y.new_empty(outputs)  # (B, O)
     _rows.class_rows(
-        y.data_ptr(), along.data_ptr(), batch, outputs, slope, gradient.data_ptr(), total.data_ptr()
-    )
+        y.data_ptr(), along.data_ptr(), batch, outputs, slope, torch.get_num_threads(),
+        gradient.data_ptr(), total.data_ptr(),
+    )  # fmt: skip
     return loss, gradient, total

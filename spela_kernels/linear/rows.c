@@ -55,15 +55,44 @@ void spela_take(const float *restrict y, int64_t size, float along, float *restr
         dy[j] -= along * y[j];
 }
 
-/* dz_j = phi'(y_j) dy_j in place, phi' being 1 above zero and `slope` elsewhere; summed over the batch. */
+/* dz_j = phi'(y_j) dy_j in place, phi' being 1 above zero and `slope` elsewhere. */
 FOR_EVERY_PROCESSOR
-void spela_activate(const float *restrict y, int64_t size, float slope, float *restrict dz, float *restrict dbias)
+void spela_activate(const float *restrict y, int64_t size, float slope, float *restrict dz)
 {
-    for (int64_t j = 0; j < size; j++) {
-        float derivative = y[j] > 0 ? 1.0f : slope;
-        dz[j] *= derivative;
-        dbias[j] += dz[j];
+    for (int64_t j = 0; j < size; j++)
+        dz[j] *= y[j] > 0 ? 1.0f : slope;
+}
+
+/* sums_j += row_j */
+FOR_EVERY_PROCESSOR
+void spela_add(const float *restrict row, int64_t size, float *restrict sums)
+{
+    for (int64_t j = 0; j < size; j++)
+        sums[j] += row[j];
+}
+
+/* Columns that are summed at once. */
+#define STRIP 256
+
+/* total (O,) = sum of rows (B, O) */
+static void sum_rows(const float *rows, int64_t batch, int64_t outputs, int threads, float *total)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t j = 0; j < outputs; j += STRIP) {
+        int64_t size = outputs - j < STRIP ? outputs - j : STRIP;
+        for (int64_t k = j; k < j + size; k++)
+            total[k] = 0;
+        for (int64_t i = 0; i < batch; i++)
+            spela_add(rows + i * outputs + j, size, total + j);
     }
+}
+
+/* Fewer numbers than this are not worth a second thread. */
+#define WORTH 16384
+
+static int useful(int64_t threads, int64_t batch, int64_t outputs)
+{
+    return batch * outputs < WORTH ? 1 : (int)threads;
 }
 
 /* Objectives: spec section 3's table, under the codes of `compiled.py`. */
@@ -137,33 +166,40 @@ static int has(Py_ssize_t count, Py_ssize_t expected)
     return count == expected;
 }
 
-/* label_rows(y (B, O), vectors (C, O), target (B,), B, O, objective, slope, eps, margin,
+/* label_rows(y (B, O), vectors (C, O), target (B,), B, O, objective, slope, eps, margin, threads,
  *            loss (), dz (B, O), dbias (O,)): addresses and numbers; the last three are written. */
 static PyObject *label_rows(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (!has(count, 12))
+    if (!has(count, 13))
         return NULL;
     const float *y = address(args[0]), *vectors = address(args[1]);
     const int64_t *target = address(args[2]);
     int64_t batch = integer(args[3]), outputs = integer(args[4]), objective = integer(args[5]);
-    double slope = real(args[6]), eps = real(args[7]), margin = real(args[8]), total = 0;
-    float *loss = address(args[9]), *dz = address(args[10]), *dbias = address(args[11]);
+    double slope = real(args[6]), eps = real(args[7]), margin = real(args[8]), total = 0, *losses;
+    int threads = useful(integer(args[9]), batch, outputs);
+    float *loss = address(args[10]), *dz = address(args[11]), *dbias = address(args[12]);
     if (PyErr_Occurred())
         return NULL;
+    losses = PyMem_RawMalloc((size_t)batch * sizeof *losses);
+    if (!losses)
+        return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
-    for (int64_t j = 0; j < outputs; j++)
-        dbias[j] = 0;
-    for (int64_t i = 0; i < batch; i++, y += outputs, dz += outputs) {
-        const float *own = vectors + target[i] * outputs;
-        double inverse = inverse_norm(y, outputs, eps), cosine = spela_dot(y, own, outputs) * inverse;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < batch; i++) {
+        const float *own = vectors + target[i] * outputs, *row = y + i * outputs;
+        double inverse = inverse_norm(row, outputs, eps), cosine = spela_dot(row, own, outputs) * inverse;
         double derivative, pull;
-        total += label_loss((int)objective, cosine, margin, &derivative);
+        losses[i] = label_loss((int)objective, cosine, margin, &derivative);
         pull = derivative * inverse / batch;
-        spela_turn(y, own, outputs, (float)pull, (float)(pull * cosine * inverse), dz);
-        spela_activate(y, outputs, (float)slope, dz, dbias);
+        spela_turn(row, own, outputs, (float)pull, (float)(pull * cosine * inverse), dz + i * outputs);
+        spela_activate(row, outputs, (float)slope, dz + i * outputs);
     }
+    sum_rows(dz, batch, outputs, threads, dbias);
+    for (int64_t i = 0; i < batch; i++) /* in order, whatever the threads */
+        total += losses[i];
     *loss = (float)(total / batch);
     Py_END_ALLOW_THREADS
+    PyMem_RawFree(losses);
     Py_RETURN_NONE;
 }
 
@@ -189,24 +225,25 @@ static PyObject *class_factors(PyObject *module, PyObject *const *args, Py_ssize
     Py_RETURN_NONE;
 }
 
-/* class_rows(y (B, O), along (B,), B, O, slope, dz (B, O), dbias (O,)): dz comes as factors^T vectors. */
+/* class_rows(y (B, O), along (B,), B, O, slope, threads, dz (B, O), dbias (O,)): dz comes as factors^T vectors. */
 static PyObject *class_rows(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (!has(count, 7))
+    if (!has(count, 8))
         return NULL;
     const float *y = address(args[0]), *along = address(args[1]);
     int64_t batch = integer(args[2]), outputs = integer(args[3]);
     double slope = real(args[4]);
-    float *dz = address(args[5]), *dbias = address(args[6]);
+    int threads = useful(integer(args[5]), batch, outputs);
+    float *dz = address(args[6]), *dbias = address(args[7]);
     if (PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    for (int64_t j = 0; j < outputs; j++)
-        dbias[j] = 0;
-    for (int64_t i = 0; i < batch; i++, y += outputs, dz += outputs) {
-        spela_take(y, outputs, along[i], dz);
-        spela_activate(y, outputs, (float)slope, dz, dbias);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < batch; i++) {
+        spela_take(y + i * outputs, outputs, along[i], dz + i * outputs);
+        spela_activate(y + i * outputs, outputs, (float)slope, dz + i * outputs);
     }
+    sum_rows(dz, batch, outputs, threads, dbias);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -98,9 +98,24 @@ def test_labels_may_lie_apart() -> None:
 
 @needs_build
 def test_wrong_counts_of_arguments_are_refused() -> None:
-    for name, expected in {"label_rows": 12, "class_factors": 11, "class_rows": 7}.items():
+    for name, expected in {"label_rows": 13, "class_factors": 11, "class_rows": 8}.items():
         with pytest.raises(TypeError, match=f"expected {expected} arguments, got 1"):
             getattr(compiled._rows, name)(0)
+
+
+@needs_build
+@pytest.mark.parametrize("objective", ["log", "mse"])
+def test_threads_do_not_change_a_bit(objective: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    y = torch.randn(60, 333, generator=g)
+    vectors = torch.nn.functional.normalize(torch.randn(7, 333, generator=g), dim=1)
+    target, before, steps = torch.randint(7, (60,), generator=g), torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        steps.append(step_rows(y, vectors, target, Settings("leaky_relu", 0.1, objective)))
+    torch.set_num_threads(before)
+    for step in steps[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(step[:3], steps[0][:3], strict=True))
 
 
 def test_every_name_it_knows_is_in_the_tables() -> None:
