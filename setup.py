@@ -23,7 +23,7 @@ def passes(name: str, source: str, *headers: str) -> Extension:
 setup(
     ext_modules=[
         passes(
-            "spela_kernels._update", "spela_kernels/update.c", "spela_kernels/update_tile.h"
+            "spela_kernels._products", "spela_kernels/products.c", "spela_kernels/products_tile.h"
         ),
         passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c"),
     ]

@@ -2,7 +2,8 @@
 
 `blas` is torch.addmm (MKL in the wheels for x86), whose `beta` makes the update of a weight the product's own
 epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product; a
-weight's update is then a pass of its own. `compiled` (`compiled_update`) is product and update in one pass.
+weight's update is then a pass of its own. `compiled` (`compiled_products`) fuses bias and LeakyReLU, and the
+update.
 Which is faster depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
 """
 
@@ -14,7 +15,7 @@ import logging
 import torch
 from torch import Tensor
 
-from spela_kernels import compiled_update
+from spela_kernels import compiled_products
 from spela_kernels.activations import get_activation
 from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.gemm_choice import choose_library
@@ -63,16 +64,17 @@ def _onednn(
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, scalars, algorithm)
 
 
-def _library(kind: str, x: Tensor, rows: Tensor, *updated: Tensor) -> str:
+def _library(kind: str, x: Tensor, rows: Tensor, able: bool) -> str:
     """Who makes a product of `x` (B, I) and `rows`, (O, I) of a linear layer or else (B, O).
 
-    Only packed float32 rows have a choice: 16-bit products reach oneDNN through torch.addmm as well.
+    Only packed float32 rows have a choice: 16-bit products reach oneDNN through torch.addmm as well. `able`:
+    whether the compiled pass takes it.
     """
     if x.dtype != torch.float32 or rows.dtype != torch.float32:
         return "blas"
     if not (x.is_contiguous() and rows.is_contiguous()):
         return "blas"
-    names = _ABLE[onednn_works(), bool(updated) and compiled_update.fits(rows, x, *updated)]
+    names = _ABLE[onednn_works(), able]
     outputs = rows.shape[0] if kind == "linear" else rows.shape[1]
     name = choose_library(kind, x.shape[0], x.shape[1], outputs, _CANDIDATES[kind], names)
     return name if name in names else "blas"
@@ -99,10 +101,16 @@ def linear(
         tensor([[1., 1.]])
     """
     phi = get_activation(activation)
-    fuses = activation in _FUSED
-    if _library("linear", x, weight) == "onednn":
+    library = _library("linear", x, weight, compiled_products.linear_fits(x, weight, bias))
+    if library == "onednn":
+        fuses = activation in _FUSED
         z = _onednn(x, weight, bias, activation if fuses else "identity", float(slope))
         if fuses:
+            return z, z
+    elif library == "compiled":
+        leaky = activation == "leaky_relu"
+        z = compiled_products.linear(x, weight, bias, float(slope) if leaky else 1.0)
+        if leaky or activation == "identity":
             return z, z
     else:
         z = torch.nn.functional.linear(x, weight, bias)
@@ -121,7 +129,7 @@ def product(dz: Tensor, x: Tensor) -> Tensor:
         tensor([[3.],
                 [6.]])
     """
-    if _library("product", x, dz) == "onednn":
+    if _library("product", x, dz, False) == "onednn":
         return _onednn(dz.T, x.T, None, "identity", 0.0)
     return dz.T @ x
 
@@ -142,9 +150,11 @@ def add_product_(total: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: fl
         >>> weight
         tensor([[0.5000]])
     """
-    library = _library("update", x, dz, total) if total.dtype == dz.dtype else "onednn"
+    library = "onednn"
+    if total.dtype == dz.dtype:
+        library = _library("update", x, dz, compiled_products.fits(x, dz, total))
     if library == "compiled":
-        compiled_update.sgd_product_(total, dz, x, beta=beta, alpha=alpha)
+        compiled_products.sgd_product_(total, dz, x, beta=beta, alpha=alpha)
     elif library == "blas":
         total.addmm_(dz.T, x, beta=beta, alpha=alpha)
     else:
@@ -179,15 +189,18 @@ def adam_product_(
         >>> weight
         tensor([[0.7500]])
     """
-    if _library("adam", x, dz, weight, exp_avg, exp_avg_sq) == "compiled":
-        compiled_update.adam_product_(weight, dz, x, exp_avg, exp_avg_sq, step, lr, rule)
+    able = compiled_products.fits(x, dz, weight, exp_avg, exp_avg_sq)
+    if _library("adam", x, dz, able) == "compiled":
+        compiled_products.adam_product_(weight, dz, x, exp_avg, exp_avg_sq, step, lr, rule)
     else:
         gradient = product(dz, x).to(weight.dtype)
         fused_adam_update_(weight, gradient, exp_avg, exp_avg_sq, step, lr, rule)
 
 
 def _run_linear(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
-    if library == "onednn":
+    if library == "compiled":
+        compiled_products.linear(x, weight, None, 0.01)
+    elif library == "onednn":
         _onednn(x, weight, None, "leaky_relu", 0.01)
     else:
         torch.nn.functional.leaky_relu_(torch.nn.functional.linear(x, weight), 0.01)
@@ -202,7 +215,7 @@ def _run_product(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
 
 def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     if library == "compiled":
-        compiled_update.sgd_product_(weight, dz, x, beta=1.0, alpha=0.01)
+        compiled_products.sgd_product_(weight, dz, x, beta=1.0, alpha=0.01)
     elif library == "onednn":
         weight.add_(_onednn(dz.T, x.T, None, "identity", 0.0), alpha=0.01)
     else:
@@ -212,7 +225,7 @@ def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
 def _run_adam(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     first, second, one = torch.ones_like(weight), torch.ones_like(weight), torch.ones(())
     if library == "compiled":
-        compiled_update.adam_product_(weight, dz, x, first, second, one, one, AdamRule())
+        compiled_products.adam_product_(weight, dz, x, first, second, one, one, AdamRule())
         return
     if library == "onednn":
         gradient = _onednn(dz.T, x.T, None, "identity", 0.0)
@@ -227,7 +240,7 @@ _CANDIDATES = {
     "update": _run_update,
     "adam": _run_adam,
 }
-# By whether oneDNN works and whether the compiled pass takes the tensors.
+# By whether oneDNN works and whether the compiled passes take the tensors.
 _ABLE = {
     (False, False): ("blas",),
     (True, False): ("blas", "onednn"),

@@ -1,4 +1,4 @@
-"""Product and update in one compiled pass: every width of vectors, both rules, and where it steps aside."""
+"""The compiled products: every width of vectors, both update rules, and where they step aside."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from spela_kernels import compiled_update, gemm
-from spela_kernels.compiled_update import adam_product_, fits, sgd_product_
+from spela_kernels import compiled_products, gemm
+from spela_kernels.compiled_products import adam_product_, fits, linear, linear_fits, sgd_product_
 from spela_kernels.linear import cpu
 from spela_kernels.linear.parity import CASES, LARGE
 from spela_kernels.parity import mismatches
 from spela_kernels.rules import AdamRule, adam_update_
 
 ALL_CASES = {**CASES, **LARGE}
-BUILT = compiled_update._update is not None
-WIDTHS = range(compiled_update._update.WIDEST + 1) if BUILT else ()
-# Whole tiles, parts of one in either direction, one of everything, and more rows than a tile packs at once.
-SHAPES = [(50, 96, 128), (7, 35, 21), (1, 1, 1), (3, 6, 65), (300, 10, 784), (2, 13, 47)]
+BUILT = compiled_products._products is not None
+WIDTHS = range(compiled_products._products.WIDEST + 1) if BUILT else ()
+# (B, O, I): whole tiles, parts of one in every direction, fewer outputs than a tile has rows, samples left over.
+SHAPES = [
+    (50, 96, 128), (7, 35, 21), (1, 1, 1), (3, 6, 65), (300, 10, 784), (2, 13, 47), (67, 100, 300), (68, 5, 129),
+]  # fmt: skip
 needs_build = pytest.mark.skipif(not BUILT, reason="the compiled pass was not built")
 
 
@@ -32,11 +34,13 @@ def test_it_is_built_where_a_compiler_is_at_hand() -> None:
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Every width of vectors that this processor has, as if it were the widest."""
 
-    class Pass:
-        WIDEST = request.param
-        sgd, adam = compiled_update._update.sgd, compiled_update._update.adam
+    built = compiled_products._products
 
-    monkeypatch.setattr(compiled_update, "_update", Pass)
+    class Passes:
+        WIDEST, FEWEST = request.param, built.FEWEST
+        linear, sgd, adam = built.linear, built.sgd, built.adam
+
+    monkeypatch.setattr(compiled_products, "_products", Passes)
     return int(request.param)
 
 
@@ -53,6 +57,36 @@ def _tensors(batch: int, outputs: int, inputs: int) -> tuple[Tensor, Tensor, Ten
     shapes = ((outputs, inputs), (batch, outputs), (batch, inputs))
     weight, dz, x = (torch.randn(shape, generator=g) for shape in shapes)
     return weight, dz, x
+
+
+@needs_build
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_linear_against_float64(
+    width: int, threads: int, shape: tuple[int, int, int], biased: bool
+) -> None:
+    weight, _, x = _tensors(*shape)
+    if shape[1] < compiled_products._products.FEWEST:
+        assert not linear_fits(x, weight, None)
+        return
+    bias = torch.linspace(-2, 2, shape[1]) if biased else None
+    z = x.double() @ weight.double().T + (0 if bias is None else bias)
+    y = linear(x, weight, bias, 0.25)
+    bound = 2**-23 * (shape[2] * weight.abs().max() * x.abs().max() + 2)
+    assert (y - torch.where(z > 0, z, 0.25 * z)).abs().max() <= bound
+    assert (linear(x, weight, bias, 1.0) - z).abs().max() <= bound
+
+
+@needs_build
+def test_nan_and_infinity_reach_their_sample_only(width: int) -> None:
+    for wrong in (math.nan, math.inf):
+        weight, _, x = _tensors(50, 8, 40)
+        for sample in (3, 49):
+            broken = x.clone()
+            broken[sample, 7] = wrong
+            y = linear(broken, weight, None, 0.5)
+            assert not y[sample].isfinite().any()
+            assert y[torch.arange(50) != sample].isfinite().all()
 
 
 @needs_build
@@ -107,8 +141,9 @@ def test_threads_do_not_change_a_bit() -> None:
     for count in (1, 2, 3):
         weight, dz, x = _tensors(50, 96, 128)
         torch.set_num_threads(count)
+        y = linear(x, weight, None, 0.5)
         sgd_product_(weight, dz, x, beta=1.0, alpha=-0.5)
-        results.append(weight)
+        results.append(torch.cat([weight.flatten(), y.flatten()]))
     torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -116,11 +151,13 @@ def test_threads_do_not_change_a_bit() -> None:
 
 @needs_build
 def test_wrong_arguments_are_refused() -> None:
-    for name, expected in {"sgd": 10, "adam": 16}.items():
+    for name, expected in {"linear": 10, "sgd": 10, "adam": 16}.items():
         with pytest.raises(TypeError, match=f"expected {expected} arguments, got 1"):
-            getattr(compiled_update._update, name)(0)
+            getattr(compiled_products._products, name)(0)
+    with pytest.raises(ValueError, match="outputs"):
+        compiled_products._products.linear(0, 1, 1, 1, 1, 0, 0, 0, 1.0, 0)
     with pytest.raises(ValueError, match="no vectors of width 9"):
-        compiled_update._update.sgd(9, 1, 1, 1, 1, 0, 0, 0, 1.0, 1.0)
+        compiled_products._products.sgd(9, 1, 1, 1, 1, 0, 0, 0, 1.0, 1.0)
 
 
 @needs_build
@@ -130,7 +167,7 @@ def test_it_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fits(dz, x, weight.double())
     assert not fits(dz.bfloat16(), x, weight)
     assert not fits(dz, x, weight.T.contiguous().T)
-    monkeypatch.setattr(compiled_update, "_update", None)
+    monkeypatch.setattr(compiled_products, "_products", None)
     assert not fits(dz, x, weight)
 
 
@@ -145,5 +182,5 @@ def test_the_layers_steps_are_as_close_to_float64_as_the_reference(
 
 @pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 def test_without_it_the_libraries_do_the_same(case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_update, "_update", None)
+    monkeypatch.setattr(compiled_products, "_products", None)
     assert mismatches(cpu, case) == []

@@ -1,4 +1,4 @@
-"""A weight's gradient and its update in one compiled pass (`update.c`), where built.
+"""A linear layer's two products in compiled passes of our own (`products.c`), where built.
 
 Axes: B batch, O out, I in.
 """
@@ -14,33 +14,77 @@ from torch import Tensor
 
 from spela_kernels.rules import AdamRule
 
-__all__ = ["adam_product_", "fits", "sgd_product_"]
+__all__ = ["adam_product_", "fits", "linear", "linear_fits", "sgd_product_"]
 
-_update: Any = None
+_products: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
-    _update = import_module("spela_kernels._update")
+    _products = import_module("spela_kernels._products")
 
 
-def fits(dz: Tensor, x: Tensor, *updated: Tensor) -> bool:
-    """Whether the pass was built and takes these tensors: float32, rows packed.
+def fits(*tensors: Tensor) -> bool:
+    """Whether the passes were built and take these tensors: float32, rows packed.
 
     Args:
-        dz: (B, O).
-        x: (B, I).
-        *updated: (O, I) each.
+        *tensors: Of any shape.
 
     Example:
-        >>> fits(torch.ones(2, 3).double(), torch.ones(2, 4), torch.ones(3, 4))
+        >>> fits(torch.ones(2, 3), torch.ones(2, 4).double())
         False
     """
-    return _update is not None and all(
-        t.dtype == torch.float32 and t.is_contiguous() for t in (dz, x, *updated)
-    )
+    if _products is None:
+        return False
+    for tensor in tensors:  # a loop: on small layers, all() over a generator is felt
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            return False
+    return True
+
+
+def linear_fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `linear` takes these tensors: as `fits`, and enough outputs for a tile.
+
+    Args:
+        x: (B, I).
+        weight: (O, I).
+        bias: (O,) or None.
+
+    Example:
+        >>> linear_fits(torch.ones(9, 4), torch.ones(1, 4), None)
+        False
+    """
+    if not (fits(x, weight) if bias is None else fits(x, weight, bias)):
+        return False
+    return bool(weight.shape[0] >= _products.FEWEST)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    """LeakyReLU(x W^T + b).
+
+    Args:
+        x: (B, I) float32; as the others, `linear_fits` has taken it.
+        weight: (O, I) float32.
+        bias: (O,) float32 or None.
+        slope: Below zero; 1 for no activation.
+
+    Returns:
+        (B, O).
+
+    Example:
+        >>> x, eye = torch.tensor([[3.0, -4.0, 0.0, 0.0, 0.0, 1.0]]), torch.eye(6)
+        >>> if linear_fits(x, eye, None):
+        ...     assert linear(x, eye, None, 0.5).tolist() == [[3.0, -2.0, 0.0, 0.0, 0.0, 1.0]]
+    """
+    (batch, inputs), outputs = x.shape, weight.shape[0]
+    y = x.new_empty(batch, outputs)
+    _products.linear(
+        _products.WIDEST, batch, outputs, inputs, torch.get_num_threads(), x.data_ptr(),
+        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), slope, y.data_ptr(),
+    )  # fmt: skip
+    return y
 
 
 def _sizes(dz: Tensor, x: Tensor) -> tuple[int, ...]:
     (batch, outputs), threads = dz.shape, torch.get_num_threads()
-    return _update.WIDEST, batch, outputs, x.shape[1], threads, dz.data_ptr(), x.data_ptr()
+    return _products.WIDEST, batch, outputs, x.shape[1], threads, dz.data_ptr(), x.data_ptr()
 
 
 def sgd_product_(weight: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: float) -> None:
@@ -58,7 +102,7 @@ def sgd_product_(weight: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: f
         ...     sgd_product_(weight, ones, ones, beta=1.0, alpha=-0.25)
         ...     assert weight == 0.5
     """
-    _update.sgd(*_sizes(dz, x), weight.data_ptr(), beta, alpha)
+    _products.sgd(*_sizes(dz, x), weight.data_ptr(), beta, alpha)
 
 
 def adam_product_(
@@ -91,7 +135,7 @@ def adam_product_(
         ...     assert weight == 0.75
     """
     count = float(step)
-    _update.adam(
+    _products.adam(
         *_sizes(dz, x), weight.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(),
         1 - rule.beta1, 1 - rule.beta2, float(lr) / (1 - rule.beta1**count),
         (1 - rule.beta2**count) ** -0.5, rule.eps, rule.weight_decay,

@@ -1,0 +1,190 @@
+/* A linear layer's two products: x w^T + bias through LeakyReLU, and dz^T x with the update of w in the same pass, where
+ * the gradient exists a tile at a time. What a tile reads is packed first, so that it reads it in order.
+ *
+ * Optional: a library makes the products where this was not built, does not fit or is slower (`gemm.py`). float32,
+ * rows packed; the caller has checked shapes and strides.
+ * Axes: B batch, O out, I in. Source: spec section 3; the tiling is the usual one (Goto and van de Geijn 2008,
+ * "Anatomy of high-performance matrix multiplication"), with bias and update for its last step.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+struct shape {
+    int64_t batch, outputs, inputs;
+};
+
+/* SGD: w = beta w + alpha g. Adam: torch.optim.Adam with 1 - beta1, 1 - beta2, lr / (1 - beta1^t) and
+ * 1 / sqrt(1 - beta2^t). */
+struct rule {
+    int adam;
+    float beta, alpha;
+    float share1, share2, rate, spread, eps, weight_decay;
+};
+
+static inline float leaky(float z, float slope) { return z > 0 ? z : slope * z; } /* NaN stays NaN */
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDTHS 3
+#define NAME(x) x##_512
+#define TARGET __attribute__((target("arch=x86-64-v4")))
+#define LANES 16
+#define ROWS 6
+#define VECTORS 4
+#include "products_tile.h"
+#define NAME(x) x##_256
+#define TARGET __attribute__((target("arch=x86-64-v3")))
+#define LANES 8
+#define ROWS 4
+#define VECTORS 3
+#include "products_tile.h"
+#else
+#define WIDTHS 1
+#endif
+#define NAME(x) x##_128
+#define TARGET
+#define LANES 4
+#define ROWS 4
+#define VECTORS 3
+#include "products_tile.h"
+
+typedef void (*update_function)(const struct rule *, struct shape, const float *, const float *, float *, float *,
+                                float *, float *, int);
+typedef void (*linear_function)(struct shape, const float *, const float *, const float *, float, float *, float *,
+                                int);
+typedef int64_t (*scratch_function)(struct shape);
+
+static const struct {
+    update_function update;
+    linear_function linear;
+    scratch_function scratch;
+} kernels[WIDTHS] = {
+    {update_128, linear_128, scratch_128},
+#if WIDTHS == 3
+    {update_256, linear_256, scratch_256},
+    {update_512, linear_512, scratch_512},
+#endif
+};
+
+/* The widest that this processor has: an index of `kernels`. */
+static int widest(void)
+{
+#if WIDTHS == 3
+    return __builtin_cpu_supports("x86-64-v4") ? 2 : __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+
+static void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
+static int64_t integer(PyObject *number) { return PyLong_AsLongLong(number); }
+static float real(PyObject *number) { return (float)PyFloat_AsDouble(number); }
+
+static int has(Py_ssize_t count, Py_ssize_t expected)
+{
+    if (count != expected)
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+    return count == expected;
+}
+
+/* What every call begins with: width, B, O, I, threads. */
+struct call {
+    int64_t width, threads;
+    struct shape shape;
+    float *scratch;
+};
+
+/* Fewer products than this are not worth a second thread. */
+#define WORTH 262144
+
+static int begin(PyObject *const *args, struct call *call)
+{
+    struct shape shape = {integer(args[1]), integer(args[2]), integer(args[3])};
+    *call = (struct call){integer(args[0]), integer(args[4]), shape, NULL};
+    if (PyErr_Occurred())
+        return 0;
+    if (call->width < 0 || call->width > widest()) {
+        PyErr_Format(PyExc_ValueError, "this processor has no vectors of width %lld", (long long)call->width);
+        return 0;
+    }
+    if (shape.batch * shape.outputs * shape.inputs < WORTH)
+        call->threads = 1;
+    call->scratch = PyMem_RawMalloc((size_t)kernels[call->width].scratch(shape) * sizeof *call->scratch);
+    if (!call->scratch)
+        PyErr_NoMemory();
+    return call->scratch != NULL;
+}
+
+/* Outputs that `linear` needs: a tile of the most rows. */
+#define FEWEST 6
+
+/* linear(width, B, O, I, threads, x (B, I), w (O, I), bias (O,) or 0, slope, y (B, O)): y is written */
+static PyObject *linear(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    struct call call;
+    if (!has(count, 10))
+        return NULL;
+    if (integer(args[2]) < FEWEST)
+        return PyErr_Format(PyExc_ValueError, "at least %d outputs are needed", FEWEST);
+    if (!begin(args, &call))
+        return NULL;
+    const float *x = address(args[5]), *w = address(args[6]), *bias = address(args[7]);
+    float slope = real(args[8]), *y = address(args[9]);
+    Py_BEGIN_ALLOW_THREADS
+    kernels[call.width].linear(call.shape, x, w, bias, slope, y, call.scratch, (int)call.threads);
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(call.scratch);
+    Py_RETURN_NONE;
+}
+
+/* The updates' common arguments after those: dz (B, O), x (B, I), w (O, I). */
+static PyObject *update(PyObject *const *args, const struct rule *rule, void *m, void *v)
+{
+    struct call call;
+    if (!begin(args, &call))
+        return NULL;
+    const float *dz = address(args[5]), *x = address(args[6]);
+    float *w = address(args[7]);
+    Py_BEGIN_ALLOW_THREADS
+    kernels[call.width].update(rule, call.shape, dz, x, w, m, v, call.scratch, (int)call.threads);
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(call.scratch);
+    Py_RETURN_NONE;
+}
+
+/* sgd(width, B, O, I, threads, dz, x, w, beta, alpha) */
+static PyObject *sgd(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 10))
+        return NULL;
+    struct rule rule = {.beta = real(args[8]), .alpha = real(args[9])};
+    return update(args, &rule, address(args[7]), address(args[7]));
+}
+
+/* adam(width, B, O, I, threads, dz, x, w, m (O, I), v (O, I), share1, share2, rate, spread, eps, weight_decay) */
+static PyObject *adam(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 16))
+        return NULL;
+    struct rule rule = {.adam = 1, .share1 = real(args[10]), .share2 = real(args[11]), .rate = real(args[12]),
+                        .spread = real(args[13]), .eps = real(args[14]), .weight_decay = real(args[15])};
+    return update(args, &rule, address(args[8]), address(args[9]));
+}
+
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
+
+static PyMethodDef methods[] = {METHOD(linear), METHOD(sgd), METHOD(adam), {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_products", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__products(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    if (module && (PyModule_AddIntConstant(module, "WIDEST", widest()) < 0 ||
+                   PyModule_AddIntConstant(module, "FEWEST", FEWEST) < 0))
+        Py_CLEAR(module);
+    return module;
+}

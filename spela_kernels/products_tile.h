@@ -1,0 +1,255 @@
+/* The products for one width of vectors; `products.c` includes this once a width, with
+ *   NAME(x)  x under this width's name
+ *   TARGET   what the compiler may use
+ *   LANES    floats in a vector
+ *   ROWS     rows of a tile, one factor each
+ *   VECTORS  vectors of a tile's columns; ROWS * VECTORS sums and VECTORS + 1 more fit the registers.
+ */
+#define COLUMNS (VECTORS * LANES)
+
+typedef float NAME(vector) __attribute__((vector_size(4 * LANES)));
+typedef float NAME(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* g (ROWS, COLUMNS), `vectors` wide, += the sum over k < count of factors[k * step + r * apart] times row k of
+ * `packed` (count, COLUMNS). */
+TARGET static inline __attribute__((always_inline)) void NAME(multiply)(const float *factors, int64_t step,
+                                                                        int64_t apart, const float *packed,
+                                                                        int64_t count, int vectors, float *g)
+{
+    NAME(vector) sums[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++)
+            sums[r][v] = *(const NAME(loose) *)(g + r * COLUMNS + v * LANES);
+    for (int64_t k = 0; k < count; k++, factors += step, packed += COLUMNS) {
+        NAME(vector) row[VECTORS];
+        for (int v = 0; v < vectors; v++)
+            row[v] = *(const NAME(loose) *)(packed + v * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++)
+                sums[r][v] += factors[r * apart] * row[v];
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++)
+            *(NAME(loose) *)(g + r * COLUMNS + v * LANES) = sums[r][v];
+}
+
+/* The number of vectors is a constant of each call: only then do the sums stay in registers. */
+TARGET static inline __attribute__((always_inline)) void NAME(tile)(const float *factors, int64_t step, int64_t apart,
+                                                                    const float *packed, int64_t count,
+                                                                    int64_t columns, float *g)
+{
+    switch ((columns + LANES - 1) / LANES) {
+    case 1:
+        NAME(multiply)(factors, step, apart, packed, count, 1, g);
+        break;
+    case 2:
+        NAME(multiply)(factors, step, apart, packed, count, 2, g);
+        break;
+    case VECTORS - 1 > 2 ? VECTORS - 1 : -1:
+        NAME(multiply)(factors, step, apart, packed, count, VECTORS - 1, g);
+        break;
+    default:
+        NAME(multiply)(factors, step, apart, packed, count, VECTORS, g);
+    }
+}
+
+/* One row of a tile into the weights. */
+TARGET static void NAME(apply)(const struct rule *rule, const float *restrict g, int64_t size, float *restrict w,
+                               float *restrict m, float *restrict v)
+{
+    if (!rule->adam) {
+        for (int64_t j = 0; j < size; j++)
+            w[j] = rule->beta * w[j] + rule->alpha * g[j];
+        return;
+    }
+    for (int64_t j = 0; j < size; j++) {
+        float slope = g[j] + rule->weight_decay * w[j];
+        m[j] += rule->share1 * (slope - m[j]);
+        v[j] += rule->share2 * (slope * slope - v[j]);
+        w[j] -= rule->rate * m[j] / (sqrtf(v[j]) * rule->spread + rule->eps);
+    }
+}
+
+/* `size` columns of rows that are `stride` apart, `width` of them next to each other; zeros fill the last. */
+TARGET static void NAME(pack)(const float *rows, int64_t batch, int64_t stride, int64_t size, int64_t width,
+                              float *packed)
+{
+    for (int64_t b = 0; b < batch; b++, rows += stride, packed += width) {
+        for (int64_t j = 0; j < size; j++)
+            packed[j] = rows[j];
+        for (int64_t j = size; j < width; j++)
+            packed[j] = 0;
+    }
+}
+
+TARGET static void NAME(update)(const struct rule *rule, struct shape s, const float *dz, const float *x, float *w,
+                                float *m, float *v, float *scratch, int threads)
+{
+    int64_t blocks = (s.outputs + ROWS - 1) / ROWS, panels = (s.inputs + COLUMNS - 1) / COLUMNS;
+    float *packed_x = scratch, *packed_dz = scratch + panels * COLUMNS * s.batch;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t p = 0; p < panels; p++)
+            NAME(pack)(x + p * COLUMNS, s.batch, s.inputs, least(s.inputs - p * COLUMNS, COLUMNS), COLUMNS,
+                       packed_x + p * COLUMNS * s.batch);
+#pragma omp for schedule(static)
+        for (int64_t o = 0; o < blocks; o++)
+            NAME(pack)(dz + o * ROWS, s.batch, s.outputs, least(s.outputs - o * ROWS, ROWS), ROWS,
+                       packed_dz + o * ROWS * s.batch);
+#pragma omp for schedule(static)
+        for (int64_t o = 0; o < blocks; o++)
+            for (int64_t p = 0; p < panels; p++) {
+                int64_t rows = least(s.outputs - o * ROWS, ROWS), columns = least(s.inputs - p * COLUMNS, COLUMNS);
+                int64_t at = o * ROWS * s.inputs + p * COLUMNS;
+                float g[ROWS * COLUMNS] = {0};
+                /* The next tile's weights are on their way while this one is computed. */
+                if (p + 1 < panels)
+                    for (int64_t r = 0; r < rows; r++)
+                        for (int64_t j = COLUMNS; j < 2 * COLUMNS; j += 16) {
+                            __builtin_prefetch(w + at + r * s.inputs + j, 1);
+                            if (rule->adam) {
+                                __builtin_prefetch(m + at + r * s.inputs + j, 1);
+                                __builtin_prefetch(v + at + r * s.inputs + j, 1);
+                            }
+                        }
+                NAME(tile)(packed_dz + o * ROWS * s.batch, ROWS, 1, packed_x + p * COLUMNS * s.batch, s.batch, columns,
+                           g);
+                for (int64_t r = 0; r < rows; r++, at += s.inputs)
+                    NAME(apply)(rule, g + r * COLUMNS, columns, w + at, m + at, v + at);
+            }
+    }
+}
+
+/* packed (I, COLUMNS) = x^T of `size` samples; the other columns are zeros. */
+TARGET static void NAME(turn)(const float *x, int64_t inputs, int64_t size, float *packed)
+{
+    for (int64_t start = 0; start < inputs; start += LANES, packed += LANES * COLUMNS) {
+        int64_t count = least(inputs - start, LANES);
+        if (size < COLUMNS)
+            memset(packed, 0, count * COLUMNS * sizeof *packed);
+        for (int64_t b = 0; b < size; b++)
+            for (int64_t i = 0; i < count; i++)
+                packed[i * COLUMNS + b] = x[b * inputs + start + i];
+    }
+}
+
+/* y (B, ROWS) of `samples`, `apart` from each other, from rows `from` on: sums g (ROWS, COLUMNS) through bias and
+ * LeakyReLU. */
+TARGET static void NAME(finish)(const float *g, const float *bias, float slope, int64_t samples, int64_t from,
+                                int64_t apart, float *y)
+{
+    float shift[ROWS];
+    for (int r = 0; r < ROWS; r++)
+        shift[r] = bias ? bias[r] : 0;
+    if (from == 0)
+        for (int64_t b = 0; b < samples; b++)
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++)
+                y[b * apart + r] = leaky(g[r * COLUMNS + b] + shift[r], slope);
+    else
+        for (int64_t b = 0; b < samples; b++)
+            for (int64_t r = from; r < ROWS; r++)
+                y[b * apart + r] = leaky(g[r * COLUMNS + b] + shift[r], slope);
+}
+
+/* sums (ROWS, rest, LANES) += products of w's rows with the `rest` last samples, lane by lane. */
+TARGET static void NAME(lanes)(const float *w, const float *x, int64_t inputs, int64_t count, int64_t rest, float *sums)
+{
+    for (int64_t b = 0; b < rest; b++, x += inputs) {
+        NAME(vector) own[ROWS];
+        int64_t i = 0;
+        for (int r = 0; r < ROWS; r++)
+            own[r] = *(const NAME(loose) *)(sums + (r * rest + b) * LANES);
+        for (; i + LANES <= count; i += LANES)
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++)
+                own[r] += *(const NAME(loose) *)(w + r * inputs + i) * *(const NAME(loose) *)(x + i);
+        for (; i < count; i++)
+            for (int r = 0; r < ROWS; r++)
+                own[r][0] += w[r * inputs + i] * x[i];
+        for (int r = 0; r < ROWS; r++)
+            *(NAME(loose) *)(sums + (r * rest + b) * LANES) = own[r];
+    }
+}
+
+/* Inputs that are multiplied before the next: their packed samples stay in the first cache. */
+#define DEPTH 128
+/* Samples that are finished together: a divisor of COLUMNS. */
+#define FEW 4
+
+/* y (B, O) = x w^T + bias, through LeakyReLU. Samples lie in lanes; the few that would leave most of a vector empty
+ * have their products' inputs there instead. The last block of outputs reaches back into the one before. */
+TARGET static void NAME(linear)(struct shape s, const float *x, const float *w, const float *bias, float slope,
+                                float *y, float *scratch, int threads)
+{
+    int64_t blocks = (s.outputs + ROWS - 1) / ROWS, rest = s.batch % LANES > LANES / 4 ? 0 : s.batch % LANES;
+    int64_t whole = s.batch - rest, panels = (whole + COLUMNS - 1) / COLUMNS;
+    float *packed = scratch, *sums = packed + panels * COLUMNS * s.inputs;
+    int64_t size = ROWS * (panels * COLUMNS + rest * LANES); /* sums of a block */
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; p++)
+            NAME(turn)(x + p * COLUMNS * s.inputs, s.inputs, least(whole - p * COLUMNS, COLUMNS),
+                       packed + p * COLUMNS * s.inputs);
+        for (int64_t start = 0; start < s.inputs; start += DEPTH) {
+            int64_t depth = least(s.inputs - start, DEPTH);
+#pragma omp for schedule(static) nowait /* the same blocks to the same threads each time */
+            for (int64_t o = 0; o < blocks; o++) {
+                const float *own = w + least(o * ROWS, s.outputs - ROWS) * s.inputs + start;
+                float *g = sums + o * size;
+                if (o + 2 < blocks)
+                    for (int64_t r = 0; r < ROWS; r++)
+                        for (int64_t i = 0; i < depth; i += 16)
+                            __builtin_prefetch(own + (ROWS + r) * s.inputs + i);
+                if (start == 0)
+                    for (int64_t j = 0; j < size; j++)
+                        g[j] = 0;
+                for (int64_t p = 0; p < panels; p++)
+                    NAME(tile)(own, 1, s.inputs, packed + (p * s.inputs + start) * COLUMNS, depth,
+                               least(whole - p * COLUMNS, COLUMNS), g + p * ROWS * COLUMNS);
+                NAME(lanes)(own, x + whole * s.inputs + start, s.inputs, depth, rest, g + panels * ROWS * COLUMNS);
+            }
+        }
+#pragma omp barrier
+        /* A few samples at a time: rows of y often lie a multiple of 4 KB apart, where the cache holds only some. */
+        for (int64_t b = 0; b < s.batch; b += b < whole ? least(FEW, whole - b) : 1)
+#pragma omp for schedule(static) nowait
+            for (int64_t o = 0; o < blocks; o++) {
+                int64_t first = least(o * ROWS, s.outputs - ROWS), from = o * ROWS - first;
+                const float *g = sums + o * size, *shift = bias ? bias + first : NULL;
+                float *out = y + b * s.outputs + first, totals[ROWS * COLUMNS] = {0};
+                if (b < whole) {
+                    g += b / COLUMNS * ROWS * COLUMNS + b % COLUMNS;
+                    NAME(finish)(g, shift, slope, least(FEW, whole - b), from, s.outputs, out);
+                    continue;
+                }
+                g += panels * ROWS * COLUMNS + (b - whole) * LANES;
+                for (int r = 0; r < ROWS; r++)
+                    for (int lane = 0; lane < LANES; lane++)
+                        totals[r * COLUMNS] += g[r * rest * LANES + lane];
+                NAME(finish)(totals, shift, slope, 1, from, s.outputs, out);
+            }
+    }
+}
+#undef FEW
+#undef DEPTH
+
+/* Floats of scratch memory. */
+static int64_t NAME(scratch)(struct shape s)
+{
+    int64_t samples = (s.batch + COLUMNS - 1) / COLUMNS * COLUMNS + LANES / 4 * LANES;
+    int64_t inputs = (s.inputs + COLUMNS - 1) / COLUMNS * COLUMNS, outputs = (s.outputs + ROWS - 1) / ROWS * ROWS;
+    int64_t update = (inputs + outputs) * s.batch, linear = (s.inputs + outputs) * samples;
+    return update > linear ? update : linear;
+}
+
+#undef COLUMNS
+#undef NAME
+#undef TARGET
+#undef LANES
+#undef ROWS
+#undef VECTORS
