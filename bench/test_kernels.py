@@ -1,4 +1,4 @@
-"""Groups `kernel` and `vectors`: the products of a layer by either library, and symmetric vectors."""
+"""Groups `kernel` and `vectors`: the products of a layer by each library, and symmetric vectors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from spela import symmetric_vectors
+from spela_kernels import gemm_choice
+from spela_kernels.compiled_products import fits
 from spela_kernels.gemm import add_product_, linear, onednn_works, product
 from spela_kernels.gemm_choice import LIBRARIES
 
@@ -18,26 +20,33 @@ from spela_kernels.gemm_choice import LIBRARIES
 def test_product(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch, kind: str, library: str, batch: int
 ) -> None:
-    if library == "onednn" and not onednn_works():
-        pytest.skip("torch has no oneDNN here")
+    able = {"blas": True, "onednn": onednn_works(), "compiled": kind != "product" and fits()}
+    if not able[library]:
+        pytest.skip("cannot make this product here")
     g = torch.Generator().manual_seed(0)
     x, dz = torch.rand(batch, 1024, generator=g), torch.rand(batch, 1024, generator=g)
-    weight, bias = torch.rand(1024, 1024, generator=g), torch.rand(1024, generator=g)
-    runs = {
-        "linear": lambda: linear(x, weight, bias, "leaky_relu", 1e-3),
+    start, bias = torch.rand(1024, 1024, generator=g), torch.rand(1024, generator=g)
+    weight = start.clone()
+
+    def update() -> torch.Tensor:
+        add_product_(weight, dz, x, beta=1.0, alpha=-1e-6)
+        return weight
+
+    run = {
+        "linear": lambda: linear(x, weight, bias, "leaky_relu", 1e-3)[0],
         "product": lambda: product(dz, x),
-        "update": lambda: add_product_(weight, dz, x, beta=1.0, alpha=-1e-6),
-    }
+        "update": update,
+    }[kind]
     results = []
-    for name in LIBRARIES:
-        monkeypatch.setenv("SPELA_CPU_GEMM", name)
-        results.append(product(dz, x))
-    torch.testing.assert_close(*results)
-    monkeypatch.setenv("SPELA_CPU_GEMM", library)
+    for name in ("blas", library):
+        monkeypatch.setattr(gemm_choice, "pinned_library", lambda name=name: name)
+        weight.copy_(start)
+        results.append(run().clone())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=0)
     benchmark.group = f"kernel {kind} 1024x1024/b{batch}"
     benchmark.extra_info |= {"variant": library, "threads": torch.get_num_threads()}
     with torch.no_grad():
-        benchmark(runs[kind])
+        benchmark(run)
 
 
 @pytest.mark.parametrize("count", [10, 100])

@@ -41,7 +41,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
         """Whether all are in one parameter group (None held: an error, by `linear_step`)."""
         first = self._group_of(parameters[0])
-        return all(self._group_of(parameter) is first for parameter in parameters)
+        return all(self._group_of(parameter) is first for parameter in parameters[1:])
 
     def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:
         """The state `name` of each parameter, None where there is no parameter or no state."""

@@ -43,19 +43,25 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
         >>> available_backends("cpu")[-1]
         'reference'
     """
-    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
-    # TRITON_INTERPRET=1, set before triton is imported, runs its kernels on CPU tensors: for tests.
-    return _runnable(kind, kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+    return _runnable(device.type if isinstance(device, torch.device) else torch.device(device).type)
 
 
 @functools.cache
-def _runnable(kind: str, interprets: bool) -> tuple[str, ...]:
+def _runnable(kind: str) -> tuple[str, ...]:
+    # TRITON_INTERPRET=1, set before triton is imported, runs its kernels on CPU tensors: for tests.
+    interprets = kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     runs = {
         "triton": (kind == "cuda" or interprets) and find_spec("triton") is not None,
         "cpu": kind == "cpu",
         "reference": True,
     }
     return tuple(name for name in BACKENDS if runs[name])
+
+
+@functools.cache
+def _named() -> str:
+    """What SPELA_BACKEND says: looked up once, because a lookup is felt in a small layer's step."""
+    return _check_name(os.environ.get("SPELA_BACKEND", "auto"), "SPELA_BACKEND")
 
 
 @contextmanager
@@ -92,10 +98,8 @@ def select_backend(device: torch.device) -> str:
     Raises:
         ValueError: If SPELA_BACKEND is unknown, or the requested back-end cannot run on `device`.
     """
-    name = _requested.get()
-    if name is None:
-        name = _check_name(os.environ.get("SPELA_BACKEND", "auto"), "SPELA_BACKEND")
-    available = available_backends(device)
+    name = _requested.get() or _named()
+    available = _runnable(device.type)
     if name == "auto":
         return available[0]
     if name not in available:

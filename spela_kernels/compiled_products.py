@@ -31,12 +31,8 @@ def fits(*tensors: Tensor) -> bool:
         >>> fits(torch.ones(2, 3), torch.ones(2, 4).double())
         False
     """
-    if _products is None:
-        return False
-    for tensor in tensors:  # a loop: on small layers, all() over a generator is felt
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            return False
-    return True
+    packed = [tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors]
+    return _products is not None and all(packed)
 
 
 def linear_fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -1,8 +1,8 @@
 """Who makes a product of a shape on this machine: measured once, then kept in a file.
 
-They round differently, so a choice that changed between runs would make them differ in the last
-bits. It is therefore kept for every later process: one small file a machine, kind of product and shape
-class in the user's cache folder. SPELA_CPU_GEMM=blas or onednn pins it; nothing is measured or kept then.
+They round differently, so a choice that changed between runs would make them differ in the last bits. It
+is therefore kept for every later process: one small file a machine, kind of product and shape class in the
+user's cache folder. SPELA_CPU_GEMM=blas, onednn or compiled pins it; nothing is measured or kept then.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from torch import Tensor
 
 __all__ = ["LIBRARIES", "cache_folder", "choose_library", "machine_name", "pinned_library"]
 
-LIBRARIES = ("blas", "onednn")
+LIBRARIES = ("blas", "onednn", "compiled")
 # Sizes are rounded up to powers of two; beyond this one, which library is faster no longer changes.
 _LARGEST, _SMALLEST = 1024, 16
-_ROUNDS = 7
+# Rounds of a measurement, and the seconds after which it is content with the least.
+_LEAST, _MOST, _SECONDS = 7, 50, 0.04
+# Alone in the caches, a library hides what its calls cost in a step: our passes may be so much slower.
+_ALLOWANCE = 1.05
 
 _logger = logging.getLogger(__name__)
 _Run = Callable[[str, Tensor, Tensor, Tensor], None]
 
 
+@functools.cache
 def pinned_library() -> str | None:
-    """The library that SPELA_CPU_GEMM names, or None for a choice by measurement.
+    """The library that SPELA_CPU_GEMM names, or None for a choice by measurement; looked up once.
 
     Raises:
         ValueError: If it is neither auto nor one of `LIBRARIES`.
@@ -39,7 +43,7 @@ def pinned_library() -> str | None:
     name = os.environ.get("SPELA_CPU_GEMM", "auto")
     if name != "auto" and name not in LIBRARIES:
         raise ValueError(
-            f"unknown library {name!r} in SPELA_CPU_GEMM: use auto, {' or '.join(LIBRARIES)}"
+            f"unknown library {name!r} in SPELA_CPU_GEMM: use one of auto, {', '.join(LIBRARIES)}"
         )
     return None if name == "auto" else name
 
@@ -78,7 +82,7 @@ def choose_library(
     inputs: int,
     outputs: int,
     run: _Run,
-    names: tuple[str, ...] = LIBRARIES,
+    names: tuple[str, ...],
 ) -> str:
     """Who makes a kind of product for a shape.
 
@@ -86,16 +90,18 @@ def choose_library(
         kind: linear, product, update or adam.
         batch, inputs, outputs: B, I, O.
         run: (name, x (B, I), weight (O, I), dz (B, O)) makes one product of this kind.
-        names: Who can; libraries, and `compiled` for the project's own pass.
+        names: Who can, of `LIBRARIES`.
 
     Returns:
-        One of `names`, or the pinned library.
+        One of `names`: the pinned library if it can, else the first of them.
 
     Raises:
         ValueError: If SPELA_CPU_GEMM names no library.
     """
-    threads = torch.get_num_threads()
-    return pinned_library() or _kept(kind, batch, inputs, outputs, threads, run, names)
+    pinned = pinned_library()
+    if pinned is not None:
+        return pinned if pinned in names else names[0]
+    return _kept(kind, batch, inputs, outputs, torch.get_num_threads(), run, names)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -152,9 +158,13 @@ def _fastest(sizes: tuple[int, int, int], run: _Run, names: tuple[str, ...]) -> 
     # Filled without a random generator: a measurement must not move anybody's seed.
     x, weight, dz = (torch.full(shape, 0.01) for shape in shapes)
     best = dict.fromkeys(names, float("inf"))
-    for _ in range(_ROUNDS):
+    rounds, end = 0, time.perf_counter() + _SECONDS
+    while rounds < _LEAST or (rounds < _MOST and time.perf_counter() < end):
+        rounds += 1
         for name in names:
             start = time.perf_counter()
             run(name, x, weight, dz)
             best[name] = min(best[name], time.perf_counter() - start)
-    return min(names, key=best.__getitem__)
+    fastest = min(names, key=best.__getitem__)
+    own = best.get("compiled", float("inf"))
+    return "compiled" if own <= _ALLOWANCE * best[fastest] else fastest

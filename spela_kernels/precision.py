@@ -1,4 +1,7 @@
-"""Autocast: the layer input is cast, and with it the products; parameters, losses and state stay."""
+"""Autocast: the layer input is cast, and with it the products; parameters, losses and state stay.
+
+Beside it, the decorators that enter a mode of torch only where it is not the current one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_input", "without_autocast"]
+__all__ = ["autocast_input", "without_autocast", "without_grad"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -53,5 +56,29 @@ def without_autocast(function: _Function) -> _Function:
             return function(x, *args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def without_grad(function: _Function) -> _Function:
+    """Decorator: as torch.no_grad; nothing is entered where gradients are off, as in a network's step.
+
+    Args:
+        function: Any function.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> without_grad(torch.is_grad_enabled)()
+        False
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        with torch.no_grad():
+            return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]

@@ -213,16 +213,21 @@ class SpelaLinear(LocalLayer, nn.Linear):
             ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
             TypeError: On dtypes that do not fit.
         """
-        if not isinstance(optimizer, FusedOptimizer) or not owns(self, "weight", "bias", "slope"):
-            return step_by_gradient(self, x, target, optimizer)
-        parameters = [p for p in (self.weight, self.bias, self.slope) if p is not None]
-        if not all(p.requires_grad for p in parameters) or not optimizer.can_fuse(parameters):
+        weight, bias, slope = self.weight, self.bias, self.slope  # once: nn.Module looks them up
+        parameters = [p for p in (weight, bias, slope) if p is not None]
+        trained = [p.requires_grad for p in parameters]
+        if (
+            not isinstance(optimizer, FusedOptimizer)
+            or not owns(self, "weight", "bias", "slope")
+            or not all(trained)
+            or not optimizer.can_fuse(parameters)
+        ):
             return step_by_gradient(self, x, target, optimizer)
         return call_with_hooks(
             self,
             x,
             lambda x: optimizer.linear_step(
-                x, self.weight, self.bias, self.slope, self.vectors, target, **self._settings()
+                x, weight, bias, slope, self.vectors, target, **self._settings()
             ),
         )
 

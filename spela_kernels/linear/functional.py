@@ -9,12 +9,11 @@ that do not fit and TypeError for dtypes that do not. Source: spec sections 3 an
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.linear.types import Gradient, Parameters
-from spela_kernels.precision import autocast_input
+from spela_kernels.precision import autocast_input, without_grad
 from spela_kernels.rows import scalar_like
 
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
@@ -45,6 +44,7 @@ def linear_forward(
         y (B, O) and scores (B, C); a row of zeros scores 0 for every class.
 
     Example:
+        >>> import torch
         >>> eye = torch.eye(2)
         >>> linear_forward(torch.tensor([[3.0, 4.0]]), eye, None, eye)[1]
         tensor([[0.6000, 0.8000]])
@@ -81,6 +81,7 @@ def linear_loss(
         loss () mean over the batch, and y (B, O) without a graph.
 
     Example:
+        >>> import torch
         >>> eye, w = torch.eye(2), torch.eye(2, requires_grad=True)
         >>> loss, y = linear_loss(eye, w, None, eye, torch.tensor([0, 1]), objective="cosine")
         >>> loss.item(), y.requires_grad
@@ -93,7 +94,7 @@ def linear_loss(
     return loss, y
 
 
-@torch.no_grad()
+@without_grad
 def linear_gradient(
     x: Tensor,
     weight: Tensor,
@@ -117,6 +118,7 @@ def linear_gradient(
         loss (), y (B, O), and a `Gradient` (weight (O, I), bias (O,) or None, slope (1,) or None).
 
     Example:
+        >>> import torch
         >>> eye = torch.eye(2)
         >>> x, target = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> linear_gradient(x, eye, None, eye, target, objective="cosine")[2].weight
@@ -131,7 +133,7 @@ def linear_gradient(
     return loss, saved[0], gradient
 
 
-@torch.no_grad()
+@without_grad
 def linear_sgd_(
     x: Tensor,
     weight: Tensor,
@@ -166,6 +168,7 @@ def linear_sgd_(
         loss () and y (B, O), both from before the update.
 
     Example:
+        >>> import torch
         >>> w, eye = torch.eye(2), torch.eye(2)
         >>> x, target = torch.tensor([[1.0, 1.0]]), torch.tensor([0])
         >>> loss, y = linear_sgd_(x, w, None, eye, target, 1.0, objective="cosine")
@@ -183,7 +186,7 @@ def linear_sgd_(
     return loss, y
 
 
-@torch.no_grad()
+@without_grad
 def linear_adam_(
     x: Tensor,
     weight: Tensor,
@@ -221,6 +224,7 @@ def linear_adam_(
         loss () and y (B, O), both from before the update.
 
     Example:
+        >>> import torch
         >>> w, eye = torch.eye(2), torch.eye(2)
         >>> first, second = (Parameters(torch.zeros(2, 2), None, None) for _ in range(2))
         >>> x, target = torch.tensor([[1.0, 1.0]]), torch.tensor([0])

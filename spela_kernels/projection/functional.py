@@ -10,10 +10,9 @@ dtypes that do not. Source: spec section 4; the authors' CNN notebooks.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from spela_kernels.precision import autocast_input
+from spela_kernels.precision import autocast_input, without_grad
 from spela_kernels.projection.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.projection.types import Gradient
 from spela_kernels.rows import scalar_like
@@ -27,7 +26,7 @@ __all__ = [
 ]
 
 
-@torch.no_grad()
+@without_grad
 def projection_forward(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
     """Class scores: the cosine of z_k P_k to the vector of the class's group, mean over k; no gradients.
 
@@ -41,6 +40,7 @@ def projection_forward(z: Tensor, projection: Tensor, vectors: Tensor, groups: T
         (B, C); a kernel whose projection is zero adds 0 to every class.
 
     Example:
+        >>> import torch
         >>> eye = torch.eye(2)[None]
         >>> projection_forward(torch.tensor([[[3.0, 4.0]]]), eye, eye, torch.tensor([[0, 1, 0]]))
         tensor([[0.6000, 0.8000, 0.6000]])
@@ -72,6 +72,7 @@ def projection_loss(
         loss ().
 
     Example:
+        >>> import torch
         >>> eye = torch.eye(2)[None]
         >>> z = torch.tensor([[[3.0, 4.0]]], requires_grad=True)
         >>> loss = projection_loss(z, eye, eye, torch.tensor([[0, 1]]), torch.tensor([0]))
@@ -85,7 +86,7 @@ def projection_loss(
     return loss
 
 
-@torch.no_grad()
+@without_grad
 def projection_gradient(
     z: Tensor,
     projection: Tensor,
@@ -105,6 +106,7 @@ def projection_gradient(
         loss () and a `Gradient` (z (B, K, D), projection (K, D, d)).
 
     Example:
+        >>> import torch
         >>> eye, z = torch.eye(2)[None], torch.tensor([[[3.0, 4.0]]])
         >>> projection_gradient(z, eye, eye, torch.tensor([[0, 1]]), torch.tensor([0]))[1].z
         tensor([[[-0.1024,  0.0768]]])
@@ -114,7 +116,7 @@ def projection_gradient(
     return loss, Gradient(*loss_backward_op(None, *tensors, *saved, objective, scale))
 
 
-@torch.no_grad()
+@without_grad
 def projection_sgd_(
     z: Tensor,
     projection: Tensor,
@@ -145,6 +147,7 @@ def projection_sgd_(
         loss () and dloss/dz (B, K, D), both from before the update.
 
     Example:
+        >>> import torch
         >>> projection, eye = torch.eye(2)[None], torch.eye(2)[None]
         >>> z, groups = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[0, 1]])
         >>> loss, dz = projection_sgd_(z, projection, eye, groups, torch.tensor([0]), 1.0)
@@ -161,7 +164,7 @@ def projection_sgd_(
     return loss, dz
 
 
-@torch.no_grad()
+@without_grad
 def projection_adam_(
     z: Tensor,
     projection: Tensor,
@@ -196,6 +199,7 @@ def projection_adam_(
         loss () and dloss/dz (B, K, D), both from before the update.
 
     Example:
+        >>> import torch
         >>> projection, eye = torch.eye(2)[None], torch.eye(2)[None]
         >>> z, groups = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[0, 1]])
         >>> first, second = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)

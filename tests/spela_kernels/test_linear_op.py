@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import spela_kernels as sk
+from spela_kernels import backend
 from spela_kernels.linear import Parameters
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 
@@ -153,8 +154,13 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sk.select_backend(cpu) == "reference"
     with pytest.raises(ValueError, match="unknown back-end 'cuda'"), sk.use_backend("cuda"):
         pass
-    monkeypatch.setenv("SPELA_BACKEND", "reference")
-    assert sk.select_backend(cpu) == "reference"
-    monkeypatch.setenv("SPELA_BACKEND", "fastest")
-    with pytest.raises(ValueError, match="SPELA_BACKEND: use one of auto"):
-        sk.select_backend(cpu)
+    for name in ("reference", "fastest"):
+        monkeypatch.setenv("SPELA_BACKEND", name)
+        backend._named.cache_clear()
+        if name == "reference":
+            assert sk.select_backend(cpu) == "reference"
+        else:
+            with pytest.raises(ValueError, match="SPELA_BACKEND: use one of auto"):
+                sk.select_backend(cpu)
+    monkeypatch.undo()
+    backend._named.cache_clear()
