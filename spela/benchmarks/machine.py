@@ -45,6 +45,6 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "gemm": pinned_library() or ("measured" if onednn_works() else "blas"),
-        "row_pass": "compiled" if is_built() else "torch",
+        "passes": "compiled" if is_built() else "torch",
         "commit": _commit(),
     }

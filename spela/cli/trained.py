@@ -150,7 +150,7 @@ def info(
     built = (
         "compiled" if is_built() else "torch's operators (no C compiler when this was installed)"
     )
-    typer.echo(f"row passes of the CPU back-end: {built}")
+    typer.echo(f"passes of the CPU back-end: {built}")
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
