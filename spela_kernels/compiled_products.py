@@ -69,18 +69,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tens
         >>> if linear_fits(x, eye, None):
         ...     assert linear(x, eye, None, 0.5).tolist() == [[3.0, -2.0, 0.0, 0.0, 0.0, 1.0]]
     """
-    (batch, inputs), outputs = x.shape, weight.shape[0]
-    y = x.new_empty(batch, outputs)
+    y, outputs = x.new_empty(x.shape[0], weight.shape[0]), weight.shape[0]
+    sizes, scratch = _sizes(x, outputs)
     _products.linear(
-        _products.WIDEST, batch, outputs, inputs, torch.get_num_threads(), x.data_ptr(),
-        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), slope, y.data_ptr(),
+        *sizes, scratch.data_ptr(), x.data_ptr(), weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(), slope, y.data_ptr(),
     )  # fmt: skip
     return y
 
 
-def _sizes(dz: Tensor, x: Tensor) -> tuple[int, ...]:
-    (batch, outputs), threads = dz.shape, torch.get_num_threads()
-    return _products.WIDEST, batch, outputs, x.shape[1], threads, dz.data_ptr(), x.data_ptr()
+def _sizes(x: Tensor, outputs: int) -> tuple[tuple[int, ...], Tensor]:
+    """What a call begins with, and scratch memory for it: of torch's, so that it is counted and reused."""
+    batch, inputs = x.shape
+    shape = _products.WIDEST, batch, outputs, inputs
+    return (*shape, torch.get_num_threads()), x.new_empty(_products.scratch(*shape))
 
 
 def sgd_product_(weight: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: float) -> None:
@@ -98,7 +100,10 @@ def sgd_product_(weight: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: f
         ...     sgd_product_(weight, ones, ones, beta=1.0, alpha=-0.25)
         ...     assert weight == 0.5
     """
-    _products.sgd(*_sizes(dz, x), weight.data_ptr(), beta, alpha)
+    sizes, scratch = _sizes(x, dz.shape[1])
+    _products.sgd(
+        *sizes, scratch.data_ptr(), dz.data_ptr(), x.data_ptr(), weight.data_ptr(), beta, alpha
+    )
 
 
 def adam_product_(
@@ -131,8 +136,10 @@ def adam_product_(
         ...     assert weight == 0.75
     """
     count = float(step)
+    sizes, scratch = _sizes(x, dz.shape[1])
     _products.adam(
-        *_sizes(dz, x), weight.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(),
+        *sizes, scratch.data_ptr(), dz.data_ptr(), x.data_ptr(),
+        weight.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(),
         1 - rule.beta1, 1 - rule.beta2, float(lr) / (1 - rule.beta1**count),
         (1 - rule.beta2**count) ** -0.5, rule.eps, rule.weight_decay,
     )  # fmt: skip

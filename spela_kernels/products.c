@@ -90,7 +90,27 @@ static int has(Py_ssize_t count, Py_ssize_t expected)
     return count == expected;
 }
 
-/* What every call begins with: width, B, O, I, threads. */
+static int is_width(int64_t width)
+{
+    if (width >= 0 && width <= widest())
+        return 1;
+    PyErr_Format(PyExc_ValueError, "this processor has no vectors of width %lld", (long long)width);
+    return 0;
+}
+
+/* scratch(width, B, O, I): floats of scratch memory that a call needs */
+static PyObject *scratch(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 4))
+        return NULL;
+    int64_t width = integer(args[0]);
+    struct shape shape = {integer(args[1]), integer(args[2]), integer(args[3])};
+    if (PyErr_Occurred() || !is_width(width))
+        return NULL;
+    return PyLong_FromLongLong(kernels[width].scratch(shape));
+}
+
+/* What every other call begins with: width, B, O, I, threads, scratch memory. */
 struct call {
     int64_t width, threads;
     struct shape shape;
@@ -103,80 +123,79 @@ struct call {
 static int begin(PyObject *const *args, struct call *call)
 {
     struct shape shape = {integer(args[1]), integer(args[2]), integer(args[3])};
-    *call = (struct call){integer(args[0]), integer(args[4]), shape, NULL};
-    if (PyErr_Occurred())
+    *call = (struct call){integer(args[0]), integer(args[4]), shape, address(args[5])};
+    if (PyErr_Occurred() || !is_width(call->width))
         return 0;
-    if (call->width < 0 || call->width > widest()) {
-        PyErr_Format(PyExc_ValueError, "this processor has no vectors of width %lld", (long long)call->width);
-        return 0;
-    }
     if (shape.batch * shape.outputs * shape.inputs < WORTH)
         call->threads = 1;
-    call->scratch = PyMem_RawMalloc((size_t)kernels[call->width].scratch(shape) * sizeof *call->scratch);
-    if (!call->scratch)
-        PyErr_NoMemory();
-    return call->scratch != NULL;
+    return 1;
 }
 
 /* Outputs that `linear` needs: a tile of the most rows. */
 #define FEWEST 6
 
-/* linear(width, B, O, I, threads, x (B, I), w (O, I), bias (O,) or 0, slope, y (B, O)): y is written */
+/* linear(..., x (B, I), w (O, I), bias (O,) or 0, slope, y (B, O)): y is written */
 static PyObject *linear(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     struct call call;
-    if (!has(count, 10))
+    if (!has(count, 11) || !begin(args, &call))
         return NULL;
-    if (integer(args[2]) < FEWEST)
+    const float *x = address(args[6]), *w = address(args[7]), *bias = address(args[8]);
+    float slope = real(args[9]), *y = address(args[10]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (call.shape.outputs < FEWEST)
         return PyErr_Format(PyExc_ValueError, "at least %d outputs are needed", FEWEST);
-    if (!begin(args, &call))
-        return NULL;
-    const float *x = address(args[5]), *w = address(args[6]), *bias = address(args[7]);
-    float slope = real(args[8]), *y = address(args[9]);
     Py_BEGIN_ALLOW_THREADS
     kernels[call.width].linear(call.shape, x, w, bias, slope, y, call.scratch, (int)call.threads);
     Py_END_ALLOW_THREADS
-    PyMem_RawFree(call.scratch);
     Py_RETURN_NONE;
 }
 
-/* The updates' common arguments after those: dz (B, O), x (B, I), w (O, I). */
-static PyObject *update(PyObject *const *args, const struct rule *rule, void *m, void *v)
+static PyObject *update(const struct call *call, const struct rule *rule, const float *dz, const float *x, float *w,
+                        float *m, float *v)
 {
-    struct call call;
-    if (!begin(args, &call))
+    if (PyErr_Occurred())
         return NULL;
-    const float *dz = address(args[5]), *x = address(args[6]);
-    float *w = address(args[7]);
     Py_BEGIN_ALLOW_THREADS
-    kernels[call.width].update(rule, call.shape, dz, x, w, m, v, call.scratch, (int)call.threads);
+    kernels[call->width].update(rule, call->shape, dz, x, w, m, v, call->scratch, (int)call->threads);
     Py_END_ALLOW_THREADS
-    PyMem_RawFree(call.scratch);
     Py_RETURN_NONE;
 }
 
-/* sgd(width, B, O, I, threads, dz, x, w, beta, alpha) */
+/* sgd(..., dz (B, O), x (B, I), w (O, I), beta, alpha): w is updated */
 static PyObject *sgd(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (!has(count, 10))
+    struct call call;
+    if (!has(count, 11) || !begin(args, &call))
         return NULL;
-    struct rule rule = {.beta = real(args[8]), .alpha = real(args[9])};
-    return update(args, &rule, address(args[7]), address(args[7]));
+    struct rule rule = {.beta = real(args[9]), .alpha = real(args[10])};
+    float *w = address(args[8]);
+    return update(&call, &rule, address(args[6]), address(args[7]), w, w, w);
 }
 
-/* adam(width, B, O, I, threads, dz, x, w, m (O, I), v (O, I), share1, share2, rate, spread, eps, weight_decay) */
+/* adam(..., dz (B, O), x (B, I), w, m, v (O, I), share1, share2, rate, spread, eps, weight_decay): w, m, v are
+ * updated */
 static PyObject *adam(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (!has(count, 16))
+    struct call call;
+    if (!has(count, 17) || !begin(args, &call))
         return NULL;
-    struct rule rule = {.adam = 1, .share1 = real(args[10]), .share2 = real(args[11]), .rate = real(args[12]),
-                        .spread = real(args[13]), .eps = real(args[14]), .weight_decay = real(args[15])};
-    return update(args, &rule, address(args[8]), address(args[9]));
+    struct rule rule = {.adam = 1, .share1 = real(args[11]), .share2 = real(args[12]), .rate = real(args[13]),
+                        .spread = real(args[14]), .eps = real(args[15]), .weight_decay = real(args[16])};
+    return update(&call, &rule, address(args[6]), address(args[7]), address(args[8]), address(args[9]),
+                  address(args[10]));
 }
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
-static PyMethodDef methods[] = {METHOD(linear), METHOD(sgd), METHOD(adam), {NULL, NULL, 0, NULL}};
+static PyMethodDef methods[] = {
+    METHOD(scratch),
+    METHOD(linear),
+    METHOD(sgd),
+    METHOD(adam),
+    {NULL, NULL, 0, NULL},
+};
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_products", NULL, 0, methods, NULL, NULL, NULL, NULL};
 

@@ -195,7 +195,7 @@ TARGET static void NAME(linear)(struct shape s, const float *x, const float *w, 
         for (int64_t p = 0; p < panels; p++)
             NAME(turn)(x + p * COLUMNS * s.inputs, s.inputs, least(whole - p * COLUMNS, COLUMNS),
                        packed + p * COLUMNS * s.inputs);
-        for (int64_t start = 0; start < s.inputs; start += DEPTH) {
+        for (int64_t start = 0; start == 0 || start < s.inputs; start += DEPTH) { /* once if there are none */
             int64_t depth = least(s.inputs - start, DEPTH);
 #pragma omp for schedule(static) nowait /* the same blocks to the same threads each time */
             for (int64_t o = 0; o < blocks; o++) {
