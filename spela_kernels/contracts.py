@@ -75,7 +75,7 @@ def _check_range(name: str, tensor: Tensor, size: int, what: str) -> None:
     traced = isinstance(tensor, FakeTensor) or torch.compiler.is_compiling()
     if traced or tensor.device.type != "cpu":
         return
-    low, high = (int(v) for v in tensor.aminmax())
+    low, high = [bound.item() for bound in tensor.aminmax()]
     if low < 0 or high >= size:
         raise ValueError(f"`{name}` must hold {what} 0..{size - 1}, got {low if low < 0 else high}")
 
