@@ -10,16 +10,16 @@
 typedef float NAME(vector) __attribute__((vector_size(4 * LANES)));
 typedef float NAME(loose) __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* g (ROWS, COLUMNS), `vectors` wide, += the sum over k < count of factors[k * step + r * apart] times row k of
+/* g (ROWS, COLUMNS), `vectors` wide, = (`onto`: +=) the sum over k < count of factors[k * step + r * apart] times row k of
  * `packed` (count, COLUMNS). */
 TARGET static inline __attribute__((always_inline)) void NAME(multiply)(const float *factors, int64_t step,
                                                                         int64_t apart, const float *packed,
-                                                                        int64_t count, int vectors, float *g)
+                                                                        int64_t count, int vectors, int onto, float *g)
 {
     NAME(vector) sums[ROWS][VECTORS];
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < vectors; v++)
-            sums[r][v] = *(const NAME(loose) *)(g + r * COLUMNS + v * LANES);
+            sums[r][v] = onto ? *(const NAME(loose) *)(g + r * COLUMNS + v * LANES) : (NAME(loose)){0};
     for (int64_t k = 0; k < count; k++, factors += step, packed += COLUMNS) {
         NAME(vector) row[VECTORS];
         for (int v = 0; v < vectors; v++)
@@ -38,26 +38,28 @@ TARGET static inline __attribute__((always_inline)) void NAME(multiply)(const fl
 /* The number of vectors is a constant of each call: only then do the sums stay in registers. */
 TARGET static inline __attribute__((always_inline)) void NAME(tile)(const float *factors, int64_t step, int64_t apart,
                                                                     const float *packed, int64_t count,
-                                                                    int64_t columns, float *g)
+                                                                    int64_t columns, int onto, float *g)
 {
     switch ((columns + LANES - 1) / LANES) {
     case 1:
-        NAME(multiply)(factors, step, apart, packed, count, 1, g);
+        NAME(multiply)(factors, step, apart, packed, count, 1, onto, g);
         break;
     case 2:
-        NAME(multiply)(factors, step, apart, packed, count, 2, g);
+        NAME(multiply)(factors, step, apart, packed, count, 2, onto, g);
         break;
     case VECTORS - 1 > 2 ? VECTORS - 1 : -1:
-        NAME(multiply)(factors, step, apart, packed, count, VECTORS - 1, g);
+        NAME(multiply)(factors, step, apart, packed, count, VECTORS - 1, onto, g);
         break;
     default:
-        NAME(multiply)(factors, step, apart, packed, count, VECTORS, g);
+        NAME(multiply)(factors, step, apart, packed, count, VECTORS, onto, g);
     }
 }
 
 /* One row of a tile into the weights. */
-TARGET static void NAME(apply)(const struct rule *rule, const float *restrict g, int64_t size, float *restrict w,
-                               float *restrict m, float *restrict v)
+TARGET static inline __attribute__((always_inline)) void NAME(apply)(const struct rule *rule,
+                                                                     const float *restrict g, int64_t size,
+                                                                     float *restrict w, float *restrict m,
+                                                                     float *restrict v)
 {
     if (!rule->adam) {
         for (int64_t j = 0; j < size; j++)
@@ -104,21 +106,25 @@ TARGET static void NAME(update)(const struct rule *rule, struct shape s, const f
             for (int64_t p = 0; p < panels; p++) {
                 int64_t rows = least(s.outputs - o * ROWS, ROWS), columns = least(s.inputs - p * COLUMNS, COLUMNS);
                 int64_t at = o * ROWS * s.inputs + p * COLUMNS;
-                float g[ROWS * COLUMNS] = {0};
+                float g[ROWS * COLUMNS];
                 /* The next tile's weights are on their way while this one is computed. */
-                if (p + 1 < panels)
+                int64_t next = p + 1 < panels ? at + COLUMNS : (o + 1) * ROWS * s.inputs;
+                if (p + 1 < panels || o + 2 < blocks)
                     for (int64_t r = 0; r < rows; r++)
-                        for (int64_t j = COLUMNS; j < 2 * COLUMNS; j += 16) {
-                            __builtin_prefetch(w + at + r * s.inputs + j, 1);
+                        for (int64_t j = 0; j < COLUMNS; j += 16) {
+                            __builtin_prefetch(w + next + r * s.inputs + j, 1);
                             if (rule->adam) {
-                                __builtin_prefetch(m + at + r * s.inputs + j, 1);
-                                __builtin_prefetch(v + at + r * s.inputs + j, 1);
+                                __builtin_prefetch(m + next + r * s.inputs + j, 1);
+                                __builtin_prefetch(v + next + r * s.inputs + j, 1);
                             }
                         }
-                NAME(tile)(packed_dz + o * ROWS * s.batch, ROWS, 1, packed_x + p * COLUMNS * s.batch, s.batch, columns,
+                NAME(tile)(packed_dz + o * ROWS * s.batch, ROWS, 1, packed_x + p * COLUMNS * s.batch, s.batch, columns, 0,
                            g);
                 for (int64_t r = 0; r < rows; r++, at += s.inputs)
-                    NAME(apply)(rule, g + r * COLUMNS, columns, w + at, m + at, v + at);
+                    if (columns == COLUMNS) /* a constant size: its loop is unrolled */
+                        NAME(apply)(rule, g + r * COLUMNS, COLUMNS, w + at, m + at, v + at);
+                    else
+                        NAME(apply)(rule, g + r * COLUMNS, columns, w + at, m + at, v + at);
             }
     }
 }
@@ -205,13 +211,18 @@ TARGET static void NAME(linear)(struct shape s, const float *x, const float *w, 
                     for (int64_t r = 0; r < ROWS; r++)
                         for (int64_t i = 0; i < depth; i += 16)
                             __builtin_prefetch(own + (ROWS + r) * s.inputs + i);
+                for (int64_t p = 0; p < panels; p++, g += ROWS * COLUMNS) {
+                    const float *samples = packed + (p * s.inputs + start) * COLUMNS;
+                    int64_t columns = least(whole - p * COLUMNS, COLUMNS);
+                    if (start == 0)
+                        NAME(tile)(own, 1, s.inputs, samples, depth, columns, 0, g);
+                    else
+                        NAME(tile)(own, 1, s.inputs, samples, depth, columns, 1, g);
+                }
                 if (start == 0)
-                    for (int64_t j = 0; j < size; j++)
+                    for (int64_t j = 0; j < ROWS * rest * LANES; j++)
                         g[j] = 0;
-                for (int64_t p = 0; p < panels; p++)
-                    NAME(tile)(own, 1, s.inputs, packed + (p * s.inputs + start) * COLUMNS, depth,
-                               least(whole - p * COLUMNS, COLUMNS), g + p * ROWS * COLUMNS);
-                NAME(lanes)(own, x + whole * s.inputs + start, s.inputs, depth, rest, g + panels * ROWS * COLUMNS);
+                NAME(lanes)(own, x + whole * s.inputs + start, s.inputs, depth, rest, g);
             }
         }
 #pragma omp barrier
