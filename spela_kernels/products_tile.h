@@ -129,17 +129,14 @@ TARGET static void NAME(update)(const struct rule *rule, struct shape s, const f
     }
 }
 
-/* packed (I, COLUMNS) = x^T of `size` samples; the other columns are zeros. */
-TARGET static void NAME(turn)(const float *x, int64_t inputs, int64_t size, float *packed)
+/* packed (count, COLUMNS) = x^T of `size` samples and at most LANES of their inputs; the other columns are zeros. */
+TARGET static void NAME(turn)(const float *x, int64_t inputs, int64_t size, int64_t count, float *packed)
 {
-    for (int64_t start = 0; start < inputs; start += LANES, packed += LANES * COLUMNS) {
-        int64_t count = least(inputs - start, LANES);
-        if (size < COLUMNS)
-            memset(packed, 0, count * COLUMNS * sizeof *packed);
-        for (int64_t b = 0; b < size; b++)
-            for (int64_t i = 0; i < count; i++)
-                packed[i * COLUMNS + b] = x[b * inputs + start + i];
-    }
+    if (size < COLUMNS)
+        memset(packed, 0, count * COLUMNS * sizeof *packed);
+    for (int64_t b = 0; b < size; b++, x += inputs)
+        for (int64_t i = 0; i < count; i++)
+            packed[i * COLUMNS + b] = x[i];
 }
 
 /* y (B, ROWS) of `samples`, `apart` from each other, from rows `from` on: sums g (ROWS, COLUMNS) through bias and
@@ -197,10 +194,11 @@ TARGET static void NAME(linear)(struct shape s, const float *x, const float *w, 
     int64_t size = ROWS * (panels * COLUMNS + rest * LANES); /* sums of a block */
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) collapse(2)
         for (int64_t p = 0; p < panels; p++)
-            NAME(turn)(x + p * COLUMNS * s.inputs, s.inputs, least(whole - p * COLUMNS, COLUMNS),
-                       packed + p * COLUMNS * s.inputs);
+            for (int64_t i = 0; i < s.inputs; i += LANES)
+                NAME(turn)(x + p * COLUMNS * s.inputs + i, s.inputs, least(whole - p * COLUMNS, COLUMNS),
+                           least(s.inputs - i, LANES), packed + (p * s.inputs + i) * COLUMNS);
         for (int64_t start = 0; start == 0 || start < s.inputs; start += DEPTH) { /* once if there are none */
             int64_t depth = least(s.inputs - start, DEPTH);
 #pragma omp for schedule(static) nowait /* the same blocks to the same threads each time */
@@ -227,22 +225,26 @@ TARGET static void NAME(linear)(struct shape s, const float *x, const float *w, 
         }
 #pragma omp barrier
         /* A few samples at a time: rows of y often lie a multiple of 4 KB apart, where the cache holds only some. */
-        for (int64_t b = 0; b < s.batch; b += b < whole ? least(FEW, whole - b) : 1)
+        for (int64_t b = 0; b < whole; b += FEW)
 #pragma omp for schedule(static) nowait
             for (int64_t o = 0; o < blocks; o++) {
-                int64_t first = least(o * ROWS, s.outputs - ROWS), from = o * ROWS - first;
-                const float *g = sums + o * size, *shift = bias ? bias + first : NULL;
-                float *out = y + b * s.outputs + first, totals[ROWS * COLUMNS] = {0};
-                if (b < whole) {
-                    g += b / COLUMNS * ROWS * COLUMNS + b % COLUMNS;
-                    NAME(finish)(g, shift, slope, least(FEW, whole - b), from, s.outputs, out);
-                    continue;
-                }
-                g += panels * ROWS * COLUMNS + (b - whole) * LANES;
-                for (int r = 0; r < ROWS; r++)
+                int64_t first = least(o * ROWS, s.outputs - ROWS);
+                NAME(finish)(sums + o * size + b / COLUMNS * ROWS * COLUMNS + b % COLUMNS, bias ? bias + first : NULL,
+                             slope, least(FEW, whole - b), o * ROWS - first, s.outputs, y + b * s.outputs + first);
+            }
+        for (int64_t b = 0; b < rest; b++)
+#pragma omp for schedule(static) nowait
+            for (int64_t o = 0; o < blocks; o++) {
+                int64_t first = least(o * ROWS, s.outputs - ROWS);
+                const float *own = sums + o * size + panels * ROWS * COLUMNS + b * LANES;
+                float g[ROWS * COLUMNS];
+                for (int r = 0; r < ROWS; r++) {
+                    g[r * COLUMNS] = 0;
                     for (int lane = 0; lane < LANES; lane++)
-                        totals[r * COLUMNS] += g[r * rest * LANES + lane];
-                NAME(finish)(totals, shift, slope, 1, from, s.outputs, out);
+                        g[r * COLUMNS] += own[r * rest * LANES + lane];
+                }
+                NAME(finish)(g, bias ? bias + first : NULL, slope, 1, o * ROWS - first, s.outputs,
+                             y + (whole + b) * s.outputs + first);
             }
     }
 }
