@@ -158,24 +158,31 @@ TARGET static void NAME(finish)(const float *g, const float *bias, float slope, 
                 y[b * apart + r] = leaky(g[r * COLUMNS + b] + shift[r], slope);
 }
 
-/* sums (ROWS, rest, LANES) += products of w's rows with the `rest` last samples, lane by lane. */
-TARGET static void NAME(lanes)(const float *w, const float *x, int64_t inputs, int64_t count, int64_t rest, float *sums)
+/* sums (ROWS, rest, LANES) += products of w's rows with `samples` of the rest, lane by lane. */
+TARGET static inline __attribute__((always_inline)) void NAME(lanes)(const float *w, const float *x, int64_t inputs,
+                                                                     int64_t count, int samples, int64_t rest,
+                                                                     float *sums)
 {
-    for (int64_t b = 0; b < rest; b++, x += inputs) {
-        NAME(vector) own[ROWS];
-        int64_t i = 0;
-        for (int r = 0; r < ROWS; r++)
-            own[r] = *(const NAME(loose) *)(sums + (r * rest + b) * LANES);
-        for (; i + LANES <= count; i += LANES)
+    NAME(vector) own[ROWS][2];
+    int64_t i = 0;
+    for (int r = 0; r < ROWS; r++)
+        for (int b = 0; b < samples; b++)
+            own[r][b] = *(const NAME(loose) *)(sums + (r * rest + b) * LANES);
+    for (; i + LANES <= count; i += LANES)
 #pragma GCC unroll 16
-            for (int r = 0; r < ROWS; r++)
-                own[r] += *(const NAME(loose) *)(w + r * inputs + i) * *(const NAME(loose) *)(x + i);
-        for (; i < count; i++)
-            for (int r = 0; r < ROWS; r++)
-                own[r][0] += w[r * inputs + i] * x[i];
+        for (int r = 0; r < ROWS; r++) {
+            NAME(vector) factors = *(const NAME(loose) *)(w + r * inputs + i);
+#pragma GCC unroll 2
+            for (int b = 0; b < samples; b++)
+                own[r][b] += factors * *(const NAME(loose) *)(x + b * inputs + i);
+        }
+    for (; i < count; i++)
         for (int r = 0; r < ROWS; r++)
-            *(NAME(loose) *)(sums + (r * rest + b) * LANES) = own[r];
-    }
+            for (int b = 0; b < samples; b++)
+                own[r][b][0] += w[r * inputs + i] * x[b * inputs + i];
+    for (int r = 0; r < ROWS; r++)
+        for (int b = 0; b < samples; b++)
+            *(NAME(loose) *)(sums + (r * rest + b) * LANES) = own[r][b];
 }
 
 /* Inputs that are multiplied before the next: their packed samples stay in the first cache. */
@@ -220,7 +227,11 @@ TARGET static void NAME(linear)(struct shape s, const float *x, const float *w, 
                 if (start == 0)
                     for (int64_t j = 0; j < ROWS * rest * LANES; j++)
                         g[j] = 0;
-                NAME(lanes)(own, x + whole * s.inputs + start, s.inputs, depth, rest, g);
+                const float *last = x + whole * s.inputs + start;
+                for (int64_t b = 0; b + 2 <= rest; b += 2) /* two at a time: w is read half as often */
+                    NAME(lanes)(own, last + b * s.inputs, s.inputs, depth, 2, rest, g + b * LANES);
+                if (rest % 2)
+                    NAME(lanes)(own, last + (rest - 1) * s.inputs, s.inputs, depth, 1, rest, g + (rest - 1) * LANES);
             }
         }
 #pragma omp barrier
