@@ -63,12 +63,12 @@ _MLP: dict[str, dict[str, Any]] = {
     # For some hundred samples and 5 epochs, where the first layer answers best: small batches make the steps.
     "fewshot": {
         **_COMMON,
-        "layers": (4096,),
-        "batch_size": 5,
+        "layers": (8192,),
+        "batch_size": 2,
         "objective": "softmax",
         "activation": "gelu",
         "optimizer": "adam",
-        "lr": 1e-3,
+        "lr": 3e-4,
         "schedule": "cosine",
     },
     # arXiv v2, Algorithm 1: cosine objective, every layer's input normalised, SGD from 0.01.
