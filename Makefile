@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up .venv on the first call; later calls reuse it until one of these two changes.
+# `make demo` and `make test` set up .venv on the first call; later calls reuse it until one of these changes.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 setup: $(READY)
 
-$(READY): pyproject.toml spela_kernels/linear/rows.c
+$(READY): pyproject.toml spela_kernels/linear/rows.c spela_kernels/pooling/windows.c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)

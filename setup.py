@@ -19,4 +19,9 @@ def passes(name: str, source: str) -> Extension:
     )
 
 
-setup(ext_modules=[passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c")])
+setup(
+    ext_modules=[
+        passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c"),
+        passes("spela_kernels.pooling._windows", "spela_kernels/pooling/windows.c"),
+    ]
+)

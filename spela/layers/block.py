@@ -2,9 +2,9 @@
 
 Max pooling commutes with an increasing function, so it comes first and the affine map and LeakyReLU see a
 quarter of the map. Where batch norm's factor is negative the kernel is negated, whose maximum is then the
-minimum's. What is left on the full map is the convolution, the statistics, and one update in place that
-turns the convolution's output into its gradient. Source: spec section 4; Ioffe and Szegedy 2015 for the
-batch norm's gradient.
+minimum's. What is left on the full map is the convolution, one pass for maxima and statistics, and one update
+in place that turns the convolution's output into its gradient (`spela_kernels.pooling`). Source: spec section
+4; Ioffe and Szegedy 2015 for the batch norm's gradient.
 
 Axes: B batch, K kernels, H, W map of the convolution.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spela_kernels.pooling import scatter_to_maxima_, window_maxima
 from spela_kernels.rows import widened
 
 __all__ = ["Block", "Stages", "block_backward", "block_forward"]
@@ -37,7 +38,7 @@ class Block(NamedTuple):
     y: Tensor  # (B, K, Ho, Wo) output, without a graph
     conv: Tensor  # (B, K, H, W) the convolution's output with its graph, kernels negated by `sign`
     sign: Tensor  # (K,) 1 or -1
-    where: Tensor | None  # (B, K, Ho, Wo) where in H * W the maxima were
+    where: Tensor | None  # of the maxima, where `window_maxima` has said so
     normed: Tensor  # what batch norm took: `conv`, or its maxima
     mean: Tensor | None  # (K,) its mean and
     inverse: Tensor | None  # (K,) one over its deviation
@@ -55,16 +56,14 @@ def _last_channels(maps: Tensor) -> Tensor:
     return maps.as_strided(maps.shape, (channels * height * width, 1, channels * width, channels))
 
 
-def _by_position(maps: Tensor) -> Tensor:
-    """(B, K, H, W) as (B, H * W, K): the order in which scattering into last channels is fast."""
-    return maps.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _moments(conv: Tensor, norm: nn.BatchNorm2d, sign: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (K,) and variance (K,) to normalise with; in training the running ones move on."""
+def _moments(
+    conv: Tensor, known: tuple[Tensor, Tensor] | None, norm: nn.BatchNorm2d, sign: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean (K,) and variance (K,) to normalise with, of `conv` where `known` are none; in training the running
+    ones move on."""
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         return norm.running_mean * sign, norm.running_var
-    mean, variance = torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
+    mean, variance = known or torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
     if norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
@@ -102,12 +101,12 @@ def block_forward(stages: Stages, x: Tensor) -> Block:
             None if bias is None else bias * sign,
         )
     with torch.no_grad():
-        index, normed = None, conv.detach()
+        where, known, normed = None, None, conv.detach()
         if pool == "max":
-            normed, index = nn.functional.max_pool2d(normed, pool_size, return_indices=True)
+            normed, where, known = window_maxima(normed, pool_size)
         active, mean, inverse = normed, None, None
         if norm is not None:
-            mean, variance = _moments(conv.detach(), norm, sign)
+            mean, variance = _moments(conv.detach(), known, norm, sign)
             inverse = (variance + norm.eps).rsqrt()
             scale = norm.weight.abs() * inverse
             shift = _per_kernel(norm.bias - mean * scale)
@@ -115,7 +114,7 @@ def block_forward(stages: Stages, x: Tensor) -> Block:
         own_memory = active is not normed or pool == "max"
         active = nn.functional.leaky_relu(active, negative_slope, inplace=own_memory)
         y = nn.functional.avg_pool2d(active, pool_size) if pool == "avg" else active
-    return Block(y, conv, sign, index, normed, mean, inverse, active)
+    return Block(y, conv, sign, where, normed, mean, inverse, active)
 
 
 @torch.no_grad()
@@ -141,9 +140,8 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
     gradients: dict[Tensor, Tensor] = {}
     batch_moments = norm is not None and (norm.training or norm.running_mean is None)
     dconv = block.conv.detach().contiguous(memory_format=torch.channels_last)
-    if norm is None or block.mean is None or block.inverse is None:
-        dconv.zero_()
-    else:
+    slope, offset = None, None
+    if norm is not None and block.mean is not None and block.inverse is not None:
         # The sums of dpre * normalised and of dpre, in one pass.
         _, along, total = torch.ops.aten.native_batch_norm_backward(
             widened(dpre), widened(block.normed), torch.ones_like(block.mean), None, None,
@@ -157,14 +155,12 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
             share = -scale / (dconv.numel() // dconv.shape[1])
             slope = share * along * block.inverse
             offset = share * total - slope * block.mean
-            torch.addcmul(_per_kernel(offset), dconv, _per_kernel(slope), out=dconv)
-        else:
-            dconv.zero_()
-    if block.where is None:
-        dconv.add_(dpre)
+    if pool == "max":
+        scatter_to_maxima_(dconv, pool_size, block.where, dpre, slope, offset)
+    elif slope is None or offset is None:
+        dconv.copy_(dpre)
     else:
-        own_memory = dconv.permute(0, 2, 3, 1).view(len(dconv), -1, dconv.shape[1])
-        own_memory.scatter_add_(1, _by_position(block.where), _by_position(dpre))
+        torch.addcmul(_per_kernel(offset), dconv, _per_kernel(slope), out=dconv).add_(dpre)
     own = [p for p in (layer.weight, layer.bias) if p is not None]
     if batch_moments and layer.bias is not None:
         # A shift that the batch's own mean takes out again; summing dconv would find rounding, which Adam
