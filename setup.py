@@ -1,4 +1,4 @@
-"""The compiled passes of the CPU back-end. Where no compiler is at hand the install goes on: torch does their work."""
+"""The compiled passes of the CPU back-end. Without a compiler the install goes on: torch does their work."""
 
 import sys
 

@@ -16,7 +16,6 @@ from spela.layers.maps import convolved_size
 from spela_kernels import projection_forward, projection_loss
 from spela_kernels.contracts import check_labels, check_target
 from spela_kernels.objectives import get_objective
-from spela_kernels.pooling import channels_last, kernels_first
 
 __all__ = ["SpelaConv2d"]
 
@@ -300,10 +299,11 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         self._check_input(x)
         stages = Stages(self, self.norm, self.negative_slope, self.pool, self.pool_size)
         block = block_forward(stages, x)
-        rows = kernels_first(block.y)  # (B, K, D): the projection is one product a kernel
-        loss, dz = optimizer.projection_step(rows, *self._projector(), target, **self._criterion())
+        loss, dz = optimizer.projection_step(
+            block.rows, *self._projector(), target, **self._criterion()
+        )
         optimizer.zero_grad(set_to_none=True)
-        dy = channels_last(dz, self.output_size)
+        dy = dz.unflatten(2, self.output_size)
         for parameter, gradient in block_backward(stages, block, dy).items():
             parameter.grad = gradient
         optimizer.step()

@@ -1,11 +1,15 @@
-"""Passes over a convolution's map: window maxima with moments, their gradient, and transposing copies."""
+"""What lies between a convolution and the product with its pooled map."""
 
-from spela_kernels.pooling.functional import (
-    Maxima,
-    channels_last,
-    kernels_first,
-    scatter_to_maxima_,
-    window_maxima,
-)
+from spela_kernels.pooling.functional import activate, descend, scatter_to_maxima_, window_maxima
+from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
 
-__all__ = ["Maxima", "channels_last", "kernels_first", "scatter_to_maxima_", "window_maxima"]
+__all__ = [
+    "Active",
+    "Descent",
+    "Maxima",
+    "Normal",
+    "activate",
+    "descend",
+    "scatter_to_maxima_",
+    "window_maxima",
+]

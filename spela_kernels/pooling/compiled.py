@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import contextlib
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Found", "is_built", "scatter_to_maxima_", "turn_", "window_maxima"]
+from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
+
+__all__ = ["activate", "descend", "is_built", "scatter_to_maxima_", "window_maxima"]
 
 _windows: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
     _windows = import_module("spela_kernels.pooling._windows")
 
 _SIZES = (2, 3)  # the windows that `windows.c` is compiled for
-
-
-class Found(NamedTuple):
-    """What `window_maxima` reads off a map in one pass."""
-
-    maxima: Tensor  # (B, K, Ho, Wo), channels last
-    mean: Tensor  # (K,) of the whole map
-    variance: Tensor  # (K,) biased
 
 
 def is_built() -> bool:
@@ -39,13 +33,31 @@ def is_built() -> bool:
     return _windows is not None
 
 
-def _runs_on(*tensors: Tensor) -> bool:
-    return _windows is not None and all(
-        t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
+def _fits(normal: Normal | None, *maps: Tensor) -> bool:
+    return (
+        _windows is not None
+        and all(t.dtype == torch.float32 for t in (*maps, *(normal or ())))
+        and all(m.device.type == "cpu" for m in maps)
+        and all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
     )
 
 
-def window_maxima(maps: Tensor, window: int) -> Found | None:
+def _addresses(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in tensors)
+
+
+def _empty_map(like: Tensor, height: int, width: int) -> Tensor:
+    batch, kernels = like.shape[:2]
+    return like.new_empty(batch, height, width, kernels).permute(0, 3, 1, 2)
+
+
+def _empty_sums(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for two sums an image and kernel, and scratch: (B, 2, K)."""
+    shape = (maps.shape[0], 2, maps.shape[1])
+    return maps.new_empty(shape, dtype=torch.float64), maps.new_empty(shape)
+
+
+def window_maxima(maps: Tensor, window: int) -> Maxima | None:
     """Maxima of a map's windows and the moments of the whole map.
 
     Args:
@@ -53,30 +65,99 @@ def window_maxima(maps: Tensor, window: int) -> Found | None:
         window: Size and stride of the windows.
 
     Returns:
-        A `Found`, or None where the pass was not built or does not fit.
+        A `Maxima` without places, or None where the pass was not built or does not fit.
 
     Source: torch.nn.functional.max_pool2d, torch.nn.functional.batch_norm.
 
     Example:
         >>> found = window_maxima(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]), 2)
-        >>> found is None or (found.maxima.item(), found.mean.item(), found.variance.item())
-        (6.0, 3.0, 3.5)
+        >>> found is None or found.moments == (torch.tensor([3.0]), torch.tensor([3.5]))
+        True
     """
-    last = maps.is_contiguous(memory_format=torch.channels_last)
-    if window not in _SIZES or not last or not _runs_on(maps):
+    if window not in _SIZES or not _fits(None, maps):
         return None
     batch, kernels, height, width = maps.shape
-    centre = maps[0, :, 0, 0].contiguous()
-    pooled = maps.new_empty(batch, height // window, width // window, kernels)
-    shares = maps.new_empty(batch, 2, kernels, dtype=torch.float64)
-    scratch = maps.new_empty(batch, 2, kernels)
+    values = _empty_map(maps, height // window, width // window)
+    centre = maps[0, :, 0, 0].contiguous()  # sums about a value of the map do not cancel
+    sums, scratch = _empty_sums(maps)
     _windows.window_maxima(
-        maps.data_ptr(), centre.data_ptr(), pooled.data_ptr(), shares.data_ptr(),
-        scratch.data_ptr(), batch, height, width, kernels, window, torch.get_num_threads(),
+        *_addresses(maps, centre, values, sums, scratch),
+        batch, height, width, kernels, window, torch.get_num_threads(),
     )  # fmt: skip
-    first, second = shares.sum(dim=0) / (batch * height * width)  # about `centre`
+    first, second = sums.sum(dim=0) / (batch * height * width)
     mean, variance = centre + first, second - first * first
-    return Found(pooled.permute(0, 3, 1, 2), mean.float(), variance.float())
+    return Maxima(values, None, (mean.float(), variance.float()))
+
+
+def activate(x: Tensor, normal: Normal | None, negative_slope: float) -> Active | None:
+    """leaky_relu(scale * x + shift), in both memory orders.
+
+    Args:
+        x: (B, K, Ho, Wo) float32, channels last in memory.
+        normal: Batch norm, or None.
+        negative_slope: Of LeakyReLU.
+
+    Returns:
+        An `Active`, or None where the pass was not built or does not fit.
+
+    Example:
+        >>> done = activate(torch.tensor([[[[1.0, -2.0]]]]), None, 0.5)
+        >>> done is None or done.rows.tolist() == [[[1.0, -1.0]]]
+        True
+    """
+    if not _fits(normal, x):
+        return None
+    batch, kernels, height, width = x.shape
+    if normal is None:
+        scale, shift = x.new_ones(kernels), x.new_zeros(kernels)
+    else:
+        scale, shift = normal.scale, normal.shift
+    y, rows = _empty_map(x, height, width), x.new_empty(kernels, batch, height * width)
+    _windows.activate(
+        *_addresses(x, scale, shift), negative_slope, *_addresses(y, rows),
+        batch, height * width, kernels, torch.get_num_threads(),
+    )  # fmt: skip
+    return Active(y, y, rows.transpose(0, 1))
+
+
+def descend(
+    dy: Tensor, y: Tensor, x: Tensor, normal: Normal | None, negative_slope: float
+) -> Descent | None:
+    """The way back through `activate`.
+
+    Args:
+        dy: (B, K, Ho * Wo) gradient of y, last axis packed.
+        y: (B, K, Ho, Wo) what `activate` gave.
+        x, normal, negative_slope: What it was given.
+
+    Returns:
+        A `Descent`, or None where the pass was not built or does not fit.
+
+    Source: Ioffe and Szegedy 2015.
+
+    Example:
+        >>> x = torch.tensor([[[[1.0, -2.0]]]])
+        >>> done = descend(torch.ones(1, 1, 2), x, x, None, 0.5)
+        >>> done is None or done.dx.tolist() == [[[[1.0, 0.5]]]]
+        True
+    """
+    if not _fits(normal, x, y) or dy.dtype != torch.float32 or dy.stride(2) != 1:
+        return None
+    batch, kernels, height, width = x.shape
+    if normal is None:
+        scale, mean = x.new_ones(kernels), x.new_zeros(kernels)
+    else:
+        scale, mean = normal.scale, normal.mean
+    dx = _empty_map(x, height, width)
+    sums, scratch = _empty_sums(x)
+    _windows.descend(
+        *_addresses(x, y, dy), *dy.stride()[:2], *_addresses(scale, mean), negative_slope,
+        *_addresses(dx, sums, scratch), batch, height * width, kernels, torch.get_num_threads(),
+    )  # fmt: skip
+    if normal is None:
+        return Descent(dx, None, None)
+    total, along = sums.sum(dim=0).float()
+    return Descent(dx, along * normal.inverse, total)
 
 
 def scatter_to_maxima_(
@@ -87,39 +168,19 @@ def scatter_to_maxima_(
     Args:
         maps: (B, K, H, W) as `window_maxima` was given it.
         window: Likewise.
-        dmaxima: (B, K, Ho, Wo).
+        dmaxima: (B, K, Ho, Wo) float32, channels last in memory.
         slope, offset: (K,), or both None: nothing stays of the map.
-    """
-    batch, kernels, height, width = maps.shape
-    dmaxima = dmaxima.contiguous(memory_format=torch.channels_last)
-    slope, offset = (
-        maps.new_zeros(kernels) if t is None else t.contiguous() for t in (slope, offset)
-    )
-    _windows.scatter_to_maxima(
-        maps.data_ptr(), dmaxima.data_ptr(), slope.data_ptr(), offset.data_ptr(),
-        batch, height, width, kernels, window, torch.get_num_threads(),
-    )  # fmt: skip
-
-
-def turn_(out: Tensor, source: Tensor) -> bool:
-    """out = source with its last two axes exchanged, for matrices whose rows may lie far apart.
-
-    Args:
-        out: (B, N, M) float32, last axis packed; written.
-        source: (B, M, N) likewise.
-
-    Returns:
-        Whether it was done: False where the pass was not built or does not fit.
 
     Example:
-        >>> out = torch.empty(1, 2, 1)
-        >>> turn_(out, torch.tensor([[[1.0, 2.0]]])) in (True, False)
-        True
+        >>> maps = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+        >>> if is_built():
+        ...     scatter_to_maxima_(maps, 2, torch.ones(1, 1, 1, 1), None, None)
+        ...     assert maps.tolist() == [[[[0.0, 0.0], [0.0, 1.0]]]]
     """
-    if not _runs_on(out, source) or out.stride(2) != 1 or source.stride(2) != 1:
-        return False
-    _windows.turn(
-        source.data_ptr(), *source.stride()[:2], out.data_ptr(), *out.stride()[:2], *source.shape,
-        torch.get_num_threads(),
+    batch, kernels, height, width = maps.shape
+    if slope is None or offset is None:
+        slope = offset = maps.new_zeros(kernels)
+    _windows.scatter_to_maxima(
+        *_addresses(maps, dmaxima, slope, offset),
+        batch, height, width, kernels, window, torch.get_num_threads(),
     )  # fmt: skip
-    return True

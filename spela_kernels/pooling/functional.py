@@ -1,29 +1,31 @@
-"""Max pooling and the two memory orders of a map, by compiled passes (`compiled.py`) or operators of torch.
+"""From a convolution's map to the rows of the projection and back: compiled passes (`compiled.py`) or torch.
 
-A convolution runs fastest with channels last in memory, (B, H, W, K); the projection is one product a kernel and
-takes kernels first, (K, B, H * W). Axes: B batch, K kernels, H, W map, Ho, Wo pooled map.
+Pooling by maxima comes before the affine map of batch norm and LeakyReLU, pooling by averages after them. A
+convolution runs fastest with channels last in memory, (B, H, W, K); the projection is one product a kernel
+and takes kernels first, (K, B, Ho * Wo). Axes: B batch, K kernels, H, W map, Ho, Wo pooled map.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spela_kernels.pooling import compiled
+from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
+from spela_kernels.rows import widened
 
-__all__ = ["Maxima", "channels_last", "kernels_first", "scatter_to_maxima_", "window_maxima"]
+__all__ = ["activate", "descend", "scatter_to_maxima_", "window_maxima"]
+
+_aten = torch.ops.aten
 
 
-class Maxima(NamedTuple):
-    """Maxima of a map's windows, and what was found on the way."""
+def _per_kernel(values: Tensor) -> Tensor:
+    return values[:, None, None]
 
-    values: Tensor  # (B, K, Ho, Wo), channels last
-    where: Tensor | None  # like it: their places in H * W; None: the compiled pass finds them again
-    moments: (
-        tuple[Tensor, Tensor] | None
-    )  # mean (K,) and variance (K,) of the map, where it gave them
+
+def _by_position(maps: Tensor) -> Tensor:
+    """(B, K, H, W) as (B, H * W, K): the order in which scattering into last channels is fast."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def window_maxima(maps: Tensor, window: int) -> Maxima:
@@ -44,9 +46,82 @@ def window_maxima(maps: Tensor, window: int) -> Maxima:
     """
     found = compiled.window_maxima(maps, window)
     if found is not None:
-        return Maxima(found.maxima, None, (found.mean, found.variance))
+        return found
     values, where = torch.nn.functional.max_pool2d(maps, window, return_indices=True)
     return Maxima(values, where, None)
+
+
+def activate(x: Tensor, normal: Normal | None, negative_slope: float, average: int = 1) -> Active:
+    """leaky_relu(scale * x + shift), and its averages over windows.
+
+    Args:
+        x: (B, K, H, W), channels last in memory.
+        normal: Batch norm, or None.
+        negative_slope: Of LeakyReLU.
+        average: Size and stride of the windows that are averaged.
+
+    Returns:
+        An `Active`.
+
+    Example:
+        >>> activate(torch.tensor([[[[1.0, -2.0]]]]), None, 0.5).rows
+        tensor([[[ 1., -1.]]])
+    """
+    done = compiled.activate(x, normal, negative_slope) if average == 1 else None
+    if done is not None:
+        return done
+    if normal is not None:
+        affine = torch.addcmul(_per_kernel(normal.shift), x, _per_kernel(normal.scale)).to(x.dtype)
+        active = torch.nn.functional.leaky_relu_(affine, negative_slope)
+    else:
+        active = torch.nn.functional.leaky_relu(x, negative_slope)
+    y = active if average == 1 else torch.nn.functional.avg_pool2d(active, average)
+    return Active(active, y, y.transpose(0, 1).contiguous().flatten(2).transpose(0, 1))
+
+
+def descend(
+    dy: Tensor,
+    active: Tensor,
+    x: Tensor,
+    normal: Normal | None,
+    negative_slope: float,
+    average: int = 1,
+) -> Descent:
+    """The way back through `activate`, to x and to the parameters of batch norm.
+
+    Args:
+        dy: (B, K, Ho, Wo) gradient of y, any strides.
+        active: What `activate` gave.
+        x, normal, negative_slope, average: What it was given.
+
+    Returns:
+        A `Descent`.
+
+    Source: Ioffe and Szegedy 2015.
+
+    Example:
+        >>> x = torch.tensor([[[[1.0, -2.0]]]])
+        >>> descend(torch.ones(1, 1, 1, 2), x, x, None, 0.5).dx
+        tensor([[[[1.0000, 0.5000]]]])
+    """
+    done = None
+    if average == 1:
+        done = compiled.descend(dy.flatten(2), active, x, normal, negative_slope)
+    if done is not None:
+        return done
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    if average != 1:
+        window = (average, average)
+        dy = _aten.avg_pool2d_backward(dy, active, window, window, (0, 0), False, True, None)
+    dz = _aten.leaky_relu_backward(dy, active, negative_slope, True)
+    if normal is None:
+        return Descent(dz, None, None)
+    # Both sums in one pass.
+    _, along, total = _aten.native_batch_norm_backward(
+        widened(dz), widened(x), torch.ones_like(normal.mean), None, None,
+        normal.mean, normal.inverse, True, 0.0, (False, True, True),
+    )  # fmt: skip
+    return Descent(dz.mul_(_per_kernel(normal.scale)), along, total)
 
 
 def scatter_to_maxima_(
@@ -63,7 +138,7 @@ def scatter_to_maxima_(
         maps: (B, K, H, W) as `window_maxima` was given it.
         window: Likewise.
         where: Its `where`.
-        dmaxima: (B, K, Ho, Wo) what the maxima get.
+        dmaxima: (B, K, Ho, Wo) what the maxima get, channels last in memory.
         slope, offset: (K,), or both None: nothing stays of the map.
 
     Example:
@@ -80,53 +155,6 @@ def scatter_to_maxima_(
     if slope is None or offset is None:
         maps.zero_()
     else:
-        torch.addcmul(offset[:, None, None], maps, slope[:, None, None], out=maps)
+        torch.addcmul(_per_kernel(offset), maps, _per_kernel(slope), out=maps)
     own_memory = maps.permute(0, 2, 3, 1).view(len(maps), -1, maps.shape[1])
-    own_memory.scatter_add_(1, _positions_first(where), _positions_first(dmaxima))
-
-
-def _positions_first(maps: Tensor) -> Tensor:
-    """(B, K, H, W) as (B, H * W, K): the order in which scattering into last channels is fast."""
-    return maps.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def kernels_first(maps: Tensor) -> Tensor:
-    """Maps as rows, with kernels first in memory.
-
-    Args:
-        maps: (B, K, H, W), any strides.
-
-    Returns:
-        (B, K, H * W), a view of memory in the order (K, B, H * W).
-
-    Example:
-        >>> kernels_first(torch.zeros(2, 3, 4, 5)).stride()
-        (20, 40, 1)
-    """
-    batch, kernels, height, width = maps.shape
-    rows = maps.new_empty(kernels, batch, height * width).transpose(0, 1)
-    last = maps.is_contiguous(memory_format=torch.channels_last)
-    if not (last and compiled.turn_(rows, _positions_first(maps))):
-        rows.copy_(maps.flatten(2))
-    return rows
-
-
-def channels_last(rows: Tensor, size: tuple[int, int]) -> Tensor:
-    """Rows as maps, with channels last in memory: the way back from `kernels_first`.
-
-    Args:
-        rows: (B, K, H * W), any strides.
-        size: (H, W).
-
-    Returns:
-        (B, K, H, W), channels last in memory.
-
-    Example:
-        >>> channels_last(torch.zeros(2, 3, 20), (4, 5)).stride()
-        (60, 1, 15, 3)
-    """
-    batch, kernels, length = rows.shape
-    positions = rows.new_empty(batch, length, kernels)
-    if not compiled.turn_(positions, rows):
-        positions.copy_(rows.mT)
-    return positions.unflatten(1, size).permute(0, 3, 1, 2)
+    own_memory.scatter_add_(1, _by_position(where), _by_position(dmaxima))

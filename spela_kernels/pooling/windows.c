@@ -1,11 +1,11 @@
-/* Passes over a convolution's map that torch has not, or crosses the map several times for: moments and window
- * maxima at once, the maxima's gradient back on the map with an affine function of it, and transposing copies.
+/* What lies between a convolution and the product with its pooled map, in four passes: window maxima and moments of
+ * the map, the affine map of batch norm with LeakyReLU, the gradient of that, and the gradient of the convolution.
  *
  * Optional: `functional.py` does the same by operators of torch where this was not built or does not fit. float32;
  * the caller (`compiled.py`) has checked dtypes and strides. Every pass runs over images side by side and sums each
  * one's share on its own, so results do not depend on the number of threads.
- * Axes: B batch, K kernels, H, W map, h, w its windows (H / window, W / window). Maps are channels last in memory:
- * (B, H, W, K).
+ * Axes: B batch, K kernels, H, W map, h, w its windows (H / window, W / window), D pixels of a pooled map. Maps are
+ * channels last in memory, (B, H, W, K); the product takes kernels first, (K, B, D).
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -103,6 +103,33 @@ void spela_turn(const float *restrict in, int64_t in_stride, int64_t rows, int64
     }
 }
 
+/* y = leaky_relu(scale x + shift) of `size` pixels. */
+FOR_EVERY_PROCESSOR
+void spela_activate(const float *restrict x, int64_t size, int64_t kernels, const float *restrict scale,
+                    const float *restrict shift, float slope, float *restrict y)
+{
+    for (int64_t j = 0; j < size; j++, x += kernels, y += kernels)
+        for (int64_t k = 0; k < kernels; k++) {
+            float z = scale[k] * x[k] + shift[k];
+            y[k] = z > 0 ? z : slope * z;
+        }
+}
+
+/* dy becomes dx = scale dz with z = scale x + shift, of `size` pixels; sums of dz and of dz (x - centre), added up. */
+FOR_EVERY_PROCESSOR
+void spela_descend(const float *restrict x, const float *restrict y, int64_t size, int64_t kernels,
+                   const float *restrict scale, const float *restrict centre, float slope, float *restrict dy,
+                   float *restrict sums, float *restrict along)
+{
+    for (int64_t j = 0; j < size; j++, x += kernels, y += kernels, dy += kernels)
+        for (int64_t k = 0; k < kernels; k++) {
+            float derivative = y[k] > 0 ? 1.0f : slope, dz = dy[k] * derivative;
+            sums[k] += dz;
+            along[k] += dz * (x[k] - centre[k]);
+            dy[k] = scale[k] * dz;
+        }
+}
+
 /* x = slope x + offset of `size` pixels. */
 FOR_EVERY_PROCESSOR
 void spela_affine(float *restrict x, int64_t size, int64_t kernels, const float *restrict slope,
@@ -167,6 +194,22 @@ static void image_maxima(const float *map, Shape s, const float *centre, float *
     }
 }
 
+/* dx (D, K) of one image from dy (K, D), whose rows lie `stride` apart; sums (2, K) float64 as `spela_descend`'s. */
+static void image_descent(const float *x, const float *y, const float *dy, int64_t stride, int64_t size,
+                          int64_t kernels, const float *scale, const float *centre, float slope, float *dx,
+                          double *total, float *sums)
+{
+    enum { AT_ONCE = 64 }; /* pixels that are summed in float32 */
+    spela_turn(dy, stride, kernels, size, dx, kernels);
+    memset(total, 0, 2 * kernels * sizeof(double));
+    memset(sums, 0, 2 * kernels * sizeof(float));
+    for (int64_t j = 0; j < size; j += AT_ONCE) {
+        int64_t first = j * kernels, pixels = size - j < AT_ONCE ? size - j : AT_ONCE;
+        spela_descend(x + first, y + first, pixels, kernels, scale, centre, slope, dx + first, sums, sums + kernels);
+        spela_empty(sums, 2 * kernels, total);
+    }
+}
+
 /* One image's map, in place, becomes slope x + offset, with dmaxima (D, K) added where the maxima are. */
 static void image_gradient(float *map, Shape s, const float *dmaxima, const float *slope, const float *offset)
 {
@@ -184,6 +227,7 @@ static void image_gradient(float *map, Shape s, const float *dmaxima, const floa
 
 static void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
 static int64_t integer(PyObject *number) { return PyLong_AsLongLong(number); }
+static double real(PyObject *number) { return PyFloat_AsDouble(number); }
 
 static int has(Py_ssize_t count, Py_ssize_t expected)
 {
@@ -192,13 +236,14 @@ static int has(Py_ssize_t count, Py_ssize_t expected)
     return count == expected;
 }
 
-/* The last six arguments of every pass: B, H, W, K, window, threads. */
+/* Arguments called `shape`: B, H, W, K, window. */
 static Shape shape(PyObject *const *args)
 {
     return (Shape){integer(args[0]), integer(args[1]), integer(args[2]), integer(args[3]), integer(args[4])};
 }
 
-/* window_maxima(map, centre (K,), maxima (B, h, w, K), moments (B, 2, K) float64, scratch (B, 2, K), shape...) */
+/* window_maxima(map, centre (K,), maxima (B, h, w, K), moments (B, 2, K) float64, scratch (B, 2, K), shape,
+ *               threads) */
 static PyObject *window_maxima(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     if (!has(count, 11))
@@ -219,7 +264,8 @@ static PyObject *window_maxima(PyObject *module, PyObject *const *args, Py_ssize
     Py_RETURN_NONE;
 }
 
-/* scatter_to_maxima(map, dmaxima (B, h, w, K), slope (K,), offset (K,), shape...): the map is overwritten. */
+/* scatter_to_maxima(map, dmaxima (B, h, w, K), slope (K,), offset (K,), shape, threads): the map is
+ * overwritten. */
 static PyObject *scatter_to_maxima(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     if (!has(count, 10))
@@ -238,24 +284,50 @@ static PyObject *scatter_to_maxima(PyObject *module, PyObject *const *args, Py_s
     Py_RETURN_NONE;
 }
 
-/* turn(in, in step, in stride, out, out step, out stride, images, rows, columns, threads): out[b] = in[b]^T, where
- * images lie `step` apart, and rows `stride`. */
-static PyObject *turn(PyObject *module, PyObject *const *args, Py_ssize_t count)
+/* activate(x (B, D, K), scale (K,), shift (K,), negative slope, y (B, D, K), rows (K, B, D), B, D, K, threads) */
+static PyObject *activate(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     if (!has(count, 10))
         return NULL;
-    const float *in = address(args[0]);
-    float *out = address(args[3]);
-    int64_t in_step = integer(args[1]), in_stride = integer(args[2]);
-    int64_t out_step = integer(args[4]), out_stride = integer(args[5]);
-    int64_t images = integer(args[6]), rows = integer(args[7]), columns = integer(args[8]);
+    const float *x = address(args[0]), *scale = address(args[1]), *shift = address(args[2]);
+    float slope = (float)real(args[3]), *y = address(args[4]), *rows = address(args[5]);
+    int64_t batch = integer(args[6]), size = integer(args[7]), kernels = integer(args[8]);
     int threads = (int)integer(args[9]);
     if (PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS
 #pragma omp parallel for num_threads(threads)
-    for (int64_t b = 0; b < images; b++)
-        spela_turn(in + b * in_step, in_stride, rows, columns, out + b * out_step, out_stride);
+    for (int64_t b = 0; b < batch; b++) {
+        int64_t first = b * size * kernels;
+        spela_activate(x + first, size, kernels, scale, shift, slope, y + first);
+        spela_turn(y + first, kernels, size, kernels, rows + b * size, batch * size);
+    }
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* descend(x (B, D, K), y (B, D, K), dy (B, K, D), its strides along B and K, scale (K,), centre (K,), negative slope,
+ *         dx (B, D, K), total (B, 2, K) float64, scratch (B, 2, K), B, D, K, threads) */
+static PyObject *descend(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 15))
+        return NULL;
+    const float *x = address(args[0]), *y = address(args[1]), *dy = address(args[2]);
+    int64_t step = integer(args[3]), stride = integer(args[4]);
+    const float *scale = address(args[5]), *centre = address(args[6]);
+    float slope = (float)real(args[7]), *dx = address(args[8]), *scratch = address(args[10]);
+    double *total = address(args[9]);
+    int64_t batch = integer(args[11]), size = integer(args[12]), kernels = integer(args[13]);
+    int threads = (int)integer(args[14]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for num_threads(threads)
+    for (int64_t b = 0; b < batch; b++) {
+        int64_t first = b * size * kernels, own = b * 2 * kernels;
+        image_descent(x + first, y + first, dy + b * step, stride, size, kernels, scale, centre, slope, dx + first,
+                      total + own, scratch + own);
+    }
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -263,7 +335,7 @@ static PyObject *turn(PyObject *module, PyObject *const *args, Py_ssize_t count)
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
 static PyMethodDef methods[] = {
-    METHOD(window_maxima), METHOD(scatter_to_maxima), METHOD(turn), {NULL, NULL, 0, NULL},
+    METHOD(window_maxima), METHOD(activate), METHOD(descend), METHOD(scatter_to_maxima), {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_windows", NULL, 0, methods, NULL, NULL, NULL, NULL};
