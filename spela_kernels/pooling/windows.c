@@ -27,6 +27,14 @@
 #define INLINE static inline __attribute__((always_inline))
 #define OF_SIZE(body, window, ...) ((window) == 2 ? body(2, __VA_ARGS__) : body(3, __VA_ARGS__))
 
+/* The window after the next: the processor's own prefetching starts anew with every page, which is a few windows. */
+INLINE void fetch_ahead(const float *corner, int64_t window, int64_t down, int64_t kernels)
+{
+    for (int64_t i = 0; i < window; i++)
+        for (int64_t k = 0; k < window * kernels; k += 64 / sizeof(float))
+            __builtin_prefetch(corner + i * down + 2 * window * kernels + k);
+}
+
 INLINE void maximum(int window, const float *corner, int64_t down, int64_t kernels, const float *restrict centre,
                     float *restrict most, float *restrict sums, float *restrict squares)
 {
@@ -51,6 +59,7 @@ FOR_EVERY_PROCESSOR
 void spela_maximum(const float *corner, int64_t window, int64_t down, int64_t kernels, const float *centre, float *most,
                    float *sums, float *squares)
 {
+    fetch_ahead(corner, window, down, kernels);
     OF_SIZE(maximum, window, corner, down, kernels, centre, most, sums, squares);
 }
 
@@ -130,7 +139,7 @@ void spela_descend(const float *restrict x, const float *restrict y, int64_t siz
         }
 }
 
-/* x = slope x + offset of `size` pixels. */
+/* x = slope x + offset of `size` pixels, where a slope of 0 leaves nothing of x, even if that is infinite. */
 FOR_EVERY_PROCESSOR
 void spela_affine(float *restrict x, int64_t size, int64_t kernels, const float *restrict slope,
                   const float *restrict offset)
@@ -146,22 +155,24 @@ INLINE void gradient(int window, float *corner, int64_t down, int64_t kernels, c
 #pragma omp simd
     for (int64_t k = 0; k < kernels; k++) {
         float top = corner[k], extra = dmost[k], factor = slope[k], shift = offset[k], own[9];
-        int where = 1;
+        int where = 1; /* a bit for each place: comparing numbers, GCC would branch */
         for (int i = 0; i < window * window; i++) {
             float x = own[i] = corner[i / window * down + i % window * kernels + k];
             where = TAKES(x, top) ? 1 << i : where;
             top = TAKES(x, top) ? x : top;
         }
         for (int i = 0; i < window * window; i++)
-            corner[i / window * down + i % window * kernels + k] = (factor != 0 ? factor * own[i] : 0) + shift + (where >> i & 1 ? extra : 0);
+            corner[i / window * down + i % window * kernels + k] =
+                (factor != 0 ? factor * own[i] : 0) + shift + (where >> i & 1 ? extra : 0);
     }
 }
 
-/* The same of one window, where the maximum gets dmost on top. */
+/* The same of one window's pixels, with dmost on top of the maximum. */
 FOR_EVERY_PROCESSOR
-void spela_gradient(float *corner, int64_t window, int64_t down, int64_t kernels, const float *dmost, const float *slope,
-                    const float *offset)
+void spela_gradient(float *corner, int64_t window, int64_t down, int64_t kernels, const float *dmost,
+                    const float *slope, const float *offset)
 {
+    fetch_ahead(corner, window, down, kernels);
     OF_SIZE(gradient, window, corner, down, kernels, dmost, slope, offset);
 }
 
