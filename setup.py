@@ -26,5 +26,6 @@ setup(
             "spela_kernels._products", "spela_kernels/products.c", "spela_kernels/products_tile.h"
         ),
         passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c"),
+        passes("spela_kernels.pooling._windows", "spela_kernels/pooling/windows.c"),
     ]
 )

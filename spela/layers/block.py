@@ -2,9 +2,9 @@
 
 Max pooling commutes with an increasing function, so it comes first and the affine map and LeakyReLU see a
 quarter of the map. Where batch norm's factor is negative the kernel is negated, whose maximum is then the
-minimum's. What is left on the full map is the convolution, the statistics, and one update in place that
-turns the convolution's output into its gradient. Source: spec section 4; Ioffe and Szegedy 2015 for the
-batch norm's gradient.
+minimum's. What is left on the full map is the convolution, one pass for maxima and statistics, and one update
+in place that turns the convolution's output into its gradient (`spela_kernels.pooling`). Source: spec section
+4; Ioffe and Szegedy 2015 for the batch norm's gradient.
 
 Axes: B batch, K kernels, H, W map of the convolution.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spela_kernels.pooling import Normal, activate, descend, scatter_to_maxima_, window_maxima
 from spela_kernels.rows import widened
 
 __all__ = ["Block", "Stages", "block_backward", "block_forward"]
@@ -35,12 +36,12 @@ class Block(NamedTuple):
     """What `block_forward` leaves for `block_backward`."""
 
     y: Tensor  # (B, K, Ho, Wo) output, without a graph
+    rows: Tensor  # (B, K, Ho * Wo) the same, kernels first in memory
     conv: Tensor  # (B, K, H, W) the convolution's output with its graph, kernels negated by `sign`
     sign: Tensor  # (K,) 1 or -1
-    where: Tensor | None  # (B, K, Ho, Wo) where in H * W the maxima were
-    normed: Tensor  # what batch norm took: `conv`, or its maxima
-    mean: Tensor | None  # (K,) its mean and
-    inverse: Tensor | None  # (K,) one over its deviation
+    where: Tensor | None  # of the maxima, where `window_maxima` has said so
+    x: Tensor  # what batch norm took: `conv`, or its maxima
+    normal: Normal | None  # what it made of it
     active: Tensor  # what LeakyReLU gave, before average pooling
 
 
@@ -55,16 +56,16 @@ def _last_channels(maps: Tensor) -> Tensor:
     return maps.as_strided(maps.shape, (channels * height * width, 1, channels * width, channels))
 
 
-def _by_position(maps: Tensor) -> Tensor:
-    """(B, K, H, W) as (B, H * W, K): the order in which scattering into last channels is fast."""
-    return maps.permute(0, 2, 3, 1).flatten(1, 2)
+def _moments(
+    conv: Tensor, known: tuple[Tensor, Tensor] | None, norm: nn.BatchNorm2d, sign: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean (K,) and variance (K,) to normalise with; in training the running ones move on.
 
-
-def _moments(conv: Tensor, norm: nn.BatchNorm2d, sign: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (K,) and variance (K,) to normalise with; in training the running ones move on."""
+    `known` are those of `conv`, where a pass over it has found them.
+    """
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         return norm.running_mean * sign, norm.running_var
-    mean, variance = torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
+    mean, variance = known or torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
     if norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
@@ -75,6 +76,10 @@ def _moments(conv: Tensor, norm: nn.BatchNorm2d, sign: Tensor) -> tuple[Tensor, 
         norm.running_mean.lerp_(mean * sign, share)
         norm.running_var.lerp_(variance * (count / (count - 1)), share)
     return mean, variance
+
+
+def _average(stages: Stages) -> int:
+    return stages.pool_size if stages.pool == "avg" else 1
 
 
 def block_forward(stages: Stages, x: Tensor) -> Block:
@@ -102,20 +107,16 @@ def block_forward(stages: Stages, x: Tensor) -> Block:
             None if bias is None else bias * sign,
         )
     with torch.no_grad():
-        index, normed = None, conv.detach()
+        where, known, values, normal = None, None, conv.detach(), None
         if pool == "max":
-            normed, index = nn.functional.max_pool2d(normed, pool_size, return_indices=True)
-        active, mean, inverse = normed, None, None
+            values, where, known = window_maxima(values, pool_size)
         if norm is not None:
-            mean, variance = _moments(conv.detach(), norm, sign)
+            mean, variance = _moments(conv.detach(), known, norm, sign)
             inverse = (variance + norm.eps).rsqrt()
             scale = norm.weight.abs() * inverse
-            shift = _per_kernel(norm.bias - mean * scale)
-            active = torch.addcmul(shift, normed, _per_kernel(scale)).to(normed.dtype)
-        own_memory = active is not normed or pool == "max"
-        active = nn.functional.leaky_relu(active, negative_slope, inplace=own_memory)
-        y = nn.functional.avg_pool2d(active, pool_size) if pool == "avg" else active
-    return Block(y, conv, sign, index, normed, mean, inverse, active)
+            normal = Normal(mean, inverse, scale, norm.bias - mean * scale)
+        active, y, rows = activate(values, normal, negative_slope, _average(stages))
+    return Block(y, rows, conv, sign, where, values, normal, active)
 
 
 @torch.no_grad()
@@ -131,40 +132,25 @@ def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Ten
         The gradient of each parameter.
     """
     layer, norm, negative_slope, pool, pool_size = stages
-    dy = dy.contiguous(memory_format=torch.channels_last)
-    if pool == "avg":
-        window = (pool_size, pool_size)
-        dy = torch.ops.aten.avg_pool2d_backward(
-            dy, block.active, window, window, (0, 0), False, True, None
-        )
-    dpre = torch.ops.aten.leaky_relu_backward(dy, block.active, negative_slope, True)
     gradients: dict[Tensor, Tensor] = {}
     batch_moments = norm is not None and (norm.training or norm.running_mean is None)
+    normal = block.normal
+    dx, along, total = descend(dy, block.active, block.x, normal, negative_slope, _average(stages))
     dconv = block.conv.detach().contiguous(memory_format=torch.channels_last)
-    if norm is None or block.mean is None or block.inverse is None:
-        dconv.zero_()
-    else:
-        # The sums of dpre * normalised and of dpre, in one pass.
-        _, along, total = torch.ops.aten.native_batch_norm_backward(
-            widened(dpre), widened(block.normed), torch.ones_like(block.mean), None, None,
-            block.mean, block.inverse, True, norm.eps, (False, True, True),
-        )  # fmt: skip
+    slope, offset = None, None
+    if norm is not None and normal is not None and along is not None and total is not None:
         gradients |= {norm.weight: along * block.sign, norm.bias: total}
-        scale = norm.weight.abs() * block.inverse
-        dpre.mul_(_per_kernel(scale))
         if batch_moments:
             # Through the batch's own mean and deviation, on the whole map: affine in `conv`.
-            share = -scale / (dconv.numel() // dconv.shape[1])
-            slope = share * along * block.inverse
-            offset = share * total - slope * block.mean
-            torch.addcmul(_per_kernel(offset), dconv, _per_kernel(slope), out=dconv)
-        else:
-            dconv.zero_()
-    if block.where is None:
-        dconv.add_(dpre)
+            share = -normal.scale / (dconv.numel() // dconv.shape[1])
+            slope = share * along * normal.inverse
+            offset = share * total - slope * normal.mean
+    if pool == "max":
+        scatter_to_maxima_(dconv, pool_size, block.where, dx, slope, offset)
+    elif slope is None or offset is None:
+        dconv.copy_(dx)
     else:
-        own_memory = dconv.permute(0, 2, 3, 1).view(len(dconv), -1, dconv.shape[1])
-        own_memory.scatter_add_(1, _by_position(block.where), _by_position(dpre))
+        torch.addcmul(_per_kernel(offset), dconv, _per_kernel(slope), out=dconv).add_(dx)
     own = [p for p in (layer.weight, layer.bias) if p is not None]
     if batch_moments and layer.bias is not None:
         # A shift that the batch's own mean takes out again; summing dconv would find rounding, which Adam

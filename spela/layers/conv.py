@@ -299,13 +299,12 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         self._check_input(x)
         stages = Stages(self, self.norm, self.negative_slope, self.pool, self.pool_size)
         block = block_forward(stages, x)
-        # Kernels first in memory: the projection is one product a kernel.
-        rows = block.y.transpose(0, 1).contiguous().flatten(2).transpose(0, 1)  # (B, K, D)
-        loss, dz = optimizer.projection_step(rows, *self._projector(), target, **self._criterion())
+        loss, dz = optimizer.projection_step(
+            block.rows, *self._projector(), target, **self._criterion()
+        )
         optimizer.zero_grad(set_to_none=True)
-        for parameter, gradient in block_backward(
-            stages, block, dz.unflatten(2, self.output_size)
-        ).items():
+        dy = dz.unflatten(2, self.output_size)
+        for parameter, gradient in block_backward(stages, block, dy).items():
             parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

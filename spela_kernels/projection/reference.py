@@ -11,8 +11,6 @@ Axes: B batch, K kernels, D pooled map size, d symmetric dimension, G groups, C 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from spela_kernels.projection.types import Forward, Gradient
 from spela_kernels.rows import cosine_gradient, unit_rows, widened
 from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
 
-__all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
+__all__ = ["adam_step_", "backward", "backward_rows", "forward", "scores", "sgd_step_"]
 
 
 def _by_kernel(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -76,6 +74,30 @@ def forward(
 
 
 @without_autocast
+def backward_rows(
+    z: Tensor,
+    vectors: Tensor,
+    groups: Tensor,
+    target: Tensor,
+    settings: Settings,
+    saved: Forward,
+    grad_loss: Tensor | None = None,
+) -> Tensor:
+    """Gradient of grad_loss * loss (None: 1) for p (B, K, d), from what `forward` saved."""
+    objective, cosine = get_objective(settings.objective), saved.cosine
+    factor = 1.0 if grad_loss is None else grad_loss
+    if objective.all_classes:
+        member = _membership(groups, vectors)
+        q = objective.derivative(cosine.flatten(1) @ member, target, settings.scale)  # (B, C)
+        q = (q * factor / z.shape[0] @ member.T).view_as(cosine)  # (B, K, G)
+        pull, drift = _by_kernel(q, widened(vectors)), (q * cosine).sum(dim=-1)
+    else:
+        q = objective.derivative(cosine, target, settings.scale) * factor / cosine.numel()  # (B, K)
+        pull, drift = q[..., None] * _label_vectors(vectors, groups, target), q * cosine
+    return cosine_gradient(pull, drift, widened(saved.p), saved.norm).to(z.dtype)
+
+
+@without_autocast
 def backward(
     z: Tensor,
     projection: Tensor,
@@ -87,17 +109,7 @@ def backward(
     grad_loss: Tensor | None = None,
 ) -> Gradient:
     """Gradients of grad_loss * loss (None: 1) for z and the projection, from what `forward` saved."""
-    objective, cosine = get_objective(settings.objective), saved.cosine
-    factor = 1.0 if grad_loss is None else grad_loss
-    if objective.all_classes:
-        member = _membership(groups, vectors)
-        q = objective.derivative(cosine.flatten(1) @ member, target, settings.scale)  # (B, C)
-        q = (q * factor / z.shape[0] @ member.T).view_as(cosine)  # (B, K, G)
-        pull, drift = _by_kernel(q, widened(vectors)), (q * cosine).sum(dim=-1)
-    else:
-        q = objective.derivative(cosine, target, settings.scale) * factor / cosine.numel()  # (B, K)
-        pull, drift = q[..., None] * _label_vectors(vectors, groups, target), q * cosine
-    dp = cosine_gradient(pull, drift, widened(saved.p), saved.norm).to(z.dtype)  # (B, K, d)
+    dp = backward_rows(z, vectors, groups, target, settings, saved, grad_loss)  # (B, K, d)
     dprojection = torch.bmm(z.permute(1, 2, 0), dp.transpose(0, 1)).to(projection.dtype)
     return Gradient(_by_kernel(dp, projection.to(z.dtype).mT), dprojection)
 
@@ -132,10 +144,9 @@ def adam_step_(
     step: Tensor,
     lr: Tensor,
     rule: AdamRule,
-    update: Callable[..., None] = adam_update_,
 ) -> tuple[Tensor, Tensor]:
     """Loss and dz (B, K, D) from before torch.optim.Adam's update; `step` counts from 1."""
     saved = forward(z, projection, vectors, groups, target, settings)
     gradient = backward(z, projection, vectors, groups, target, settings, saved)
-    update(projection, gradient.projection, exp_avg, exp_avg_sq, step, lr, rule)
+    adam_update_(projection, gradient.projection, exp_avg, exp_avg_sq, step, lr, rule)
     return saved.loss, gradient.z

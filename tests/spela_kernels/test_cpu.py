@@ -8,6 +8,9 @@ import torch
 import spela_kernels as sk
 from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.linear import Parameters
+from spela_kernels.parity import mismatches
+from spela_kernels.projection import cpu
+from spela_kernels.projection.parity import CASES, Case
 from spela_kernels.rules import AdamRule, adam_update_
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
@@ -60,3 +63,12 @@ def test_both_ops_step_as_the_reference_does() -> None:
         results[backend] = (loss, y, w, other, dz, q)
     torch.testing.assert_close(results["cpu"], results["reference"])
     assert not torch.equal(results["cpu"][2], weight)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 2**12, 2**30])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_projection_in_parts(
+    case: Case, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_PART_BYTES", part_bytes)  # one kernel, a few, all
+    assert mismatches(cpu, case) == []

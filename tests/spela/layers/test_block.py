@@ -9,6 +9,8 @@ import torch
 
 from spela import SpelaConv2d
 from spela.layers.block import Stages, block_backward, block_forward
+from spela.optim import LocalSGD
+from spela_kernels.pooling import compiled
 
 
 @pytest.mark.parametrize("norm", ["training", "evaluation", "none"])
@@ -79,3 +81,44 @@ def test_a_bias_that_batch_norm_takes_out_gets_no_gradient(training: bool) -> No
     assert (
         bool((found == 0).all()) == training
     )  # in evaluation the running mean stays, and it counts
+
+
+@pytest.mark.parametrize("norm", ["training", "evaluation", "none"])
+@pytest.mark.parametrize(
+    ("kernels", "pixels", "pool", "pool_size"),
+    [(5, (9, 12), "max", 2), (128, (11, 13), "max", 3), (37, (14, 8), "max", 4), (3, (8, 9), "avg", 2),
+     (3, (4, 5), None, 2)],
+)  # fmt: skip
+def test_a_float32_step_with_and_without_the_compiled_passes(
+    norm: str,
+    kernels: int,
+    pixels: tuple[int, int],
+    pool: str | None,
+    pool_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    window = pool_size if pool else 1
+    g = torch.Generator().manual_seed(0)
+    layer = SpelaConv2d(
+        2, kernels, 3, 4, ((pixels[0] - 2) // window, (pixels[1] - 2) // window), symmetric_dim=8,
+        pool=pool, pool_size=pool_size, batch_norm=norm != "none", negative_slope=0.1, generator=g,
+    )  # fmt: skip
+    if layer.norm is not None:
+        with torch.no_grad():
+            layer.norm.weight.copy_(torch.linspace(-1.0, 1.3, kernels))
+            layer.norm.bias.uniform_(-1, 1, generator=g)
+    layer.train(norm != "evaluation")
+    x, target = torch.randn(6, 2, *pixels, generator=g), torch.arange(6) % 4
+
+    def step(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        own = copy.deepcopy(layer).to(dtype)
+        loss, y = own.local_step(x.to(dtype), target, LocalSGD(own.parameters(), lr=1.0))
+        return {"loss": loss, "y": y, **own.state_dict()}
+
+    built = step(torch.float32)
+    monkeypatch.setattr(compiled, "_windows", None)
+    plain, exact = step(torch.float32), step(torch.float64)
+    for name, expected in exact.items():
+        error = (built[name] - expected).abs().max()
+        allowed = 2 * (plain[name] - expected).abs().max() + 2e-6 * (1 + expected.abs().max())
+        assert error <= allowed, name

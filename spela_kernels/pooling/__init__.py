@@ -1,0 +1,15 @@
+"""What lies between a convolution and the product with its pooled map."""
+
+from spela_kernels.pooling.functional import activate, descend, scatter_to_maxima_, window_maxima
+from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
+
+__all__ = [
+    "Active",
+    "Descent",
+    "Maxima",
+    "Normal",
+    "activate",
+    "descend",
+    "scatter_to_maxima_",
+    "window_maxima",
+]
