@@ -234,8 +234,8 @@ TARGET static void NAME(linear)(struct shape s, const float *x, const float *w, 
                     NAME(lanes)(own, last + (rest - 1) * s.inputs, s.inputs, depth, 1, rest, g + (rest - 1) * LANES);
             }
         }
-#pragma omp barrier
-        /* A few samples at a time: rows of y often lie a multiple of 4 KB apart, where the cache holds only some. */
+        /* Each thread finishes its own blocks: no waiting. A few samples at a time: rows of y often lie a multiple of
+         * 4 KB apart, where the cache holds only some. */
         for (int64_t b = 0; b < whole; b += FEW)
 #pragma omp for schedule(static) nowait
             for (int64_t o = 0; o < blocks; o++) {

@@ -87,8 +87,8 @@ static void sum_rows(const float *rows, int64_t batch, int64_t outputs, int thre
     }
 }
 
-/* Fewer numbers than this are not worth a second thread. */
-#define WORTH 16384
+/* Fewer numbers than this, some 0.1 ms, are not worth a second thread, for which a busy machine waits long. */
+#define WORTH 131072
 
 static int useful(int64_t threads, int64_t batch, int64_t outputs)
 {

@@ -107,9 +107,9 @@ def test_wrong_counts_of_arguments_are_refused() -> None:
 @pytest.mark.parametrize("objective", ["log", "mse"])
 def test_threads_do_not_change_a_bit(objective: str) -> None:
     g = torch.Generator().manual_seed(0)
-    y = torch.randn(60, 333, generator=g)
+    y = torch.randn(420, 333, generator=g)
     vectors = torch.nn.functional.normalize(torch.randn(7, 333, generator=g), dim=1)
-    target, before, steps = torch.randint(7, (60,), generator=g), torch.get_num_threads(), []
+    target, before, steps = torch.randint(7, (420,), generator=g), torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         steps.append(step_rows(y, vectors, target, Settings("leaky_relu", 0.1, objective)))
