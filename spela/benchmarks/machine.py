@@ -10,9 +10,11 @@ from typing import Any
 import numpy
 import torch
 
+from spela_kernels.compiled_products import fits
 from spela_kernels.gemm import onednn_works
 from spela_kernels.gemm_choice import machine_name, pinned_library
-from spela_kernels.linear.compiled import is_built
+from spela_kernels.linear import compiled as rows
+from spela_kernels.pooling import compiled as maps
 
 __all__ = ["describe_machine"]
 
@@ -45,6 +47,6 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "gemm": pinned_library() or ("measured" if onednn_works() else "blas"),
-        "passes": "compiled" if is_built() else "torch",
+        "passes": "compiled" if fits() and rows.is_built() and maps.is_built() else "not all",
         "commit": _commit(),
     }

@@ -29,7 +29,9 @@ from spela.experiments import LoadedRun, load_data, load_run
 from spela.training import batch_statistics_accuracy, evaluate
 from spela.training.records import write_atomically
 from spela_kernels import available_backends
-from spela_kernels.linear.compiled import is_built
+from spela_kernels.compiled_products import fits
+from spela_kernels.linear import compiled as rows
+from spela_kernels.pooling import compiled as maps
 
 __all__ = ["evaluate_command", "info", "predict"]
 
@@ -148,7 +150,9 @@ def info(
     )
     typer.echo(f"triton: {'installed' if importlib.util.find_spec('triton') else 'not installed'}")
     built = (
-        "compiled" if is_built() else "torch's operators (no C compiler when this was installed)"
+        "compiled"
+        if fits() and rows.is_built() and maps.is_built()
+        else "not all compiled (no C compiler that can, when this was installed)"
     )
     typer.echo(f"passes of the CPU back-end: {built}")
     devices = ["cpu"]
