@@ -111,14 +111,15 @@ def _bars(panels: dict[str, Rows]) -> Figure:
     axes = figure.subplots()
     places = list(range(len(rows)))
     for place, row in zip(places, rows, strict=True):
-        first, last = row["accuracy"][0], row["accuracy"][-1]
+        ours = row["method"] == "spela"
+        bars = [(row["accuracy"][-1], 0.2, "#1f5f99" if ours else "#8a8f98")]
         if len(row["accuracy"]) > 1:
-            axes.barh(place - 0.2, first["mean"], 0.36, xerr=first["sd"] or 0, color="#a8c6e5")
-        ours = "#1f5f99" if row["method"] == "spela" else "#8a8f98"
-        axes.barh(place + 0.2, last["mean"], 0.36, xerr=last["sd"] or 0, color=ours)
-        for figure_of_layer, shift in ((first, -0.2), (last, 0.2)):
-            if "published" in figure_of_layer:
-                axes.plot(figure_of_layer["published"], place + shift, "x", color="#c0392b")
+            bars.append((row["accuracy"][0], -0.2, "#a8c6e5" if ours else "#c9ccd1"))
+        for found, shift, colour in bars:
+            spread = found["sd"] or 0
+            axes.barh(place + shift, found["mean"], 0.36, xerr=spread, color=colour)
+            if "published" in found:
+                axes.plot(found["published"], place + shift, "x", color="#c0392b")
     axes.set_yticks(places, [row["row"] for row in rows], fontsize=8)
     axes.invert_yaxis()
     lowest = min(f["mean"] - (f["sd"] or 0) for row in rows for f in row["accuracy"])
@@ -148,11 +149,13 @@ def _curves(rows: Rows, runs: Path) -> Figure:
 def _row_curve(axes: Axes, row: dict[str, Any], seeds: list[list[dict[str, Any]]]) -> None:
     length = min(map(len, seeds))
     epochs = [record["epoch"] for record in seeds[0][:length]]
-    for layer in range(len(seeds[0][0]["test_accuracy"])):
+    layers = len(seeds[0][0]["test_accuracy"])
+    for layer in range(layers):
         curves = [[100 * r["test_accuracy"][layer] for r in seed[:length]] for seed in seeds]
         means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
         dots = "o" if length < 10 else None
-        (line,) = axes.plot(epochs, means, marker=dots, markersize=3, label=f"layer {layer + 1}")
+        label = f"layer {layer + 1}" if layers > 1 else "output"
+        (line,) = axes.plot(epochs, means, marker=dots, markersize=3, label=label)
         if len(curves) > 1:
             low, high = ([pick(v) for v in zip(*curves, strict=True)] for pick in (min, max))
             axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
