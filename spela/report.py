@@ -23,7 +23,7 @@ from spela.layers import LocalLayer
 from spela.training import RunFolder, evaluate
 from spela.training.records import write_atomically
 
-__all__ = ["write_report"]
+__all__ = ["diagnostics_figure", "write_report"]
 
 # Enough to see the clusters, few enough to draw and to project in well under a second.
 GEOMETRY_SAMPLES = 1000
@@ -56,13 +56,25 @@ def _curves(records: list[dict[str, Any]]) -> Figure:
 _DIAGNOSTICS = {
     "loss": "loss on the probe",
     "dead_units": "share of dead units",
-    "cosine_margin": "cosine margin to the nearest wrong class",
-    "alignment": "cosine of local and end-to-end gradient",
+    "cosine_margin": "cosine margin, nearest wrong class",
+    "alignment": "cosine with end-to-end gradient",
 }
 
 
-def _diagnostics(records: list[dict[str, Any]]) -> Figure | None:
-    if not all("diagnostics" in record for record in records):
+def diagnostics_figure(records: list[dict[str, Any]]) -> Figure | None:
+    """What a run's `--diagnostics` noted, by layer and epoch: loss, dead units, margin, alignment.
+
+    Args:
+        records: The lines of metrics.jsonl, one an epoch.
+
+    Returns:
+        The figure, or None if an epoch has no diagnostics.
+
+    Example:
+        >>> diagnostics_figure([{"epoch": 1, "test_accuracy": [0.5]}]) is None
+        True
+    """
+    if not records or not all("diagnostics" in record for record in records):
         return None
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, 4), _DIAGNOSTICS.items(), strict=True):
@@ -194,7 +206,7 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
     result = evaluate(run.net, dataset.test_x, dataset.test_y)
     figures: dict[str, tuple[str, Figure | None]] = {
         "curves": ("Loss, accuracy and weight norm by layer", _curves(records)),
-        "diagnostics": ("Layers on fixed training samples", _diagnostics(records)),
+        "diagnostics": ("Layers on fixed training samples", diagnostics_figure(records)),
         "confusion": (
             "Confusion of the last layer",
             _confusion(result.confusion, dataset.class_names),

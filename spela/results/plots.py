@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from spela.report import diagnostics_figure
 from spela.training import RunFolder
 
 __all__ = ["table_figures"]
@@ -60,6 +61,12 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
                     _curves(curves, runs),
                 )
             )
+        for row in mine:
+            key = row["runs"][0]
+            figure = diagnostics_figure(RunFolder(runs / key).read_metrics())
+            if figure is not None:
+                caption = f"{data}: {row['row']}, layers on fixed training samples ({key})"
+                figures.append((f"{name}-{data}-{row['row']}", caption, figure))
     if table["measured"].get("points"):
         if table["measure"] == "memory":
             points = table["measured"]["points"]

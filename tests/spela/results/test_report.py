@@ -48,6 +48,8 @@ def test_quick_runs_every_experiment_and_says_what_it_is(quick: Path) -> None:
         if line.startswith("!["):
             file = quick / "quick" / line[line.rindex("(") + 1 : -1]
             assert file.read_bytes().startswith(b"\x89PNG")
+    for row in ("best", "tmlr", "mono"):
+        assert f"mlp-digits-{row}-diagnosed.png" in markdown
 
 
 def test_quick_figures_never_reach_a_readme(quick: Path, capsys: pytest.CaptureFixture) -> None:
