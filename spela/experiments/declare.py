@@ -28,7 +28,11 @@ class Row:
         published: For a dataset, published accuracies in % by layer number (or LAST).
         measured: The same, where nobody published one: the authors' mathematics, or plain torch, measured
             for the project's specification. Tables mark these figures.
-        rival: Name of the row of the same experiment that this one is compared with.
+        batch_statistics: Whether those figures were read with batch statistics in the test, as the
+            authors' CNN notebooks do; the difference is then taken from ours read in the same way.
+        by_data: Settings over those above where the data's name matches a shell pattern.
+        rival: Name of the row of the same experiment that this one is compared with: as many epochs and
+            the same hidden layers.
         panel: Which plot of the experiment the row belongs to.
         series: Line of that plot.
         x: Place on the plot's horizontal axis; None: a bar with the row's name.
@@ -41,6 +45,8 @@ class Row:
     data: tuple[str, ...] = ()
     published: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
     measured: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
+    batch_statistics: bool = False
+    by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rival: str = ""
     panel: str = ""
     series: str = ""

@@ -10,7 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from spela.data import dataset_names, default_data_root, is_available, load_dataset
+from spela.data import (
+    dataset_names,
+    default_data_root,
+    is_available,
+    load_dataset,
+    read_tensor_facts,
+)
 from spela.experiments.declare import Experiment, Row
 from spela.experiments.recipes import RECIPES, make_config
 from spela.training import RunConfig
@@ -150,11 +156,20 @@ def run_key(config: RunConfig) -> str:
 def _datasets(experiment: Experiment, options: Options) -> tuple[str, ...]:
     if options.quick:
         return (QUICK_DATA,)
-    if options.data:
-        return options.data
     if experiment.data == (FEATURES,):
-        return feature_files(options.data_root) or (FEATURES,)
-    return experiment.data
+        return _features(options) or (FEATURES,)
+    return options.data or experiment.data
+
+
+def _features(options: Options) -> tuple[str, ...]:
+    """The feature files at hand; of datasets asked for by name theirs, and files asked for by path."""
+    found = feature_files(options.data_root)
+    if not options.data:
+        return found
+    paths = tuple(data for data in options.data if data not in dataset_names())
+    return paths + tuple(
+        file for file in found if read_tensor_facts(Path(file)).get("dataset") in options.data
+    )
 
 
 def _belongs(row: Row, data: str, experiment: Experiment, options: Options) -> bool:
@@ -170,7 +185,11 @@ def _problem(data: str, options: Options) -> str:
     """Why a dataset cannot be used here, or nothing."""
     if data == FEATURES:
         root = default_data_root() if options.data_root is None else options.data_root
-        return f"no feature file (*.safetensors) under {root / FEATURES}: make one with `spela features`"
+        of = f" of {', '.join(options.data)}" if options.data else ""
+        return (
+            f"no feature file (*.safetensors){of} under {root / FEATURES}: make one with "
+            "`spela features`"
+        )
     if data not in dataset_names():
         if Path(data).exists():
             return ""
@@ -190,6 +209,9 @@ def _problem(data: str, options: Options) -> str:
 
 def _config(experiment: Experiment, row: Row, data: str, seed: int, options: Options) -> RunConfig:
     settings: dict[str, Any] = dict(row.settings)
+    for pattern, others in row.by_data.items():
+        if fnmatchcase(data_label(data), pattern):
+            settings |= others
     if options.epochs is not None:
         settings["epochs"] = options.epochs
     config = make_config(data, row.recipe, seed, model=row.model, **settings)

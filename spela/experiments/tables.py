@@ -118,6 +118,7 @@ def _facts(row: Row, data: str) -> dict[str, Any]:
         "series": row.series,
         "x": row.x,
         "rival": row.rival,
+        "batch_statistics": row.batch_statistics,
     }
 
 
@@ -161,6 +162,11 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
     depth = len(summaries[0]["test_accuracy"])
     published = _by_number(row.published.get(data, {}), depth)
     others = _by_number(row.measured.get(data, {}), depth)
+    result: dict[str, Any] = {}
+    for name in ("top5_accuracy", "test_accuracy_batch_statistics"):
+        if all(summary.get(name) for summary in summaries):
+            result[name] = [_percent(list(layer)) for layer in zip(*(s[name] for s in summaries))]  # noqa: B905
+    like_theirs = result.get("test_accuracy_batch_statistics") if row.batch_statistics else None
     accuracy = []
     for layer in range(depth):
         figure = _percent([summary["test_accuracy"][layer] for summary in summaries])
@@ -171,18 +177,15 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
                 "published": mean,
                 "published_sd": deviation,
                 "is_published": layer + 1 in published,
-                "difference": figure["mean"] - mean,
+                "difference": (like_theirs[layer] if like_theirs else figure)["mean"] - mean,
             }
         accuracy.append(figure)
-    result: dict[str, Any] = {
+    result |= {
         "accuracy": accuracy,
         "vote": _percent([summary["vote_accuracy"] for summary in summaries]),
         "seconds_per_epoch": mean_and_deviation([s["seconds_per_epoch"] for s in summaries]),
         "parameters": summaries[0]["parameters"],
     }
-    for name in ("top5_accuracy", "test_accuracy_batch_statistics"):
-        if all(summary.get(name) for summary in summaries):
-            result[name] = [_percent(list(layer)) for layer in zip(*(s[name] for s in summaries))]  # noqa: B905
     if all(summary.get("peak_memory_bytes") for summary in summaries):
         result["peak_memory_bytes"] = max(summary["peak_memory_bytes"] for summary in summaries)
     return result
@@ -203,5 +206,4 @@ def _compare_with_rivals(rows: list[dict[str, Any]]) -> None:
             continue
         theirs = rival["accuracy"][-1]["mean"]
         row["rival_accuracy"] = theirs
-        row["rival_recipe"] = rival["recipe"]
         row["rival_difference"] = row["accuracy"][-1]["mean"] - theirs

@@ -62,7 +62,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         _second_reading(row),
         _by_layer(accuracy, _published) if has_published else "",
         _by_layer(accuracy, _difference) if has_published else "",
-        "" if rival is None else f"{row['rival_recipe']} {row['rival_accuracy']:.2f}",
+        "" if rival is None else f"{row['rival']} {row['rival_accuracy']:.2f}",
         "" if rival is None else f"{rival:+.2f}",
         f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}",
         "" if memory is None else f"{memory / 1e6:.0f}",
@@ -71,10 +71,10 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def _second_reading(row: dict[str, Any]) -> str:
     """What else a row's runs read from the same networks, layer by layer, said by name."""
-    for name, label in (
-        ("top5_accuracy", "top-5"),
-        ("test_accuracy_batch_statistics", "batch stat."),
-    ):
+    readings = [("top5_accuracy", "top-5"), ("test_accuracy_batch_statistics", "batch stat.")]
+    if row["batch_statistics"]:
+        readings.reverse()  # the reading that is compared
+    for name, label in readings:
         if name in row:
             return f"{label} " + _by_layer(row[name], lambda f: f"{f['mean']:.2f}")
     return ""

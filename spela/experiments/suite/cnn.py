@@ -12,11 +12,12 @@ _PUBLISHED = {
 }
 _MEASURED = {"fashion-mnist": {1: 83.65, 2: 82.4}}
 # The authors resize colour images to 64 x 64; Fashion-MNIST keeps its 28 x 28, as in the specification.
-_COLOUR = ("cifar10", "cifar100", "svhn")
+_GREY, _COLOUR = ("fashion-mnist",), ("cifar10", "cifar100", "svhn")
 
 
 def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
     size = {"resize": resize}
+    rival = f"backprop{suffix}"
     return (
         Row(
             f"cnn{suffix}",
@@ -25,23 +26,35 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             {**size, "groups": "2:10"},
             data,
             _PUBLISHED,
-            _MEASURED,
-            f"backprop{suffix}",
-            "recipes",
+            batch_statistics=True,
+            panel="recipes",
         ),
-        Row(f"best{suffix}", "best", "cnn", size, data, {}, {}, f"backprop{suffix}", "recipes"),
-        Row(f"backprop{suffix}", "backprop", "cnn", size, data, panel="recipes"),
+        Row(f"best{suffix}", "best", "cnn", size, data, rival=rival, panel="recipes"),
+        Row(rival, "backprop", "cnn", size, data, panel="recipes"),
     )
 
 
 CNN = Experiment(
     name="cnn",
     title="Convolutions: two layers of 128 kernels",
-    data=("fashion-mnist", *_COLOUR),
-    rows=(*_rows("", ("fashion-mnist",), 0), *_rows(" 64x64", _COLOUR, 64)),
+    data=(*_GREY, *_COLOUR),
+    rows=(
+        *_rows("", _GREY, 0),
+        Row(
+            "cnn, 3 epochs",
+            "cnn",
+            "cnn",
+            {"groups": "2:10", "epochs": 3},
+            _GREY,
+            measured=_MEASURED,
+            batch_statistics=True,
+            panel="recipes",
+        ),
+        *_rows(" 64x64", _COLOUR, 64),
+    ),
     source=(
-        "the released CNN notebooks (15 epochs, batch statistics in the test); measured: the same code, 3 "
-        "epochs"
+        "the released CNN notebooks (15 epochs); measured: the same code, 3 epochs. Both with batch "
+        "statistics in the test, and the differences are from ours read in that way"
     ),
     panels={"recipes": ""},
     main=("*",),

@@ -12,12 +12,12 @@ _PUBLISHED = {
 }
 _MEASURED = {"fashion-mnist": {LAST: 86.85}}
 _HEAD = {"layers": (10,), "head_epochs": 10}
-_COLOUR = ("cifar10", "svhn")
+_GREY, _COLOUR = ("fashion-mnist",), ("cifar10", "cifar100", "svhn")
 
 
 def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
     size = {"resize": resize}
-    rival = f"backprop{suffix}"
+    rival = f"backprop, 15 epochs{suffix}"
     return (
         Row(
             f"cnn, head 10{suffix}",
@@ -26,33 +26,45 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             {**size, **_HEAD, "groups": "2:10"},
             data,
             _PUBLISHED,
-            _MEASURED,
-            rival,
-            "recipes",
+            batch_statistics=True,
+            panel="recipes",
         ),
+        # 5 epochs of the convolutions and 10 of the head
         Row(
             f"best, head 10{suffix}",
             "best",
             "cnn",
             {**size, **_HEAD},
             data,
-            {},
-            {},
-            rival,
-            "recipes",
+            rival=rival,
+            panel="recipes",
         ),
-        Row(rival, "backprop", "cnn", size, data, panel="recipes"),
+        Row(rival, "backprop", "cnn", {**size, "epochs": 15}, data, panel="recipes"),
     )
 
 
 CNN_HEAD = Experiment(
     name="cnn-head",
     title="A linear head on frozen convolutions",
-    data=("fashion-mnist", *_COLOUR),
-    rows=(*_rows("", ("fashion-mnist",), 0), *_rows(" 64x64", _COLOUR, 64)),
+    data=(*_GREY, *_COLOUR),
+    rows=(
+        *_rows("", _GREY, 0),
+        Row(
+            "cnn, 3 epochs, head 10, 3 epochs",
+            "cnn",
+            "cnn",
+            {**_HEAD, "groups": "2:10", "epochs": 3, "head_epochs": 3},
+            _GREY,
+            measured=_MEASURED,
+            batch_statistics=True,
+            panel="recipes",
+        ),
+        *_rows(" 64x64", _COLOUR, 64),
+    ),
     source=(
-        "the released CNN notebooks (15 epochs, then 10 for the head); measured: the same "
-        "code, 3 and 3 epochs, 86.6 to 87.1"
+        "the released CNN notebooks (15 epochs, then 10 for the head); measured: the same code, 3 and 3 "
+        "epochs, 86.6 to 87.1. Both with batch statistics in the test, and the differences are from ours "
+        "read in that way"
     ),
     panels={"recipes": ""},
     main=("*",),

@@ -16,7 +16,7 @@ _THEIRS = {"mnist": 80.59, "kmnist": 71.24, "fashion-mnist": 71.68}
 _SERIES: dict[str, tuple[str, dict[str, Any], str, dict[str, float]]] = {
     "fewshot": ("fewshot", {}, "backprop, batch 2", _OURS),
     "best": ("best", {"epochs": 5}, "backprop", {}),
-    "tmlr": ("tmlr", {"epochs": 5}, "backprop", _OURS),
+    "tmlr": ("tmlr", {"epochs": 5}, "", _OURS),
     "backprop": ("backprop", {"epochs": 5}, "", _THEIRS),
     # The same width, batches, learning rate and epochs as `fewshot`.
     "backprop, batch 2": (

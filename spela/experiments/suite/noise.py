@@ -7,7 +7,7 @@ from spela.experiments.declare import Experiment, Row
 __all__ = ["NOISE"]
 
 _WIDE = {"layers": (1024, 1024, 1024), "epochs": 20}
-_MLP = {"best": _WIDE, "tmlr": {}, "backprop": _WIDE}
+_GREY, _COLOUR = ("fashion-mnist",), ("cifar10", "cifar100", "svhn")
 _LABELS = {"noise": "pixel noise", "label_noise": "label noise"}
 
 
@@ -17,28 +17,31 @@ def _sweep(setting: str, levels: tuple[float, ...]) -> tuple[Row, ...]:
         Row(
             f"{recipe}, {label} {level:g}",
             recipe,
-            settings={**settings, setting: level},
+            settings={**_WIDE, setting: level},
+            data=_GREY,
             rival="" if recipe == "backprop" else f"backprop, {label} {level:g}",
             panel=label,
             series=recipe,
             x=level,
         )
-        for recipe, settings in _MLP.items()
+        for recipe in ("best", "tmlr", "backprop")
         for level in levels
     )
 
 
 _CNN = tuple(
     Row(
-        f"{recipe} cnn, pixel noise {level:g}",
+        f"{recipe} {name}, pixel noise {level:g}",
         recipe,
         "cnn",
-        {"noise": level, "epochs": 3},
-        rival="" if recipe == "backprop" else f"backprop cnn, pixel noise {level:g}",
+        {"noise": level, "epochs": 3, "resize": resize},
+        data,
+        rival="" if recipe == "backprop" else f"backprop {name}, pixel noise {level:g}",
         panel="pixel noise",
-        series=f"{recipe} cnn",
+        series=f"{recipe} {name}",
         x=level,
     )
+    for name, data, resize in (("cnn", _GREY, 0), ("cnn 64x64", _COLOUR, 64))
     for recipe in ("cnn", "best", "backprop")
     for level in (0.0, 0.2, 0.4)
 )
@@ -46,7 +49,7 @@ _CNN = tuple(
 NOISE = Experiment(
     name="noise",
     title="Noise on pixels and on labels",
-    data=("fashion-mnist",),
+    data=(*_GREY, *_COLOUR),
     rows=(
         *_sweep("noise", (0.0, 0.1, 0.2, 0.4)),
         *_sweep("label_noise", (0.0, 0.1, 0.2, 0.4)),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from spela.data import Dataset
 from spela.experiments import RECIPES, make_config
 from spela.experiments.declare import Experiment, Row
 from spela.experiments.plan import Options, plan, run_key
 from spela.experiments.registry import EXPERIMENTS, find_experiments
+from spela.features import feature_file, save_features
 
 NONE = Path("/nonexistent")
 
@@ -94,6 +97,62 @@ def test_declarations_hold_together(name: str) -> None:
         if row.recipe in RECIPES[row.model]:
             make_config("digits", row.recipe, model=row.model, **row.settings)
         assert set(row.data) <= set(experiment.data)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_rivals_have_as_many_epochs_and_the_same_hidden_layers(name: str) -> None:
+    rows = {row.name: row for row in EXPERIMENTS[name].rows}
+    for row in rows.values():
+        if not row.rival:
+            continue
+        rival = rows[row.rival]
+        ours, theirs = (
+            make_config("digits", r.recipe, model=r.model, **r.settings) for r in (row, rival)
+        )
+        assert theirs.total_epochs == ours.total_epochs, row.name
+        assert theirs.channels == ours.channels, row.name
+        assert (theirs.test_share, theirs.noise, theirs.label_noise, theirs.resize) == (
+            ours.test_share,
+            ours.noise,
+            ours.label_noise,
+            ours.resize,
+        ), row.name
+        # A local network's last layer may be as wide as there are classes: backprop's output.
+        assert theirs.layers in (ours.layers, ours.layers[:-1]), row.name
+        assert (row.data, row.by_data) == (rival.data, rival.by_data), row.name
+
+
+def test_settings_by_data_replace_the_rows() -> None:
+    row = Row("a", "tmlr", settings={"lr": 1.0}, by_data={"dig*": {"lr": 2.0}, "mn*": {"lr": 3.0}})
+    jobs, _ = plan(_experiment(row), Options(NONE, (0,)))
+    assert jobs[0].config.lr == 2.0
+
+
+def test_transfer_takes_the_feature_files_of_the_data_asked_for(tmp_path: Path) -> None:
+    def features(data: str, classes: int) -> Path:
+        x = torch.rand(2 * classes, 8)
+        y = torch.arange(2 * classes) % classes
+        names = tuple(map(str, range(classes)))
+        path = feature_file(tmp_path, data, "resnet50")
+        save_features(
+            path, Dataset(data, x, y, x.clone(), y.clone(), classes, names), {"dataset": data}
+        )
+        return path
+
+    few, many = features("pets", 37), features("aircraft", 100)
+    transfer = EXPERIMENTS["transfer"]
+
+    def layers(*data: str) -> dict[str, tuple[int, ...]]:
+        options = Options(NONE, (0,), data=data, data_root=tmp_path)
+        return {job.config.data: job.config.layers for job in plan(transfer, options)[0]}
+
+    assert layers() == {str(few): (512, 64), str(many): (1024, 1024)}
+    assert layers("aircraft") == {str(many): (1024, 1024)}
+    assert layers(str(few)) == {str(few): (512, 64)}
+    # Images are no features: a name without a file is skipped.
+    jobs, skips = plan(transfer, Options(NONE, (0,), data=("digits",), data_root=tmp_path))
+    assert not jobs
+    assert all("no feature file (*.safetensors) of digits" in skip.reason for skip in skips)
 
 
 @pytest.mark.parametrize(
