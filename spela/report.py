@@ -55,6 +55,7 @@ def _curves(records: list[dict[str, Any]]) -> Figure:
 
 _DIAGNOSTICS = {
     "loss": "loss on the probe",
+    "weight_norm": "weight norm (Frobenius)",
     "dead_units": "share of dead units",
     "cosine_margin": "cosine margin, nearest wrong class",
     "alignment": "cosine with end-to-end gradient",
@@ -62,7 +63,7 @@ _DIAGNOSTICS = {
 
 
 def diagnostics_figure(records: list[dict[str, Any]]) -> Figure | None:
-    """What a run's `--diagnostics` noted, by layer and epoch: loss, dead units, margin, alignment.
+    """What a run's `--diagnostics` noted, by layer and epoch.
 
     Args:
         records: The lines of metrics.jsonl, one an epoch.
@@ -76,8 +77,8 @@ def diagnostics_figure(records: list[dict[str, Any]]) -> Figure | None:
     """
     if not records or not all("diagnostics" in record for record in records):
         return None
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, (key, label) in zip(figure.subplots(1, 4), _DIAGNOSTICS.items(), strict=True):
+    figure = Figure(figsize=(15, 3.2), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, 5), _DIAGNOSTICS.items(), strict=True):
         # None, where the figure has no meaning for the method, leaves a gap.
         values = [
             {"epoch": record["epoch"], key: [_number(row[key]) for row in record["diagnostics"]]}

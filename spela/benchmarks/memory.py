@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint_sequential
+from torch.utils.flop_counter import FlopCounterMode
 
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import NetworkCase
@@ -27,6 +28,7 @@ __all__ = [
     "MEMORY_VARIANTS",
     "SHAPES",
     "memory_points",
+    "multiply_adds",
     "peak_bytes",
     "peak_resident_bytes",
     "resident_bytes_of",
@@ -70,6 +72,27 @@ def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def _local_step_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """Two products, forward and weight gradient; objectives of the label's cosine have no others."""
+    return 2 * 2 * x[0] * weight.numel()
+
+
+def multiply_adds(step: Callable[[], object]) -> int:
+    """Multiply-adds of a training step's matrix products, by the formulas of torch.utils.flop_counter.
+
+    Args:
+        step: Called once. Of SPELA's steps `LocalSGD`'s on linear layers is known.
+
+    Example:
+        >>> multiply_adds(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
+        24
+    """
+    formulas = {torch.ops.spela.linear_sgd_: _local_step_flops}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        step()
+    return counter.get_total_flops() // 2
 
 
 def _layers(case: NetworkCase) -> nn.Sequential:
@@ -193,7 +216,7 @@ def memory_points(shapes: Iterable[tuple[int, int]] = SHAPES) -> list[dict[str, 
         shapes: Number of layers and their width.
 
     Returns:
-        One {"method", "depth", "width", "peak_bytes", "step_ms"} a variant and network.
+        One {"method", "depth", "width", "peak_bytes", "step_ms", "multiply_adds"} a variant and network.
 
     Example:
         >>> points = memory_points([(2, 8)])
@@ -215,6 +238,7 @@ def memory_points(shapes: Iterable[tuple[int, int]] = SHAPES) -> list[dict[str, 
                 "width": width,
                 "peak_bytes": peaks[name],
                 "step_ms": 1e3 * seconds[name],
+                "multiply_adds": multiply_adds(steps[name]),
             }
             for name in steps
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +29,10 @@ def reproduce_command(
         int | None, typer.Option(help="Passes over the data (default: each row's own).")
     ] = None,
     rows: Annotated[
-        str, typer.Option(help="Run only rows whose name matches, such as 'best*'; keep the rest.")
+        str,
+        typer.Option(
+            help="Run only rows whose name matches, such as 'best*'; of the others, what is finished."
+        ),
     ] = "*",
     quick: Annotated[
         bool,
@@ -38,7 +43,10 @@ def reproduce_command(
         typer.Option(min=1, help="Runs at a time, one thread each; results do not depend on it."),
     ] = 1,
     out: Annotated[
-        Path, typer.Option(help="Results folder; what is finished there is kept.")
+        Path,
+        typer.Option(
+            help="Results folder: finished runs are kept; a table has what its last call asked for."
+        ),
     ] = Path("results"),
     data_root: DataRoot = None,
     download: Annotated[
@@ -66,6 +74,13 @@ def reproduce_command(
         device=str(pick_device(device)),
     )
     experiments = find_experiments(name)
+    names = [row.name for experiment in experiments for row in experiment.rows]
+    if not any(fnmatchcase(row, rows) for row in names):
+        close = difflib.get_close_matches(rows, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"--rows {rows!r} matches no row of {name}: {hint}patterns are the shell's"
+        )
     if quick and readme is not None:
         raise ValueError("--quick makes no results: leave --readme out")
     if quick:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spela.data import prepare
-from spela.experiments.plan import Job, Options
+from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
 from spela.experiments.runs import load_data, load_run
 from spela.network import SpelaSequential
@@ -38,7 +38,8 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
         options: Where they are.
 
     Returns:
-        {"points": one a run and threshold, "calibrated": one a run}, or {"unavailable": reason}.
+        {"points": one a run and threshold, "calibrated": one a run}, and "unavailable": the reason, if a
+        run could not be measured.
     """
     try:
         early_exit = importlib.import_module("spela.early_exit")
@@ -47,6 +48,7 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
         return {"unavailable": "this version has no calibrated early exit (spela.early_exit)"}
     points: list[dict[str, Any]] = []
     calibrated: list[dict[str, Any]] = []
+    problem = ""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -54,8 +56,13 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
             folder = run_folder(options, job.key)
             if finished_summary(folder, job.config) is None:
                 continue
-            facts = {"row": job.row.name, "data": job.config.data, "seed": job.config.seed}
-            net = load_run(folder.path).net
+            data = data_label(job.config.data)
+            facts = {"row": job.row.name, "data": data, "seed": job.config.seed}
+            try:
+                net = load_run(folder.path).net
+            except ValueError as error:
+                problem = f"{error}; remove the folder {folder.path} to train it again"
+                continue
             if not isinstance(net, SpelaSequential):
                 continue
             dataset = load_data(job.config, options.data_root)
@@ -66,8 +73,9 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     if not calibrated:
-        return {"unavailable": "no finished run to measure"}
-    return {"points": points, "calibrated": calibrated, "max_loss": MAX_LOSS}
+        return {"unavailable": problem or "no finished run to measure"}
+    unavailable = {"unavailable": problem} if problem else {}
+    return {"points": points, "calibrated": calibrated, "max_loss": MAX_LOSS, **unavailable}
 
 
 @torch.no_grad()

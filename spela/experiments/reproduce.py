@@ -37,7 +37,8 @@ def reproduce(
     jobs, skips = plan(experiment, options)
     run_jobs(jobs, options, processes, on_outcome)
     table = build_table(experiment, options, jobs, skips)
+    write_table(options, table)
     if experiment.measure:
         table["measured"] = measure(experiment, options, jobs)
-    write_table(options, table)
+        write_table(options, table)
     return table

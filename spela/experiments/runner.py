@@ -28,6 +28,16 @@ from spela.training import RunConfig, RunFolder, load_checkpoint
 __all__ = ["Outcome", "finished_summary", "run_folder", "run_jobs"]
 
 
+_READ_BY_TABLES = {
+    "seed",
+    "device",
+    "test_accuracy",
+    "vote_accuracy",
+    "seconds_per_epoch",
+    "parameters",
+}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a run.
@@ -51,14 +61,19 @@ def run_folder(options: Options, key: str) -> RunFolder:
 
 
 def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run that was finished with these settings, or None."""
+    """The summary of a run that was finished with these settings, or None where there is no whole one."""
     if not folder.summary.exists():
         return None
     try:
         summary = folder.read_json(folder.summary)
     except ValueError:
         return None
-    whole = isinstance(summary, dict) and summary.get("config") == config.to_dict()
+    whole = (
+        isinstance(summary, dict)
+        and summary.get("config") == config.to_dict()
+        and summary.get("epochs") == config.total_epochs
+        and summary.keys() >= _READ_BY_TABLES
+    )
     return summary if whole else None
 
 
@@ -81,14 +96,17 @@ def run_jobs(
         The outcome of every run by key.
 
     Raises:
-        ValueError: If `processes` is below 1, or another call is writing to the same results folder.
+        ValueError: If `processes` is below 1, another call is writing to the same results folder, or it
+            holds runs of another kind of device.
     """
     if processes < 1:
         raise ValueError(f"jobs must be at least 1, got {processes}")
     outcomes: dict[str, Outcome] = {}
     waiting: dict[str, _Task] = {}
     for job in jobs:
-        if finished_summary(run_folder(options, job.key), job.config) is not None:
+        summary = finished_summary(run_folder(options, job.key), job.config)
+        if summary is not None:
+            _check_device(summary, options)
             outcomes[job.key] = Outcome(job.key, "kept")
         elif job.wanted:
             where = str(run_folder(options, job.key).path)
@@ -112,6 +130,15 @@ def run_jobs(
         else:
             _run_in_pool(waiting, processes, note)
     return outcomes
+
+
+def _check_device(summary: dict[str, Any], options: Options) -> None:
+    """Accuracy, times and memory differ by device: one table has runs of one kind only."""
+    if torch.device(summary["device"]).type != torch.device(options.device).type:
+        raise ValueError(
+            f"{options.folder} holds runs made on {summary['device']}: give runs on {options.device} "
+            "an --out of their own"
+        )
 
 
 @dataclass(frozen=True)
@@ -228,9 +255,9 @@ def _failed(task: _Task, message: str, seconds: float) -> Outcome:
 
 
 def _can_resume(folder: RunFolder) -> bool:
-    """Whether there is a checkpoint to go on from; a folder without a readable one starts over."""
+    """Whether there is a checkpoint to go on from, and all records before it; else the run starts over."""
     try:
-        load_checkpoint(folder.checkpoint)
+        folder.keep_metrics(load_checkpoint(folder.checkpoint).epoch)
     except ValueError:
         if folder.path.exists():
             shutil.rmtree(folder.path)

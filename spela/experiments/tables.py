@@ -15,7 +15,7 @@ from spela.training.records import write_atomically
 
 __all__ = ["build_table", "mean_and_deviation", "read_tables", "table_path", "write_table"]
 
-_FORMAT = "spela-table-1"
+_FORMAT = "spela-table-2"
 
 
 def mean_and_deviation(values: list[float]) -> dict[str, float | int | None]:
@@ -142,6 +142,7 @@ def _entry(group: list[Job], options: Options) -> dict[str, Any]:
         if summary is None and note.exists():
             errors.append(str(folder.read_json(note)["error"]))
     entry["seeds"] = [summary["seed"] for summary in summaries]
+    entry["finished"] = [job.key for job, s in zip(group, found, strict=True) if s is not None]
     entry["reason"] = errors[0] if errors else ""
     if len(summaries) == len(group):
         entry["status"] = "done"

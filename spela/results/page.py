@@ -55,7 +55,7 @@ def write_pages(options: Options) -> tuple[Path, Path]:
         "sections": sections,
         "absent": [name for name in EXPERIMENTS if name not in {t["experiment"] for t in tables}],
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, one CPU thread a run unless a run's summary says otherwise",
+        f"torch {torch.__version__}",
     }
     pages = []
     for name, template in (("report.html", "experiments.html"), ("report.md", "experiments.md")):
@@ -101,6 +101,8 @@ def _section(table: dict[str, Any], options: Options, plots: Path) -> dict[str, 
         "figures": figures,
         "missing": missing(table),
         "exits": _exit_lines(table["measured"]),
+        "memory": _memory_lines(table) if table["measure"] == "memory" else [],
+        "threads": table["measured"].get("threads"),
     }
 
 
@@ -117,11 +119,33 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-") or f"plot-{os.getpid()}"
 
 
+def _memory_lines(table: dict[str, Any]) -> list[list[str]]:
+    """One line a network and method: memory, time and multiply-adds of a step, and beside backprop's."""
+    points = table["measured"].get("points", [])
+    backprop = {(p["depth"], p["width"]): p for p in points if p["method"] == "backprop"}
+    lines = []
+    for p in points:
+        whole = backprop[p["depth"], p["width"]]
+        lines.append(
+            [
+                f"{p['depth']:g} x {p['width']:g}",
+                p["method"].replace("_", " "),
+                f"{p['peak_bytes'] / 1e6:.1f}",
+                f"{p['peak_bytes'] / whole['peak_bytes']:.2f}",
+                f"{p['step_ms']:.1f}",
+                f"{p['step_ms'] / whole['step_ms']:.2f}",
+                f"{p['multiply_adds'] / 1e9:.2f}",
+                f"{p['multiply_adds'] / whole['multiply_adds']:.2f}",
+            ]
+        )
+    return lines
+
+
 def _exit_lines(measured: dict[str, Any]) -> list[list[str]]:
     """One line a run of the calibrated thresholds: what they cost and what they save."""
     return [
         [
-            f"{c['row']}, seed {c['seed']}",
+            f"{c['row']}, {c['data']}, seed {c['seed']}",
             ", ".join("never" if t is None else f"{t:.3f}" for t in c["thresholds"]),
             deviation_text(c["full_accuracy"], None),
             deviation_text(c["accuracy"], None),

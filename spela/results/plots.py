@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from spela.experiments.registry import EXPERIMENTS
 from spela.report import diagnostics_figure
 from spela.training import RunFolder
 
@@ -52,7 +54,12 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
                     _bars(bars),
                 )
             )
-        curves = [row for row in mine if row["x"] is None and _records(row, runs)][:_MAX_CURVES]
+        main = EXPERIMENTS[name].main
+        curves = [
+            row
+            for row in mine
+            if any(fnmatchcase(row["row"], pattern) for pattern in main) and _records(row, runs)
+        ][:_MAX_CURVES]
         if curves:
             figures.append(
                 (
@@ -62,7 +69,7 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
                 )
             )
         for row in mine:
-            key = row["runs"][0]
+            key = row["finished"][0]
             figure = diagnostics_figure(RunFolder(runs / key).read_metrics())
             if figure is not None:
                 caption = f"{data}: {row['row']}, layers on fixed training samples ({key})"
@@ -138,7 +145,7 @@ def _bars(panels: dict[str, Rows]) -> Figure:
 
 def _records(row: dict[str, Any], runs: Path) -> list[list[dict[str, Any]]]:
     """The metrics of a row's finished seeds."""
-    return [records for key in row["runs"] if (records := RunFolder(runs / key).read_metrics())]
+    return [records for key in row["finished"] if (records := RunFolder(runs / key).read_metrics())]
 
 
 def _curves(rows: Rows, runs: Path) -> Figure:
@@ -206,16 +213,20 @@ def _exits(measured: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     by_threshold, by_cost = figure.subplots(1, 2)
     points = measured["points"]
-    for row in dict.fromkeys(p["row"] for p in points):
-        mine = [p for p in points if p["row"] == row]
+    for row, data in dict.fromkeys((p["row"], p["data"]) for p in points):
+        mine = [p for p in points if (p["row"], p["data"]) == (row, data)]
         thresholds = sorted({p["threshold"] for p in mine})
         accuracy, cost = (
             [_mean([p[key] for p in mine if p["threshold"] == t]) for t in thresholds]
             for key in ("accuracy", "multiply_adds")
         )
-        (line,) = by_threshold.plot(thresholds, accuracy, marker="o", markersize=3, label=row)
+        (line,) = by_threshold.plot(
+            thresholds, accuracy, marker="o", markersize=3, label=f"{row}, {data}"
+        )
         by_cost.plot([100 * c for c in cost], accuracy, marker="o", markersize=3, label=row)
-        for chosen in (c for c in measured["calibrated"] if c["row"] == row):
+        for chosen in measured["calibrated"]:
+            if (chosen["row"], chosen["data"]) != (row, data):
+                continue
             place = 100 * chosen["multiply_adds"]
             by_cost.plot(place, chosen["accuracy"], "*", color=line.get_color(), markersize=11)
     by_threshold.set_xlabel("threshold (margin in cosine), the same at every layer")

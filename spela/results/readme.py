@@ -80,14 +80,13 @@ def update_readme(path: Path, options: Options) -> None:
 def _exit_summary(table: dict[str, Any]) -> list[str]:
     lines = []
     calibrated = table["measured"].get("calibrated", [])
-    for row in dict.fromkeys(c["row"] for c in calibrated):
-        mine = [c for c in calibrated if c["row"] == row]
+    for row, data in dict.fromkeys((c["row"], c["data"]) for c in calibrated):
+        mine = [c for c in calibrated if (c["row"], c["data"]) == (row, data)]
         count = len(mine)
         lost = sum(c["accuracy"] - c["full_accuracy"] for c in mine) / count
         saved = 100 * (1 - sum(c["multiply_adds"] for c in mine) / count)
         faster = 100 * (1 - sum(c["early_ms"] / c["full_ms"] for c in mine) / count)
         what = f"{saved:.0f} % fewer multiply-adds, {faster:.0f} % less time, {lost:+.2f} points"
-        data = mine[0]["data"]
         lines.append(
             f"| {table['experiment']} | {row}, calibrated | {data} | | {count} | {what} | | | |"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import asdict
 from functools import partial
@@ -95,7 +96,11 @@ class Trainer:
         self._checkpoint()
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of the same run."""
+        """Continue from a checkpoint of the same run.
+
+        Raises:
+            ValueError: If the records of some of its epochs are lost.
+        """
         restore(checkpoint, self.module, self.optimizer)
         self.epochs_done = checkpoint.epoch
         self.folder.keep_metrics(self.epochs_done)
@@ -180,7 +185,9 @@ class Trainer:
         """The run's result from its records."""
         records = self.folder.read_metrics()
         last = records[-1]
-        seconds = sorted(record["seconds"] for record in records)
+        # Epochs of a head on frozen convolutions are far shorter: they have a median of their own.
+        seconds = [record["seconds"] for record in records]
+        body, head = seconds[: self.config.epochs], seconds[self.config.epochs :]
         data = self.dataset
         device = data.train_x.device
         own = batch_statistics_accuracy(
@@ -194,7 +201,8 @@ class Trainer:
             "train_loss": last["train_loss"],
             "weight_norm": last["weight_norm"],
             "epochs": last["epoch"],
-            "seconds_per_epoch": seconds[len(seconds) // 2],
+            "seconds_per_epoch": statistics.median(body),
+            **({"seconds_per_head_epoch": statistics.median(head)} if head else {}),
             # Runs of earlier versions have no such record.
             "peak_memory_bytes": records[0].get("peak_memory_bytes"),
             "backend": select_backend(device) if self.config.method == "spela" else "torch",

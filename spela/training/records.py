@@ -103,11 +103,22 @@ class RunFolder:
         return records
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop records of epochs after the first `epochs`: the checkpoint does not know them."""
+        """Drop records of epochs after the first `epochs`: the checkpoint does not know them.
+
+        Raises:
+            ValueError: If one of the first `epochs` has no record.
+        """
         kept = [record for record in self.read_metrics() if record["epoch"] <= epochs]
+        if [record["epoch"] for record in kept] != list(range(1, epochs + 1)):
+            raise ValueError(
+                f"{self.metrics} has lost records of the {epochs} epochs done: the run cannot be continued; "
+                "start it again in another --out"
+            )
         _write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before the checkpoint that counts on it

@@ -13,7 +13,7 @@ import torch
 from spela.benchmarks import GROUPS, Row, network, run_groups, scaling
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.convolution import ConvCase, check_conv_parity
-from spela.benchmarks.memory import MEMORY_VARIANTS, peak_bytes
+from spela.benchmarks.memory import MEMORY_VARIANTS, multiply_adds, peak_bytes
 from spela.benchmarks.network import VARIANTS, NetworkCase, check_parity, floor_step
 from spela.cli import main
 
@@ -106,3 +106,17 @@ def test_unknown_groups_are_refused_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="use network_step"):
         next(iter(run_groups(["network_step", "speed"], True)))
     assert network.NETWORK_CASES[0].name == "784-1024-10/b50"
+
+
+def test_multiply_adds_are_those_of_the_products() -> None:
+    depth, width, batch, classes = 3, 8, 4, 10
+    case = NetworkCase((width,) * (depth + 1), batch, classes)
+    counts = {name: multiply_adds(make(case)) for name, make in MEMORY_VARIANTS.items()}
+    product = batch * width * width
+    output = batch * width * classes
+    # Ours: every layer forward and its weight gradient. Backprop: the error goes back as well, but not
+    # into the inputs, and it has an output layer.
+    assert counts["spela"] == 2 * depth * product
+    assert counts["backprop"] == (3 * depth - 1) * product + 3 * output
+    assert counts["optimizer_in_backward"] == counts["backprop"]
+    assert counts["checkpointing"] > counts["backprop"]

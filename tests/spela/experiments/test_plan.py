@@ -134,9 +134,8 @@ def test_transfer_takes_the_feature_files_of_the_data_asked_for(tmp_path: Path) 
         y = torch.arange(2 * classes) % classes
         names = tuple(map(str, range(classes)))
         path = feature_file(tmp_path, data, "resnet50")
-        save_features(
-            path, Dataset(data, x, y, x.clone(), y.clone(), classes, names), {"dataset": data}
-        )
+        held = Dataset(data, x, y, x.clone(), y.clone(), classes, names)
+        save_features(path, held, {"name": data, "dataset": data, "class_names": names})
         return path
 
     few, many = features("pets", 37), features("aircraft", 100)

@@ -11,6 +11,7 @@ from spela.experiments.declare import LAST, Experiment, Row
 from spela.experiments.plan import Options, plan
 from spela.experiments.reproduce import reproduce
 from spela.experiments.runner import Outcome, run_jobs
+from spela.results.cells import cells
 from spela.training import RunFolder
 
 SMALL = {"layers": (12, 12), "epochs": 2}
@@ -110,6 +111,64 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     assert run_jobs([job], options)[job.key].status == "done"
     assert folder.read_metrics()[0]["seconds"] != 12345.0
     assert folder.read_metrics()[1]["test_accuracy"] == full[1]["test_accuracy"]
+
+    # So does one whose records were lost: its last accuracy would be that of an earlier epoch.
+    for left in ("", json.dumps(marked) + "\n"):
+        folder.summary.unlink()
+        folder.metrics.write_text(left)
+        assert run_jobs([job], options)[job.key].status == "done"
+        assert [record["epoch"] for record in folder.read_metrics()] == [1, 2]
+        assert folder.read_metrics()[0]["seconds"] != 12345.0
+
+
+@pytest.mark.parametrize("change", [{"epochs": 1}, {"seed": None}, {"config": {}}])
+def test_a_summary_that_is_not_whole_is_no_finished_run(change: dict, tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0,))
+    (job,) = (j for j in plan(EXPERIMENT, options)[0] if j.row.name == "ours")
+    run_jobs([job], options)
+    folder = RunFolder(tmp_path / "runs" / job.key)
+    whole = folder.read_json(folder.summary)
+    damaged = {**whole, **change}
+    folder.write_json(folder.summary, {k: v for k, v in damaged.items() if v is not None})
+    assert run_jobs([job], options)[job.key].status == "done"
+    assert folder.read_json(folder.summary)["test_accuracy"] == whole["test_accuracy"]
+
+
+def test_runs_of_another_device_are_not_mixed_in(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0,))
+    jobs = [j for j in plan(EXPERIMENT, options)[0] if j.row.name == "ours"]
+    run_jobs(jobs, options)
+    with pytest.raises(ValueError, match="holds runs made on cpu: give runs on cuda:0 an --out"):
+        run_jobs(jobs, Options(tmp_path, seeds=(0,), device="cuda:0"))
+
+
+def test_batch_statistics_are_compared_with_figures_read_with_them(tmp_path: Path) -> None:
+    tiny = {"channels": (2,), "symmetric_dim": 4, "epochs": 1, "groups": "2:10"}
+    figures = {"digits": {1: 50.0}}
+    rows = (
+        Row("theirs", "cnn", "cnn", tiny, published=figures, batch_statistics=True),
+        Row("plain", "cnn", "cnn", tiny, published=figures),
+    )
+    experiment = Experiment("cnn", "A test", ("digits",), rows)
+    theirs, plain = reproduce(experiment, Options(tmp_path, seeds=(0,)))["rows"]
+    read_so = theirs["test_accuracy_batch_statistics"][0]["mean"]
+    assert read_so != theirs["accuracy"][0]["mean"]
+    assert theirs["accuracy"][0]["difference"] == pytest.approx(read_so - 50)
+    assert plain["accuracy"][0]["difference"] == pytest.approx(plain["accuracy"][0]["mean"] - 50)
+    assert cells(theirs)[6].startswith("batch stat.")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
+    row = Row("best", "best", settings={"layers": (8, 8), "epochs": 1})
+    experiment = Experiment("early-exit", "A test", ("digits",), (row,), measure="exits")
+    options = Options(tmp_path, seeds=(0, 1))
+    jobs, _ = plan(experiment, options)
+    reproduce(experiment, options)
+    RunFolder(tmp_path / "runs" / jobs[0].key).checkpoint.write_bytes(b"torn")
+    measured = reproduce(experiment, options)["measured"]
+    assert [c["seed"] for c in measured["calibrated"]] == [1]
+    assert jobs[0].key in measured["unavailable"]
+    assert "train it again" in measured["unavailable"]
 
 
 def test_two_calls_do_not_write_to_one_folder(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.reproduce import reproduce
 from spela.experiments.tables import write_table
 from spela.results import update_readme, write_pages
+from spela.results.readme import main_table
 
 
 def _call(*arguments: str | Path) -> int:
@@ -84,6 +85,12 @@ def test_readme_table_is_replaced_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert readme.read_text() == before
 
 
+def test_a_pattern_of_rows_must_match_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert _call("reproduce", "mlp", "--rows", "bset", "--out", tmp_path / "out") == 2
+    assert "matches no row of mlp: did you mean 'best'?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("text", ["no markers", "<!-- results:end --><!-- results:begin -->", ""])
 def test_a_readme_without_markers_is_left_alone(tmp_path: Path, text: str) -> None:
     readme = tmp_path / "README.md"
@@ -96,11 +103,18 @@ def test_a_readme_without_markers_is_left_alone(tmp_path: Path, text: str) -> No
 def test_measured_parts_are_drawn(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,))
     points = [
-        {"method": method, "depth": depth, "width": 64, "peak_bytes": 1e6 * depth, "step_ms": 1.0}
-        for method in ("spela", "backprop")
+        {
+            "method": method,
+            "depth": depth,
+            "width": 64,
+            "peak_bytes": 1e6 * depth * share,
+            "step_ms": 1.0,
+            "multiply_adds": 3e9 * share,
+        }
+        for method, share in (("spela", 0.5), ("backprop", 1.0))
         for depth in (1, 2)
     ]
-    (tmp_path / "bench-memory.json").write_text(json.dumps({"points": points}))
+    (tmp_path / "bench-memory.json").write_text(json.dumps({"threads": 3, "points": points}))
     memory = reproduce(EXPERIMENTS["memory"], options)
     assert len(memory["measured"]["points"]) == 4
     exits = {
@@ -109,21 +123,29 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
         "measure": "exits",
         "measured": {
             "points": [
-                {"row": "best", "threshold": t, "accuracy": 90 - t, "multiply_adds": 0.5 + t / 4}
+                {
+                    "row": "best",
+                    "data": data,
+                    "threshold": t,
+                    "accuracy": 90 - t,
+                    "multiply_adds": 0.5 + t / 4,
+                }
+                for data in ("digits", "mnist")
                 for t in (0.0, 1.0)
             ],
             "calibrated": [
                 {
                     "row": "best",
                     "seed": 0,
-                    "data": "digits",
+                    "data": data,
                     "thresholds": [0.25, None],
-                    "accuracy": 89.9,
+                    "accuracy": accuracy,
                     "full_accuracy": 90.0,
                     "multiply_adds": 0.6,
                     "full_ms": 20.0,
                     "early_ms": 15.0,
                 }
+                for data, accuracy in (("digits", 89.9), ("mnist", 80.0))
             ],
         },
     }
@@ -133,6 +155,14 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
     assert (
         "0.250, never | 90.00 | 89.90 | -0.10 | 40.0 % | 20 / 15 ms | 25 %" in markdown.read_text()
     )
+    assert "Batch 512, 3 threads" in markdown.read_text()
+    assert "| 2 x 64 | spela | 1.0 | 0.50 | 1.0 | 1.00 | 1.50 | 0.50 |" in markdown.read_text()
+    readme = main_table([exits]).splitlines()[2:]
+    assert readme == [
+        f"| early-exit | best, calibrated | {data} | | 1 | 40 % fewer multiply-adds, 25 % less time, "
+        f"{lost} points | | | |"
+        for data, lost in (("digits", "-0.10"), ("mnist", "-10.00"))
+    ]
     (tmp_path / "bench-memory.json").write_text('{"points": [{"method": "spela"}]}')
     broken = reproduce(EXPERIMENTS["memory"], options)
     assert "does not hold the benchmark's figures" in broken["measured"]["unavailable"]

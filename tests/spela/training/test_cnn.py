@@ -14,7 +14,7 @@ from spela.cli import main
 from spela.data import load_dataset
 from spela.experiments import build_network, load_run, make_config
 from spela.layers import SpelaConv2d, SpelaLinear
-from spela.training import batch_statistics, evaluate
+from spela.training import RunFolder, batch_statistics, evaluate
 
 CNN = (
     "train --data digits --model cnn --resize 16 --channels 6,8 --kernel-size 3 --symmetric-dim 12 "
@@ -70,6 +70,11 @@ def test_a_stopped_head_goes_on_with_the_same_bits(
 
     command = f"{CNN} --recipe cnn --lr 0.01 --epochs 1 --head 10 --head-epochs 2 --out"
     assert _run(f"{command} {tmp_path / 'whole'}", capsys)[0] == 0
+    folder = RunFolder(tmp_path / "whole")
+    seconds = [record["seconds"] for record in folder.read_metrics()]
+    summary = folder.read_json(folder.summary)
+    assert summary["seconds_per_epoch"] == seconds[0]  # the convolutions' only epoch
+    assert summary["seconds_per_head_epoch"] == (seconds[1] + seconds[2]) / 2
     run_epoch = Trainer.run_epoch
 
     def stops(self: Trainer, epoch: int) -> dict[str, Any]:
