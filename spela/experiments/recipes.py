@@ -48,7 +48,7 @@ _COMMON: dict[str, Any] = {
 }
 
 _MLP: dict[str, dict[str, Any]] = {
-    # What measured best on Fashion-MNIST; the README holds the table.
+    # What measured best on Fashion-MNIST, in short runs judged on its test images.
     "best": {
         **_COMMON,
         "batch_size": 100,
@@ -100,7 +100,7 @@ _MLP: dict[str, dict[str, Any]] = {
         "weight_decay": 0.01,
         "schedule": "cosine",
     },
-    # The rivals; what was tried for each is in the README.
+    # The rivals; their settings were found as those of `best`.
     "backprop-sgd": {
         **_COMMON,
         "method": "backprop",
@@ -159,7 +159,7 @@ _MLP |= {
     "transfer": _TRANSFER,
     # The same network and settings, end to end, with a linear output.
     "transfer-backprop": {**_TRANSFER, "method": "backprop"},
-    # What measured best on a validation split of Fashion-MNIST's features (README).
+    # What measured best on a validation split of Fashion-MNIST's features.
     "transfer-best": {
         **_TRANSFER,
         "batch_size": 100,
@@ -179,7 +179,7 @@ _CNN_COMMON: dict[str, Any] = {**_COMMON, "channels": (128, 128), "layers": (), 
 _CNN: dict[str, dict[str, Any]] = {
     "best": {
         **_CNN_COMMON,
-        # 100 dimensions hold the classes no better (README), at three times the parameters.
+        # 100 dimensions hold the classes no better (table in the README), at three times the parameters.
         "symmetric_dim": 16,
         # Projections that start small turn fast: with N(0, 1) they hardly move in an epoch.
         "projection_std": 0.1,
