@@ -44,7 +44,7 @@ class Options:
         device: Where to train.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or `out` is a file.
     """
 
     out: Path
@@ -62,6 +62,8 @@ class Options:
             raise ValueError(f"seeds must be different numbers such as 0,1,2, got {self.seeds}")
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out} is a file: give --out a folder")
         if self.quick and self.data:
             raise ValueError(f"--quick runs on {QUICK_DATA} only: leave --data out")
 

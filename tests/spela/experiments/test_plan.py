@@ -162,6 +162,12 @@ def test_options_out_of_range_are_refused(wrong: dict) -> None:
         Options(NONE, **wrong)
 
 
+def test_results_do_not_go_into_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file: give --out a folder"):
+        Options(tmp_path / "file")
+
+
 def test_names_are_checked() -> None:
     assert [e.name for e in find_experiments("all")] == list(EXPERIMENTS)
     with pytest.raises(ValueError, match="did you mean 'ablation'"):
