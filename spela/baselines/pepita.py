@@ -27,7 +27,8 @@ class PepitaSequential(nn.Sequential):
     What differs from the publication: optimizer and schedule are the caller's (SGD with momentum 0.9
     in the recipe, as published); more than one hidden layer, as in the tables here, is beyond most of
     its experiments. With a normalisation between hidden layers, as in the recipe, h_l is what the next
-    layer receives: the normalised activity, so the change is that of normalised activities. Biases are trained by the same rule if the layers have them (published: none).
+    layer receives: the normalised activity, so the change is that of normalised activities. Biases are
+    trained by the same rule if the layers have them (published: none).
 
     Args:
         *modules: As nn.Sequential: nn.Linear layers, the last of them the output (B, C), and what
