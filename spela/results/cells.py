@@ -49,9 +49,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     epochs = f"{row['epochs']}" + (f" + {row['head_epochs']}" if row["head_epochs"] else "")
     has_published = any("published" in figure for figure in accuracy)
     rival = row.get("rival_difference")
-    several = (
-        len(accuracy) > 1 and row["method"] != "ff"
-    )  # whose scores are sums over layers already
+    # Forward-Forward's scores are sums over layers already.
+    several = len(accuracy) > 1 and row["method"] != "ff"
     memory = row.get("peak_memory_bytes")
     seconds = row["seconds_per_epoch"]["mean"]
     return [
