@@ -75,7 +75,7 @@ def reproduce_command(
     )
     experiments = find_experiments(name)
     names = [row.name for experiment in experiments for row in experiment.rows]
-    if not any(fnmatchcase(row, rows) for row in names):
+    if rows != "*" and not any(fnmatchcase(row, rows) for row in names):
         close = difflib.get_close_matches(rows, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(

@@ -89,6 +89,8 @@ def test_a_pattern_of_rows_must_match_one(tmp_path: Path, capsys: pytest.Capture
     assert _call("reproduce", "mlp", "--rows", "bset", "--out", tmp_path / "out") == 2
     assert "matches no row of mlp: did you mean 'best'?" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    # An experiment without rows, which has nothing to match, runs.
+    assert _call("reproduce", "memory", "--quick", "--out", tmp_path / "out") == 0
 
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- results:end --><!-- results:begin -->", ""])
