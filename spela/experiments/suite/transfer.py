@@ -87,6 +87,6 @@ TRANSFER = Experiment(
         "with others than these a difference says nothing"
     ),
     panels={"own split": "", "share": "test share of all samples"},
-    main=("transfer*",),
+    main=(*_SERIES, "*share 0.99"),
     quick={"mlp": {"max_width": 32}},
 )
