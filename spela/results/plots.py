@@ -55,10 +55,13 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
                 )
             )
         main = EXPERIMENTS[name].main
+        least = min(2, max(row["epochs"] for row in mine))  # one epoch makes no curve beside others
         curves = [
             row
             for row in mine
-            if any(fnmatchcase(row["row"], pattern) for pattern in main) and _records(row, runs)
+            if any(fnmatchcase(row["row"], pattern) for pattern in main)
+            and row["epochs"] >= least
+            and _records(row, runs)
         ][:_MAX_CURVES]
         if curves:
             figures.append(
