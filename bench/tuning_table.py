@@ -27,16 +27,15 @@ FACTORS = (1 / 3, 1.0, 3.0)
 
 
 def held_out(dataset: Dataset, samples: int) -> Dataset:
-    """The training split alone: its last `samples`, in an order drawn once, as test split.
+    """The training split alone, with some of its samples, drawn once, as test split.
 
     Args:
         dataset: Its test split is left out.
-        samples: Of the training split, held out.
+        samples: How many of the training split are held out.
     """
-    order = torch.randperm(len(dataset.train_y), generator=torch.Generator().manual_seed(0)).split(
-        [len(dataset.train_y) - samples, samples]
-    )
-    train, test = order
+    count = len(dataset.train_y)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    train, test = order.split([count - samples, samples])
     return dataclasses.replace(
         dataset,
         train_x=dataset.train_x[train],

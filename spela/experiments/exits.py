@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import statistics
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spela.costs import layer_costs
 from spela.data import prepare
+from spela.early_exit import ExitPolicy, calibrate_thresholds, mean_multiply_adds
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
 from spela.experiments.runs import load_data, load_run
@@ -41,11 +41,6 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
         {"points": one a run and threshold, "calibrated": one a run}, and "unavailable": the reason, if a
         run could not be measured.
     """
-    try:
-        early_exit = importlib.import_module("spela.early_exit")
-        costs = importlib.import_module("spela.costs")
-    except ModuleNotFoundError:
-        return {"unavailable": "this version has no calibrated early exit (spela.early_exit)"}
     points: list[dict[str, Any]] = []
     calibrated: list[dict[str, Any]] = []
     problem = ""
@@ -67,7 +62,7 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
                 continue
             dataset = load_data(job.config, options.data_root)
             x, y = prepare(dataset.test_x), dataset.test_y
-            sweep, chosen = _exits(early_exit, costs, net, (x[1::2], y[1::2]), (x[::2], y[::2]))
+            sweep, chosen = _exits(net, (x[1::2], y[1::2]), (x[::2], y[::2]))
             points += [{**facts, **point} for point in sweep]
             calibrated.append({**facts, **chosen})
     finally:
@@ -80,33 +75,31 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
 
 @torch.no_grad()
 def _exits(
-    early_exit: ModuleType,
-    costs: ModuleType,
     net: SpelaSequential,
     held_out: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     x, y = test
-    prices = costs.layer_costs(net, tuple(x.shape[1:]))
+    prices = layer_costs(net, tuple(x.shape[1:]))
     margins, answers = _margins(net, x)  # (L, N) each
     layers = len(margins)
     last = torch.full((len(y),), layers - 1)
-    whole = early_exit.mean_multiply_adds(prices, None, last)
+    whole = mean_multiply_adds(prices, None, last)
 
-    def point(policy: Any) -> dict[str, Any]:
+    def point(policy: ExitPolicy) -> dict[str, Any]:
         sure = margins >= torch.tensor([*policy.thresholds, -torch.inf])[:, None]
         layer = sure.int().argmax(dim=0)  # (N,) the first sure layer; the last one always is
         hits = answers.gather(0, layer[None])[0] == y
         share = torch.bincount(layer, minlength=layers).double() / len(y)
         return {
             "accuracy": 100 * float(hits.double().mean()),
-            "multiply_adds": early_exit.mean_multiply_adds(prices, policy, layer) / whole,
+            "multiply_adds": mean_multiply_adds(prices, policy, layer) / whole,
             "exits": share.tolist(),
         }
 
-    uniform = {t: early_exit.ExitPolicy((t,) * (layers - 1)) for t in THRESHOLDS}
+    uniform = {t: ExitPolicy((t,) * (layers - 1)) for t in THRESHOLDS}
     sweep = [{"threshold": t, **point(policy)} for t, policy in uniform.items()]
-    policy = early_exit.calibrate_thresholds(net, *held_out, max_loss=MAX_LOSS)
+    policy = calibrate_thresholds(net, *held_out, max_loss=MAX_LOSS)
     full = _milliseconds(lambda batch: net.predict(batch), x)
     early = _milliseconds(lambda batch: net.predict(batch, exit_threshold=policy), x)
     chosen = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spela.experiments.declare import Experiment, Row
 
-__all__ = ["CNN"]
+__all__ = ["CNN", "COLOUR", "GREY"]
 
 _PUBLISHED = {
     "cifar10": {1: 40.6, 2: 49.1},
@@ -12,7 +12,8 @@ _PUBLISHED = {
 }
 _MEASURED = {"fashion-mnist": {1: 83.65, 2: 82.4}}
 # The authors resize colour images to 64 x 64; Fashion-MNIST keeps its 28 x 28, as in the specification.
-_GREY, _COLOUR = ("fashion-mnist",), ("cifar10", "cifar100", "svhn")
+GREY = ("fashion-mnist",)
+COLOUR = ("cifar10", "cifar100", "svhn")
 
 
 def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
@@ -37,20 +38,20 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
 CNN = Experiment(
     name="cnn",
     title="Convolutions: two layers of 128 kernels",
-    data=(*_GREY, *_COLOUR),
+    data=(*GREY, *COLOUR),
     rows=(
-        *_rows("", _GREY, 0),
+        *_rows("", GREY, 0),
         Row(
             "cnn, 3 epochs",
             "cnn",
             "cnn",
             {"groups": "2:10", "epochs": 3},
-            _GREY,
+            GREY,
             measured=_MEASURED,
             batch_statistics=True,
             panel="recipes",
         ),
-        *_rows(" 64x64", _COLOUR, 64),
+        *_rows(" 64x64", COLOUR, 64),
     ),
     source=(
         "the released CNN notebooks (15 epochs); measured: the same code, 3 epochs. Both with batch "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spela.experiments.declare import LAST, Experiment, Row
+from spela.experiments.suite.cnn import COLOUR, GREY
 
 __all__ = ["CNN_HEAD"]
 
@@ -12,7 +13,6 @@ _PUBLISHED = {
 }
 _MEASURED = {"fashion-mnist": {LAST: 86.85}}
 _HEAD = {"layers": (10,), "head_epochs": 10}
-_GREY, _COLOUR = ("fashion-mnist",), ("cifar10", "cifar100", "svhn")
 
 
 def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
@@ -46,20 +46,20 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
 CNN_HEAD = Experiment(
     name="cnn-head",
     title="A linear head on frozen convolutions",
-    data=(*_GREY, *_COLOUR),
+    data=(*GREY, *COLOUR),
     rows=(
-        *_rows("", _GREY, 0),
+        *_rows("", GREY, 0),
         Row(
             "cnn, 3 epochs, head 10, 3 epochs",
             "cnn",
             "cnn",
             {**_HEAD, "groups": "2:10", "epochs": 3, "head_epochs": 3},
-            _GREY,
+            GREY,
             measured=_MEASURED,
             batch_statistics=True,
             panel="recipes",
         ),
-        *_rows(" 64x64", _COLOUR, 64),
+        *_rows(" 64x64", COLOUR, 64),
     ),
     source=(
         "the released CNN notebooks (15 epochs, then 10 for the head); measured: the same code, 3 and 3 "

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from spela.experiments.declare import LAST, Experiment, Row
+from spela.experiments.recipes import RECIPES
 
 __all__ = ["MLP"]
 
 _WIDE = {"layers": (1024, 1024, 1024)}
 # What `best` has and a plain backprop network has not: is its lead the method's, or theirs?
-_LIKE_BEST = {"batch_size": 100, "activation": "gelu", "normalize_input": "rms", "dropout": 0.2}
+_LIKE_BEST = {
+    name: RECIPES["mlp"]["best"][name]
+    for name in ("batch_size", "activation", "normalize_input", "dropout")
+}
 _PAPER = {
     "mnist": {1: 91.20, LAST: 96.66},
     "kmnist": {1: 84.64, LAST: 93.63},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from spela.experiments.declare import Experiment, Row
+from spela.experiments.suite.cnn import COLOUR, GREY
 
 __all__ = ["NOISE"]
 
 _WIDE = {"layers": (1024, 1024, 1024), "epochs": 20}
-_GREY, _COLOUR = ("fashion-mnist",), ("cifar10", "cifar100", "svhn")
 _LABELS = {"noise": "pixel noise", "label_noise": "label noise"}
 
 
@@ -18,7 +18,7 @@ def _sweep(setting: str, levels: tuple[float, ...]) -> tuple[Row, ...]:
             f"{recipe}, {label} {level:g}",
             recipe,
             settings={**_WIDE, setting: level},
-            data=_GREY,
+            data=GREY,
             rival="" if recipe == "backprop" else f"backprop, {label} {level:g}",
             panel=label,
             series=recipe,
@@ -41,7 +41,7 @@ _CNN = tuple(
         series=f"{recipe} {name}",
         x=level,
     )
-    for name, data, resize in (("cnn", _GREY, 0), ("cnn 64x64", _COLOUR, 64))
+    for name, data, resize in (("cnn", GREY, 0), ("cnn 64x64", COLOUR, 64))
     for recipe in ("cnn", "best", "backprop")
     for level in (0.0, 0.2, 0.4)
 )
@@ -49,7 +49,7 @@ _CNN = tuple(
 NOISE = Experiment(
     name="noise",
     title="Noise on pixels and on labels",
-    data=(*_GREY, *_COLOUR),
+    data=(*GREY, *COLOUR),
     rows=(
         *_sweep("noise", (0.0, 0.1, 0.2, 0.4)),
         *_sweep("label_noise", (0.0, 0.1, 0.2, 0.4)),

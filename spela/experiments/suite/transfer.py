@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spela.experiments.declare import LAST, Experiment, Row
+from spela.experiments.recipes import RECIPES
 
 __all__ = ["TRANSFER"]
 
@@ -36,12 +37,15 @@ _MANY = {
 }
 # What `transfer-best` has and the plain head has not.
 _LIKE_BEST = {
-    "batch_size": 100,
-    "activation": "gelu",
-    "normalize_input": "rms",
-    "input_dropout": 0.5,
-    "dropout": 0.5,
-    "schedule": "cosine",
+    name: RECIPES["mlp"]["transfer-best"][name]
+    for name in (
+        "batch_size",
+        "activation",
+        "normalize_input",
+        "input_dropout",
+        "dropout",
+        "schedule",
+    )
 }
 # Series: recipe, its settings, the series it is compared with.
 _SERIES: dict[str, tuple[str, dict[str, Any], str]] = {
