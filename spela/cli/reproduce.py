@@ -54,7 +54,10 @@ def reproduce_command(
     ] = False,
     readme: Annotated[
         Path | None,
-        typer.Option(help="Put the main table between this file's results:begin and results:end."),
+        typer.Option(
+            help="Bring the main table between this file's results:begin and results:end up to date; "
+            "rows of other results folders stay."
+        ),
     ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Run nothing: rebuild the report (and README).")

@@ -23,16 +23,48 @@ _HEADER = (
 )
 
 
-def main_table(tables: list[dict[str, Any]]) -> str:
+def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
     """The rows every experiment declares as its main ones, as Markdown.
 
     Args:
         tables: From `read_tables`.
+        before: The table so far. Its rows that `tables` has no figures of stay as they are, so that
+            results of several machines and folders come together; rows that are no main ones now go.
 
     Returns:
-        Lines without a final newline. Rows without figures are left out: the report says why.
+        Lines without a final newline, in the registry's order. Rows without figures are left out: the
+        report says why.
     """
-    lines = list(_HEADER)
+    lines = {_key(line): line for line in before.splitlines() if line.startswith("| ")}
+    lines |= {_key(line): line for line in _lines(tables)}
+    places = {name: place for place, name in enumerate(_main_rows())}
+    kept = [line for key, line in lines.items() if key[:2] in places]
+    return "\n".join([*_HEADER, *sorted(kept, key=lambda line: places[_key(line)[:2]])])
+
+
+def _key(line: str) -> tuple[str, str, str]:
+    """Experiment, row and data of a line."""
+    _, experiment, row, data, *_ = (part.strip() for part in f"{line}||||".split("|"))
+    return experiment, row, data
+
+
+def _main_rows() -> list[tuple[str, str]]:
+    """What may stand in the table: experiment and row, in order; what was calibrated comes last."""
+    names = []
+    for name, experiment in EXPERIMENTS.items():
+        main = [
+            row.name
+            for row in experiment.rows
+            if any(fnmatchcase(row.name, pattern) for pattern in experiment.main)
+        ]
+        names += [(name, row) for row in main]
+        if experiment.measure == "exits":
+            names += [(name, f"{row}, calibrated") for row in main]
+    return names
+
+
+def _lines(tables: list[dict[str, Any]]) -> list[str]:
+    lines = []
     for table in tables:
         patterns = EXPERIMENTS[table["experiment"]].main
         for row in table["rows"]:
@@ -44,13 +76,12 @@ def main_table(tables: list[dict[str, Any]]) -> str:
             against = f"{ahead} ({rival})" if ahead else ""
             values = (name, data, epochs, seeds, layers, published, difference, against)
             lines.append(f"| {table['experiment']} | " + " | ".join(values) + " |")
-        for line in _exit_summary(table):
-            lines.append(line)
-    return "\n".join(lines)
+        lines += _exit_summary(table)
+    return lines
 
 
 def update_readme(path: Path, options: Options) -> None:
-    """Replace what stands between the markers of a file by the main table.
+    """Bring the main table between the markers of a file up to date; rows without figures here stay.
 
     Args:
         path: A text file that holds both markers, each once.
@@ -72,8 +103,8 @@ def update_readme(path: Path, options: Options) -> None:
     tables = read_tables(options, list(EXPERIMENTS))
     if not tables:
         raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    content = f"{before}\n{main_table(tables)}\n{after}".encode()
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    content = f"{text[:start]}\n{main_table(tables, text[start:end])}\n{text[end:]}".encode()
     write_atomically(path, lambda name: Path(name).write_bytes(content))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spela.experiments.declare import Experiment, Row
 
-__all__ = ["CNN", "COLOUR", "GREY"]
+__all__ = ["CNN", "COLOUR", "GREY", "HEAD"]
 
 _PUBLISHED = {
     "cifar10": {1: 40.6, 2: 49.1},
@@ -14,6 +14,9 @@ _MEASURED = {"fashion-mnist": {1: 83.65, 2: 82.4}}
 # The authors resize colour images to 64 x 64; Fashion-MNIST keeps its 28 x 28, as in the specification.
 GREY = ("fashion-mnist",)
 COLOUR = ("cifar10", "cifar100", "svhn")
+# A head learns after the convolutions and leaves them as they are: with it, the authors' networks here and
+# in cnn-head are one run.
+HEAD = {"layers": (10,), "head_epochs": 10}
 
 
 def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
@@ -24,7 +27,7 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             f"cnn{suffix}",
             "cnn",
             "cnn",
-            {**size, "groups": "2:10"},
+            {**size, **HEAD, "groups": "2:10"},
             data,
             _PUBLISHED,
             batch_statistics=True,
@@ -45,7 +48,7 @@ CNN = Experiment(
             "cnn, 3 epochs",
             "cnn",
             "cnn",
-            {"groups": "2:10", "epochs": 3},
+            {**HEAD, "groups": "2:10", "epochs": 3, "head_epochs": 3},
             GREY,
             measured=_MEASURED,
             batch_statistics=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spela.experiments.declare import LAST, Experiment, Row
-from spela.experiments.suite.cnn import COLOUR, GREY
+from spela.experiments.suite.cnn import COLOUR, GREY, HEAD
 
 __all__ = ["CNN_HEAD"]
 
@@ -12,7 +12,6 @@ _PUBLISHED = {
     "svhn": {LAST: 84.9},
 }
 _MEASURED = {"fashion-mnist": {LAST: 86.85}}
-_HEAD = {"layers": (10,), "head_epochs": 10}
 
 
 def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
@@ -23,7 +22,7 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             f"cnn, head 10{suffix}",
             "cnn",
             "cnn",
-            {**size, **_HEAD, "groups": "2:10"},
+            {**size, **HEAD, "groups": "2:10"},
             data,
             _PUBLISHED,
             batch_statistics=True,
@@ -34,7 +33,7 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             f"best, head 10{suffix}",
             "best",
             "cnn",
-            {**size, **_HEAD},
+            {**size, **HEAD},
             data,
             rival=rival,
             panel="recipes",
@@ -53,7 +52,7 @@ CNN_HEAD = Experiment(
             "cnn, 3 epochs, head 10, 3 epochs",
             "cnn",
             "cnn",
-            {**_HEAD, "groups": "2:10", "epochs": 3, "head_epochs": 3},
+            {**HEAD, "groups": "2:10", "epochs": 3, "head_epochs": 3},
             GREY,
             measured=_MEASURED,
             batch_statistics=True,

@@ -8,6 +8,7 @@ from spela.experiments.suite.cnn import COLOUR, GREY
 __all__ = ["NOISE"]
 
 _WIDE = {"layers": (1024, 1024, 1024), "epochs": 20}
+_LEVELS = (0.0, 0.2, 0.4)
 _LABELS = {"noise": "pixel noise", "label_noise": "label noise"}
 
 
@@ -43,7 +44,7 @@ _CNN = tuple(
     )
     for name, data, resize in (("cnn", GREY, 0), ("cnn 64x64", COLOUR, 64))
     for recipe in ("cnn", "best", "backprop")
-    for level in (0.0, 0.2, 0.4)
+    for level in _LEVELS
 )
 
 NOISE = Experiment(
@@ -51,8 +52,8 @@ NOISE = Experiment(
     title="Noise on pixels and on labels",
     data=(*GREY, *COLOUR),
     rows=(
-        *_sweep("noise", (0.0, 0.1, 0.2, 0.4)),
-        *_sweep("label_noise", (0.0, 0.1, 0.2, 0.4)),
+        *_sweep("noise", _LEVELS),
+        *_sweep("label_noise", _LEVELS),
         *_CNN,
     ),
     source="the authors sweep pixel noise on their CNN; no figures of it are published",

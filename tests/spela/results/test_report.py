@@ -65,7 +65,7 @@ def test_quick_figures_never_reach_a_readme(quick: Path, capsys: pytest.CaptureF
         update_readme(readme, Options(quick))
 
 
-def test_readme_table_is_replaced_and_the_rest_is_kept(tmp_path: Path) -> None:
+def test_readme_table_is_written_and_the_rest_is_kept(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
     table = reproduce(EXPERIMENTS["mlp"], options)
     readme = tmp_path / "README.md"
@@ -83,6 +83,27 @@ def test_readme_table_is_replaced_and_the_rest_is_kept(tmp_path: Path) -> None:
     before = readme.read_text()
     update_readme(readme, options)
     assert readme.read_text() == before
+
+
+def test_readme_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
+    reproduce(EXPERIMENTS["mlp"], options)
+    rest = "20 | 3 | 90.00 | | | |"
+    stays = [f"| mlp | best | mnist | {rest}", f"| mlp | tmlr 1024,10 | mnist | {rest}"]
+    late = f"| early-exit | best, calibrated | mnist | {rest}"
+    gone = [
+        f"| mlp | a row of long ago | mnist | {rest}",
+        f"| mlp | tmlr 1024,10 | digits | {rest}",
+    ]
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "\n".join(["<!-- results:begin -->", late, *stays, *gone, "<!-- results:end -->"])
+    )
+    update_readme(readme, options)
+    lines = readme.read_text().splitlines()[3:-1]
+    assert lines[:2] == stays
+    assert lines[2].startswith("| mlp | tmlr 1024,10 | digits | 1 | 1 |")
+    assert lines[3:] == [late]
 
 
 def test_a_pattern_of_rows_must_match_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
