@@ -7,7 +7,7 @@ from spela.experiments.suite.cnn import COLOUR, GREY
 
 __all__ = ["NOISE"]
 
-_WIDE = {"layers": (1024, 1024, 1024), "epochs": 20}
+_WIDE = {"layers": (1024, 1024, 1024), "epochs": 10}
 _LEVELS = (0.0, 0.2, 0.4)
 _LABELS = {"noise": "pixel noise", "label_noise": "label noise"}
 
