@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from spela.allocator import keep_freed_memory
 from spela.benchmarks import describe_machine
 
@@ -11,6 +13,7 @@ __all__ = ["pytest_benchmark_update_machine_info"]
 
 # Before any of them allocates; for the baselines as for ours.
 keep_freed_memory()
+torch.set_flush_denormal(True)
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import torch
 import typer
 
 from spela.allocator import keep_freed_memory
@@ -44,6 +45,7 @@ for name, command in _COMMANDS.items():
 def main() -> None:
     """Run the command line; every foreseen error is one line on stderr and exit code 2."""
     keep_freed_memory()
+    torch.set_flush_denormal(True)  # see `spela.experiments.runner`
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:

@@ -124,7 +124,7 @@ def run_jobs(
         return outcomes
     with _alone(options.folder):
         if processes == 1:
-            with _one_thread():
+            with _as_a_worker():
                 for task in list(waiting.values()):
                     note(_run_task(task))
         else:
@@ -186,7 +186,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start_worker() -> None:
     keep_freed_memory()  # the process is ours, as the command line's is
-    torch.set_num_threads(1)
+    _compute_alone()
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -199,14 +199,22 @@ def _start_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
+def _compute_alone() -> None:
+    # Moments of weights that get no gradient any more (dead units) decay into denormal numbers and stay
+    # there: 0.9 of the smallest rounds to itself. Some processors then take several times as long.
+    torch.set_flush_denormal(True)
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _as_a_worker() -> Iterator[None]:
+    threads, flushed = torch.get_num_threads(), torch.tensor(1e-40).item() == 0.0
+    _compute_alone()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushed)
 
 
 @contextmanager

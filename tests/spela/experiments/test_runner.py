@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from spela.experiments.declare import LAST, Experiment, Row
 from spela.experiments.plan import Options, plan
 from spela.experiments.reproduce import reproduce
-from spela.experiments.runner import Outcome, run_jobs
+from spela.experiments.runner import Outcome, _pool, run_jobs
 from spela.results.cells import cells
 from spela.training import RunFolder
 
@@ -90,6 +91,18 @@ def test_finished_runs_are_kept_and_other_processes_give_the_same(
     parallel = reproduce(EXPERIMENT, Options(tmp_path, seeds=(0, 1)), 2)
     assert _accuracies(parallel) == _accuracies(table)
     assert [row["status"] for row in parallel["rows"]] == [row["status"] for row in table["rows"]]
+
+
+def test_runs_flush_denormal_numbers_and_their_caller_does_not(tmp_path: Path) -> None:
+    denormal = 1e-40
+    held: list[float] = []
+    options = Options(tmp_path, seeds=(0,), rows="theirs")
+    jobs, _ = plan(EXPERIMENT, options)
+    run_jobs(jobs, options, 1, lambda *_: held.append(torch.tensor(denormal).item()))
+    assert held == [0.0]
+    assert torch.tensor(denormal).item() > 0
+    with _pool(1) as pool:
+        assert pool.submit(eval, "__import__('torch').tensor(1e-40).item()").result() == 0.0
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
