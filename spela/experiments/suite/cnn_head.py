@@ -28,15 +28,19 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             batch_statistics=True,
             panel="recipes",
         ),
-        # 5 epochs of the convolutions and 10 of the head
-        Row(
-            f"best, head 10{suffix}",
-            "best",
-            "cnn",
-            {**size, **HEAD},
-            data,
-            rival=rival,
-            panel="recipes",
+        # 5 epochs of the convolutions and 10 of the head. Outputs of one sign give a head too few directions
+        # where it has no more of them than classes.
+        *(
+            Row(
+                f"best, head {width}{suffix}",
+                "best",
+                "cnn",
+                {**size, **HEAD, "layers": (width,)},
+                data,
+                rival=rival,
+                panel="recipes",
+            )
+            for width in (10, 1024)
         ),
         Row(rival, "backprop", "cnn", {**size, "epochs": 15}, data, panel="recipes"),
     )
