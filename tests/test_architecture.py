@@ -14,7 +14,7 @@ PACKAGES = ("spela_kernels", "spela")
 # Lowest first; a module may import its own row and the rows above it.
 LAYERS = [
     ("spela_kernels",),
-    ("spela.sphere", "spela.allocator"),
+    ("spela.sphere", "spela.allocator", "spela.denormals"),
     ("spela.vectors", "spela.grouping"),
     ("spela.layers",),
     ("spela.optim",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-import torch
 import typer
 
 from spela.allocator import keep_freed_memory
@@ -16,6 +15,7 @@ from spela.cli.parallel import may_speak
 from spela.cli.reproduce import reproduce_command
 from spela.cli.trained import evaluate_command, info, predict
 from spela.cli.training import demo, train
+from spela.denormals import flush_denormals
 from spela.training import TrainingDivergedError
 
 __all__ = ["app", "main"]
@@ -45,9 +45,9 @@ for name, command in _COMMANDS.items():
 def main() -> None:
     """Run the command line; every foreseen error is one line on stderr and exit code 2."""
     keep_freed_memory()
-    torch.set_flush_denormal(True)  # see `spela.experiments.runner`
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        with flush_denormals():
+            code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):

@@ -20,6 +20,7 @@ import torch
 
 from spela.allocator import keep_freed_memory
 from spela.data import Dataset
+from spela.denormals import flush_denormals
 from spela.experiments.plan import Job, Options
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
@@ -186,7 +187,8 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start_worker() -> None:
     keep_freed_memory()  # the process is ours, as the command line's is
-    _compute_alone()
+    torch.set_flush_denormal(True)  # for good, what `flush_denormals` does for a block
+    torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -199,22 +201,15 @@ def _start_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _compute_alone() -> None:
-    # Moments of weights that get no gradient any more (dead units) decay into denormal numbers and stay
-    # there: 0.9 of the smallest rounds to itself. Some processors then take several times as long.
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
-
-
 @contextmanager
 def _as_a_worker() -> Iterator[None]:
-    threads, flushed = torch.get_num_threads(), torch.tensor(1e-40).item() == 0.0
-    _compute_alone()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        yield
+        with flush_denormals():
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(flushed)
 
 
 @contextmanager

@@ -95,7 +95,6 @@ def test_finished_runs_are_kept_and_other_processes_give_the_same(
 
 def test_runs_flush_denormal_numbers_and_their_caller_does_not(tmp_path: Path) -> None:
     denormal = 1e-40
-    torch.set_flush_denormal(False)  # the command line, called in this process, sets it
     held: list[float] = []
     options = Options(tmp_path, seeds=(0,), rows="theirs")
     jobs, _ = plan(EXPERIMENT, options)

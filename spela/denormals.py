@@ -1,0 +1,33 @@
+"""Denormal numbers become zero while training runs, because some processors compute with them slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["flush_denormals"]
+
+
+@contextmanager
+def flush_denormals() -> Iterator[None]:
+    """Flush denormal numbers in this thread, and in those it starts, until the block ends.
+
+    Adam's first moments of weights that get no gradient any more (dead units) decay into denormal numbers and
+    stay there: 0.9 of the smallest rounds to itself. A step can then take several times as long. The command
+    line and its runs are in such a block; a program that trains on the CPU may open one.
+
+    Source: torch.set_flush_denormal.
+
+    Example:
+        >>> with flush_denormals():
+        ...     torch.tensor(1e-40).item()
+        0.0
+    """
+    before = torch.tensor(1e-40).item() == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
