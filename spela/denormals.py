@@ -15,7 +15,7 @@ def flush_denormals() -> Iterator[None]:
     """Flush denormal numbers in this thread, and in those it starts, until the block ends.
 
     Adam's first moments of weights that get no gradient any more (dead units) decay into denormal numbers and
-    stay there: 0.9 of the smallest rounds to itself. A step can then take several times as long. The command
+    stay there: 0.9 of the smallest rounds to itself. Steps then grow slower. The command
     line and its runs are in such a block; a program that trains on the CPU may open one.
 
     Source: torch.set_flush_denormal.

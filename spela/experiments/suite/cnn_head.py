@@ -28,8 +28,7 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             batch_statistics=True,
             panel="recipes",
         ),
-        # 5 epochs of the convolutions and 10 of the head. Outputs of one sign give a head too few directions
-        # where it has no more of them than classes.
+        # 5 epochs of the convolutions and 10 of the head: of the authors' width, and of our linear layers'.
         *(
             Row(
                 f"best, head {width}{suffix}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -263,3 +264,17 @@ def test_evaluate_measures_early_exit(
     train = ("train", "--data", "digits", "--layers", "8", "--epochs", "1", "--out", alone)
     assert _spela(*train).returncode == 0
     assert "at least two SPELA layers" in _fails(capsys, "evaluate", alone, "--exit-loss", "0.01")
+
+
+def test_commands_flush_denormal_numbers_and_their_caller_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    denormal = 1e-40
+    held: list[float] = []
+    module = importlib.import_module("spela.cli.main")
+    monkeypatch.setattr(module, "app", lambda **_: held.append(torch.tensor(denormal).item()))
+    with pytest.raises(SystemExit) as left:
+        module.main()
+    assert left.value.code == 0
+    assert held == [0.0]
+    assert torch.tensor(denormal).item() > 0
