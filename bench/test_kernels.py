@@ -1,7 +1,8 @@
-"""Groups `kernel` and `vectors`: the products of a layer by each library, and symmetric vectors."""
+"""Groups `kernel` and `vectors`: a layer's products and Adam step by each library, and symmetric vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from spela import symmetric_vectors
 from spela_kernels import gemm_choice
 from spela_kernels.compiled_products import fits
-from spela_kernels.gemm import add_product_, linear, onednn_works, product
+from spela_kernels.gemm import adam_product_, add_product_, linear, onednn_works, product
 from spela_kernels.gemm_choice import LIBRARIES
+from spela_kernels.rules import AdamRule
 
 
 @pytest.mark.parametrize("batch", [50, 512])
@@ -47,6 +49,41 @@ def test_product(
     benchmark.extra_info |= {"variant": library, "threads": torch.get_num_threads()}
     with torch.no_grad():
         benchmark(run)
+
+
+@pytest.fixture
+def kept_denormals() -> Iterator[None]:
+    """As in a program that does not flush denormal numbers; one thread, as each has its own setting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-40], ids=["zero", "denormal"])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_adam_with_moments_of_dead_units(
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kept_denormals: None,
+    library: str,
+    start: float,
+) -> None:
+    if not {"blas": True, "onednn": onednn_works(), "compiled": fits()}[library]:
+        pytest.skip("cannot make this product here")
+    g = torch.Generator().manual_seed(0)
+    x, dz = torch.rand(50, 1024, generator=g), torch.rand(50, 1024, generator=g)
+    dz[:, ::2] = 0  # every other unit is dead
+    weight, second = torch.ones(1024, 1024), torch.ones(1024, 1024)
+    first = torch.where(dz[0].bool(), 1.0, start)[:, None].repeat(1, 1024)
+    monkeypatch.setattr(gemm_choice, "pinned_library", lambda: library)
+    step, lr, rule = torch.tensor(100.0), torch.tensor(1e-3), AdamRule()
+    benchmark.group = "kernel adam 1024x1024/b50, half of the units dead"
+    benchmark.extra_info |= {"variant": f"{library}, first moments {start:g}", "threads": 1}
+    benchmark(adam_product_, weight, dz, x, first, second, step, lr, rule)
+    assert torch.equal(weight[::2], torch.ones(512, 1024))
 
 
 @pytest.mark.parametrize("count", [10, 100])

@@ -8,6 +8,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -25,6 +26,9 @@ struct rule {
 };
 
 static inline float leaky(float z, float slope) { return z > 0 ? z : slope * z; } /* NaN stays NaN */
+/* Zero for a denormal number: momentum of weights that get no gradient any more would decay into these and stay (0.9
+ * of the smallest rounds to itself), and some processors take far longer over them. NaN stays NaN. */
+static inline float normal(float z) { return fabsf(z) < FLT_MIN ? 0 : z; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)

@@ -63,13 +63,13 @@ TARGET static inline __attribute__((always_inline)) void NAME(apply)(const struc
 {
     if (!rule->adam) {
         for (int64_t j = 0; j < size; j++)
-            w[j] = rule->beta * w[j] + rule->alpha * g[j];
+            w[j] = normal(rule->beta * w[j] + rule->alpha * g[j]);
         return;
     }
     for (int64_t j = 0; j < size; j++) {
         float slope = g[j] + rule->weight_decay * w[j];
-        m[j] += rule->share1 * (slope - m[j]);
-        v[j] += rule->share2 * (slope * slope - v[j]);
+        m[j] = normal(m[j] + rule->share1 * (slope - m[j]));
+        v[j] = normal(v[j] + rule->share2 * (slope * slope - v[j]));
         w[j] -= rule->rate * m[j] / (sqrtf(v[j]) * rule->spread + rule->eps);
     }
 }

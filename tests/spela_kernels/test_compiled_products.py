@@ -120,6 +120,31 @@ def test_adam_against_float64(width: int, threads: int, shape: tuple[int, int, i
 
 
 @needs_build
+def test_adam_moments_never_become_denormal(width: int) -> None:
+    least, step, lr = torch.finfo(torch.float32).tiny, torch.tensor(9.0), torch.tensor(0.0)
+    weight, dz, x = torch.ones(7, 21), torch.zeros(2, 7), torch.ones(2, 21)
+    first, second = torch.full((7, 21), 1.05 * least), torch.full((7, 21), 1.0005 * least)
+    first[1], second[2] = -2 * least, 2 * least
+    first[3], second[4] = math.nan, math.nan
+    adam_product_(weight, dz, x, first, second, step, lr, AdamRule())
+    expected = torch.zeros(2, 7, 21)
+    expected[0, 1], expected[1, 2] = 0.9 * first.new_tensor(-2 * least), 0.999 * 2 * least
+    expected[0, 3], expected[1, 4] = math.nan, math.nan
+    torch.testing.assert_close(
+        torch.stack((first, second)), expected, rtol=1e-6, atol=0, equal_nan=True
+    )
+
+
+@needs_build
+def test_sgd_leaves_no_denormal_momentum(width: int) -> None:
+    least = torch.finfo(torch.float32).tiny
+    buffer = torch.tensor([1.05, -1.05, 2.0])[:, None].repeat(1, 21) * least
+    sgd_product_(buffer, torch.zeros(2, 3), torch.ones(2, 21), beta=0.9, alpha=1.0)
+    expected = torch.tensor([0.0, 0.0, 1.8 * least])[:, None].expand(3, 21)
+    torch.testing.assert_close(buffer, expected, rtol=1e-6, atol=0)
+
+
+@needs_build
 def test_neighbours_stay_as_they_are(width: int) -> None:
     _, dz, x = _tensors(5, 7, 21)
     around = torch.full((9, 21), 3.0)
