@@ -54,6 +54,15 @@ CNN = Experiment(
             batch_statistics=True,
             panel="recipes",
         ),
+        Row(
+            "best, projections to 100",
+            "best",
+            "cnn",
+            {"symmetric_dim": 100},
+            GREY,
+            rival="backprop",
+            panel="recipes",
+        ),
         *_rows(" 64x64", COLOUR, 64),
     ),
     source=(

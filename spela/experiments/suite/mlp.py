@@ -5,11 +5,11 @@ from __future__ import annotations
 from spela.experiments.declare import LAST, Experiment, Row
 from spela.experiments.recipes import RECIPES
 
-__all__ = ["MLP"]
+__all__ = ["LIKE_BEST", "MLP"]
 
 _WIDE = {"layers": (1024, 1024, 1024)}
 # What `best` has and a plain backprop network has not: is its lead the method's, or theirs?
-_LIKE_BEST = {
+LIKE_BEST = {
     name: RECIPES["mlp"]["best"][name]
     for name in ("batch_size", "activation", "normalize_input", "dropout")
 }
@@ -80,7 +80,7 @@ _RIVALS = (
     Row(
         "backprop, settings of best",
         "backprop",
-        settings={**_WIDE, **_LIKE_BEST, "epochs": 20},
+        settings={**_WIDE, **LIKE_BEST, "epochs": 20},
         panel="recipes",
     ),
     Row(
@@ -142,7 +142,7 @@ _WIDTHS = tuple(
         recipe,
         settings={"layers": (width,) if recipe == "backprop" else (width, output), "epochs": 20},
         panel="width",
-        series=recipe,
+        series=f"{recipe}, second layer of {output}" if output else f"{recipe}, output layer",
         x=width,
     )
     for recipe, output in (("best", 1024), ("tmlr", 10), ("backprop", 0))

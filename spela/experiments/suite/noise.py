@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from spela.experiments.declare import Experiment, Row
 from spela.experiments.suite.cnn import COLOUR, GREY
+from spela.experiments.suite.mlp import LIKE_BEST
 
 __all__ = ["NOISE"]
 
 _WIDE = {"layers": (1024, 1024, 1024), "epochs": 10}
 _LEVELS = (0.0, 0.2, 0.4)
 _LABELS = {"noise": "pixel noise", "label_noise": "label noise"}
+# Series: recipe, its settings, the series it is compared with.
+_SERIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "best": ("best", {}, "backprop, settings of best"),
+    "tmlr": ("tmlr", {}, "backprop"),
+    "backprop": ("backprop", {}, ""),
+    "backprop, settings of best": ("backprop", LIKE_BEST, ""),
+}
 
 
-def _sweep(setting: str, levels: tuple[float, ...]) -> tuple[Row, ...]:
+def _sweep(setting: str) -> tuple[Row, ...]:
     label = _LABELS[setting]
     return tuple(
         Row(
-            f"{recipe}, {label} {level:g}",
+            f"{series}, {label} {level:g}",
             recipe,
-            settings={**_WIDE, setting: level},
+            settings={**_WIDE, **settings, setting: level},
             data=GREY,
-            rival="" if recipe == "backprop" else f"backprop, {label} {level:g}",
+            rival=f"{rival}, {label} {level:g}" if rival else "",
             panel=label,
-            series=recipe,
+            series=series,
             x=level,
         )
-        for recipe in ("best", "tmlr", "backprop")
-        for level in levels
+        for series, (recipe, settings, rival) in _SERIES.items()
+        for level in _LEVELS
     )
 
 
@@ -52,8 +62,8 @@ NOISE = Experiment(
     title="Noise on pixels and on labels",
     data=(*GREY, *COLOUR),
     rows=(
-        *_sweep("noise", _LEVELS),
-        *_sweep("label_noise", _LEVELS),
+        *_sweep("noise"),
+        *_sweep("label_noise"),
         *_CNN,
     ),
     source="the authors sweep pixel noise on their CNN; no figures of it are published",
