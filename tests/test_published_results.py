@@ -1,16 +1,16 @@
-"""The README's table shows what docs/results holds, the tables there what their runs measured, and those runs
-have the settings that the experiments declare today."""
+"""The README's table shows what docs/results holds, and the tables there are those of their runs, which have
+the settings that the experiments declare today."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spela.experiments.plan import Options, plan
 from spela.experiments.registry import EXPERIMENTS
-from spela.experiments.tables import mean_and_deviation, read_tables
+from spela.experiments.tables import build_table, read_tables
 from spela.results.readme import BEGIN, END, main_table
 
 ROOT = Path(__file__).parents[1]
@@ -26,25 +26,16 @@ def test_the_readme_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table["experiment"])
-def test_figures_are_those_of_the_runs(table: dict) -> None:
-    rows = [row for row in table["rows"] if "accuracy" in row]
+def test_tables_are_those_of_the_runs(table: dict) -> None:
     assert not table["quick"]
-    for row in rows:
-        summaries = [
-            json.loads((RESULTS / "runs" / key / "summary.json").read_text(encoding="utf-8"))
-            for key in row["finished"]
-        ]
-        for layer, figure in enumerate(row["accuracy"]):
-            again = mean_and_deviation([100 * s["test_accuracy"][layer] for s in summaries])
-            assert {name: figure[name] for name in again} == pytest.approx(again)
+    data = {row["data"] for row in table["rows"] if "accuracy" in row}
+    options = Options(RESULTS, tuple(table["seeds"]), tuple(sorted(data)))
+    experiment = EXPERIMENTS[table["experiment"]]
+    again = build_table(experiment, options, plan(experiment, options))
+    assert _figures(again) == _figures(table)
+    assert _figures(table)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table["experiment"])
-def test_runs_have_the_settings_of_today(table: dict) -> None:
-    rows = {(row["row"], row["data"]): row for row in table["rows"] if "accuracy" in row}
-    data = tuple(sorted({data for _, data in rows}))
-    jobs, skips = plan(EXPERIMENTS[table["experiment"]], Options(RESULTS, data=data))
-    if skips:
-        pytest.skip(skips[0].reason)
-    keys = [job.key for job in jobs if (job.row.name, job.config.data) in rows]
-    assert keys == [key for row in rows.values() for key in row["runs"]]
+def _figures(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that have figures; why others have none depends on the data that a machine has."""
+    return [row for row in table["rows"] if "accuracy" in row]

@@ -12,9 +12,10 @@ import typer
 from spela.cli.options import DataRoot, pick_device
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS, find_experiments
-from spela.experiments.reproduce import reproduce
+from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import Outcome
-from spela.results import update_readme, write_pages
+from spela.results import check_readme, update_readme, write_pages
+from spela.results.cells import difference_text
 
 __all__ = ["reproduce_command"]
 
@@ -56,11 +57,15 @@ def reproduce_command(
         Path | None,
         typer.Option(
             help="Bring the main table between this file's results:begin and results:end up to date; "
-            "rows of other results folders stay."
+            "rows that other folders know better stay."
         ),
     ] = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Run nothing: rebuild the report (and README).")
+        bool,
+        typer.Option(
+            "--report-only",
+            help="Run nothing: tables, report (and README) of the runs that are finished.",
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... (results differ by device).")] = "cpu",
 ) -> None:
@@ -84,16 +89,23 @@ def reproduce_command(
         raise ValueError(
             f"--rows {rows!r} matches no row of {name}: {hint}patterns are the shell's"
         )
-    if quick and readme is not None:
-        raise ValueError("--quick makes no results: leave --readme out")
+    if readme is not None:
+        if epochs is not None:
+            raise ValueError("--epochs makes other rows than the README's: leave --readme out")
+        check_readme(readme, options)
     if quick:
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
     failed = 0
-    for experiment in experiments if not report_only else []:
+    for experiment in experiments:
+        if report_only:
+            rebuild(experiment, options)
+            continue
         typer.echo(f"== {experiment.name}: {experiment.title}")
         table = reproduce(experiment, options, jobs, _print_outcome)
         _print_table(table)
-        failed += sum(row["status"] == "failed" for row in table["rows"])
+        failed += sum(
+            row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]
+        )
     html, markdown = write_pages(options)
     typer.echo(f"report: {html}\n        {markdown}")
     if readme is not None:
@@ -131,7 +143,7 @@ def _print_table(table: dict[str, Any]) -> None:
         if "accuracy" in row:
             line += " / ".join(_figure(figure) for figure in row["accuracy"])
             if "rival_difference" in row:
-                line += f"  ({row['rival_difference']:+.2f} to {row['rival']})"
+                line += f"  ({difference_text(row)} to {row['rival']})"
         if row["status"] != "done":
             line += f" {row['status']}" + (f": {row['reason']}" if row["reason"] else "")
         typer.echo(line)

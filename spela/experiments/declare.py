@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         name: What the line is called; unique in its experiment.
-        recipe: A name in `RECIPES[model]`; the row is skipped, with a reason, while there is none.
+        recipe: A name in `RECIPES[model]`.
         model: mlp or cnn.
         settings: Overrides of the recipe's settings.
         data: Datasets of this row; empty: the experiment's.

@@ -27,7 +27,7 @@ _BATCH = 1000
 _REPEATS = 5
 
 
-def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
+def measure_exits(jobs: list[Job], options: Options, before: dict[str, Any]) -> dict[str, Any]:
     """Accuracy and cost of early exit for every finished run.
 
     Thresholds are calibrated on every second test sample and measured on the others, so no figure is of
@@ -36,6 +36,7 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
     Args:
         jobs: The experiment's runs.
         options: Where they are.
+        before: What was measured so far: it stays for runs whose weights are gone.
 
     Returns:
         {"points": one a run and threshold, "calibrated": one a run}, and "unavailable": the reason, if a
@@ -52,11 +53,16 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
             if finished_summary(folder, job.config) is None:
                 continue
             data = data_label(job.config.data)
-            facts = {"row": job.row.name, "data": data, "seed": job.config.seed}
+            facts = {"row": job.row.name, "data": data, "seed": job.config.seed, "run": job.key}
             try:
                 net = load_run(folder.path).net
             except ValueError as error:
-                problem = f"{error}; remove the folder {folder.path} to train it again"
+                earlier = _earlier(before, "calibrated", facts)
+                if earlier:
+                    points += _earlier(before, "points", facts)
+                    calibrated += earlier
+                else:
+                    problem = f"{error}; remove the folder {folder.path} to train it again"
                 continue
             if not isinstance(net, SpelaSequential):
                 continue
@@ -71,6 +77,11 @@ def measure_exits(jobs: list[Job], options: Options) -> dict[str, Any]:
         return {"unavailable": problem or "no finished run to measure"}
     unavailable = {"unavailable": problem} if problem else {}
     return {"points": points, "calibrated": calibrated, "max_loss": MAX_LOSS, **unavailable}
+
+
+def _earlier(before: dict[str, Any], part: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured before of the same row and run."""
+    return [m for m in before.get(part, []) if m.items() >= facts.items()]
 
 
 @torch.no_grad()

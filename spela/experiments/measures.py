@@ -12,17 +12,20 @@ from spela.experiments.plan import Job, Options
 __all__ = ["measure"]
 
 
-def measure(experiment: Experiment, options: Options, jobs: list[Job]) -> dict[str, Any]:
+def measure(
+    experiment: Experiment, options: Options, jobs: list[Job], before: dict[str, Any]
+) -> dict[str, Any]:
     """The measured part of a table: `points`, or `unavailable` with the reason.
 
     Args:
         experiment: One with a measure.
         options: What was asked for.
         jobs: The experiment's runs; unfinished ones are left out.
+        before: What was measured so far.
 
     Returns:
         JSON values.
     """
-    return (
-        measure_exits(jobs, options) if experiment.measure == "exits" else measure_memory(options)
-    )
+    if experiment.measure == "exits":
+        return measure_exits(jobs, options, before)
+    return measure_memory(options)

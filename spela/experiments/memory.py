@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,25 @@ def measure_memory(options: Options) -> dict[str, Any]:
         found = json.dumps({"threads": threads, "points": points}, indent=2)
         write_atomically(path, lambda name: Path(name).write_text(found, encoding="utf-8"))
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "threads": int(held["threads"]),
-            "points": [
-                {"method": str(p["method"]), **{name: float(p[name]) for name in _NUMBERS}}
-                for p in held["points"]
-            ],
-        }
-    except (ValueError, KeyError, TypeError) as error:
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         return {
             "unavailable": f"{path} does not hold the benchmark's figures ({error!r}): remove it"
         }
+
+
+def _checked(held: dict[str, Any]) -> dict[str, Any]:
+    """The figures by name, positive, each beside backprop's of the same size."""
+    points: list[dict[str, Any]] = [
+        {"method": str(p["method"]), **{name: float(p[name]) for name in _NUMBERS}}
+        for p in held["points"]
+    ]
+    if not all(0 < p[name] < math.inf for p in points for name in _NUMBERS):
+        raise ValueError("figures must be positive and finite")
+    sizes, compared = (
+        {(p["depth"], p["width"]) for p in chosen}
+        for chosen in (points, [p for p in points if p["method"] == "backprop"])
+    )
+    if sizes != compared:
+        raise ValueError(f"backprop is missing at {sorted(sizes - compared)}")
+    return {"threads": int(held["threads"]), "points": points}

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from spela.data import (
     read_tensor_facts,
 )
 from spela.experiments.declare import Experiment, Row
-from spela.experiments.recipes import RECIPES, make_config
+from spela.experiments.recipes import make_config
 from spela.training import RunConfig
 
-__all__ = ["QUICK_DATA", "Job", "Options", "Skip", "data_label", "feature_files", "plan", "run_key"]
+__all__ = ["QUICK_DATA", "Job", "Options", "data_label", "feature_files", "plan", "run_key"]
 
 QUICK_DATA = "digits"
 QUICK_EPOCHS = 3
@@ -82,21 +83,14 @@ class Job:
         config: The run's settings.
         key: Name of its folder, made from the settings: equal settings share a run.
         wanted: Whether the pattern of rows selects it.
+        problem: Why its data cannot be used here; empty: it can. A run that was finished elsewhere counts.
     """
 
     row: Row
     config: RunConfig
     key: str
     wanted: bool
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A row that cannot be run on some data, and why."""
-
-    row: Row
-    data: str
-    reason: str
+    problem: str = ""
 
 
 def data_label(data: str) -> str:
@@ -115,7 +109,7 @@ def feature_files(data_root: Path | None) -> tuple[str, ...]:
     return tuple(str(path) for path in sorted((root / FEATURES).glob("*.safetensors")))
 
 
-def plan(experiment: Experiment, options: Options) -> tuple[list[Job], list[Skip]]:
+def plan(experiment: Experiment, options: Options) -> list[Job]:
     """The runs of an experiment, row by row, dataset by dataset, seed by seed.
 
     Args:
@@ -123,36 +117,47 @@ def plan(experiment: Experiment, options: Options) -> tuple[list[Job], list[Skip
         options: What was asked for.
 
     Returns:
-        Jobs in the order of the table, and what is skipped.
+        Jobs in the order of the table.
 
     Raises:
         ValueError: If a dataset asked for by name is unknown, or settings are refused.
+        OSError: If a file of data cannot be read.
     """
-    jobs: list[Job] = []
-    skips: list[Skip] = []
     problems = {data: _problem(data, options) for data in _datasets(experiment, options)}
+    jobs = []
     for row in experiment.rows:
         wanted = fnmatchcase(row.name, options.rows)
         for data, problem in problems.items():
             if not _belongs(row, data, experiment, options):
                 continue
-            if row.recipe not in RECIPES[row.model]:
-                problem = f"this version has no recipe {row.recipe!r} for {row.model}"
-            if problem:
-                skips.append(Skip(row, data, problem))
-                continue
             for seed in options.seeds:
                 config = _config(experiment, row, data, seed, options)
-                jobs.append(Job(row, config, run_key(config), wanted))
-    return jobs, skips
+                jobs.append(Job(row, config, run_key(config), wanted, problem))
+    return jobs
 
 
 def run_key(config: RunConfig) -> str:
-    """A folder name that tells what a run is, and differs where any setting does."""
-    text = json.dumps(config.to_dict(), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    """A folder name that tells what a run is, and differs where any setting or a file of data does."""
+    settings = config.to_dict() | {"data": _identity(config.data)}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     words = f"{config.recipe}-{data_label(config.data)}-s{config.seed}"
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', words)}-{digest}"
+
+
+def _identity(data: str) -> str:
+    """The name of a dataset; a file's label and content, wherever it lies."""
+    path = Path(data)
+    if data in dataset_names() or not path.is_file():
+        return data
+    stat = path.stat()
+    return f"{path.stem} {_content(path, stat.st_size, stat.st_mtime_ns)}"
+
+
+@lru_cache(maxsize=64)
+def _content(path: Path, size: int, changed: int) -> str:
+    """Hash of a file as long as it has this size and time of change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _datasets(experiment: Experiment, options: Options) -> tuple[str, ...]:

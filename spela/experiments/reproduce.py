@@ -11,7 +11,7 @@ from spela.experiments.plan import Options, plan
 from spela.experiments.runner import Outcome, run_jobs
 from spela.experiments.tables import build_table, write_table
 
-__all__ = ["reproduce"]
+__all__ = ["rebuild", "reproduce"]
 
 
 def reproduce(
@@ -34,11 +34,31 @@ def reproduce(
     Raises:
         ValueError: If something asked for is unknown or out of range.
     """
-    jobs, skips = plan(experiment, options)
+    jobs = plan(experiment, options)
     run_jobs(jobs, options, processes, on_outcome)
-    table = build_table(experiment, options, jobs, skips)
+    table = build_table(experiment, options, jobs)
     write_table(options, table)
     if experiment.measure:
-        table["measured"] = measure(experiment, options, jobs)
+        table["measured"] = measure(experiment, options, jobs, table["measured"])
         write_table(options, table)
+    return table
+
+
+def rebuild(experiment: Experiment, options: Options) -> dict[str, Any] | None:
+    """Write OUT/NAME.json anew from the finished runs that are there; run and measure nothing.
+
+    Args:
+        experiment: From the registry.
+        options: Which data and seeds, and where.
+
+    Returns:
+        The table; None, and nothing is written, where no run of the experiment is finished.
+
+    Raises:
+        ValueError: If something asked for is unknown or out of range.
+    """
+    table = build_table(experiment, options, plan(experiment, options))
+    if not any("accuracy" in row for row in table["rows"]):
+        return None
+    write_table(options, table)
     return table

@@ -21,7 +21,7 @@ import torch
 from spela.allocator import keep_freed_memory
 from spela.data import Dataset
 from spela.denormals import flush_denormals
-from spela.experiments.plan import Job, Options
+from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
 from spela.training import RunConfig, RunFolder, load_checkpoint
@@ -62,7 +62,10 @@ def run_folder(options: Options, key: str) -> RunFolder:
 
 
 def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run that was finished with these settings, or None where there is no whole one."""
+    """The summary of a run that was finished with these settings, or None where there is no whole one.
+
+    A file of data may lie elsewhere by now: its content is part of the folder's name.
+    """
     if not folder.summary.exists():
         return None
     try:
@@ -71,11 +74,18 @@ def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | N
         return None
     whole = (
         isinstance(summary, dict)
-        and summary.get("config") == config.to_dict()
+        and _placeless(summary.get("config")) == _placeless(config.to_dict())
         and summary.get("epochs") == config.total_epochs
         and summary.keys() >= _READ_BY_TABLES
     )
     return summary if whole else None
+
+
+def _placeless(settings: object) -> object:
+    """A run's settings with the label of its data instead of the path."""
+    if not isinstance(settings, dict):
+        return None
+    return {**settings, "data": data_label(str(settings.get("data", "")))}
 
 
 def run_jobs(
@@ -109,7 +119,7 @@ def run_jobs(
         if summary is not None:
             _check_device(summary, options)
             outcomes[job.key] = Outcome(job.key, "kept")
-        elif job.wanted:
+        elif job.wanted and not job.problem:
             where = str(run_folder(options, job.key).path)
             root = None if options.data_root is None else str(options.data_root)
             waiting[job.key] = _Task(job.key, job.config.to_dict(), where, root, options.device)
@@ -135,7 +145,7 @@ def run_jobs(
 
 def _check_device(summary: dict[str, Any], options: Options) -> None:
     """Accuracy, times and memory differ by device: one table has runs of one kind only."""
-    if torch.device(summary["device"]).type != torch.device(options.device).type:
+    if str(summary["device"]).split(":")[0] != torch.device(options.device).type:
         raise ValueError(
             f"{options.folder} holds runs made on {summary['device']}: give runs on {options.device} "
             "an --out of their own"
@@ -236,7 +246,7 @@ def _run_task(task: _Task) -> Outcome:
     config = RunConfig.from_dict(task.config)
     folder = RunFolder(task.folder)
     try:
-        resume = _can_resume(folder)
+        resume = _can_resume(folder, config)
         dataset = _data_of(config, task.data_root)
         run(config, dataset, folder.path, resume=resume, device=task.device)
     except KeyboardInterrupt:
@@ -257,15 +267,18 @@ def _failed(task: _Task, message: str, seconds: float) -> Outcome:
     return Outcome(task.key, "failed", seconds, message)
 
 
-def _can_resume(folder: RunFolder) -> bool:
-    """Whether there is a checkpoint to go on from, and all records before it; else the run starts over."""
+def _can_resume(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether there is a checkpoint of these settings and all records before it; else the run starts over."""
     try:
-        folder.keep_metrics(load_checkpoint(folder.checkpoint).epoch)
+        checkpoint = load_checkpoint(folder.checkpoint)
+        folder.keep_metrics(checkpoint.epoch)
     except ValueError:
-        if folder.path.exists():
-            shutil.rmtree(folder.path)
-        return False
-    return True
+        checkpoint = None
+    if checkpoint is not None and checkpoint.config == config:
+        return True
+    if folder.path.exists():
+        shutil.rmtree(folder.path)
+    return False
 
 
 _DATA_SETTINGS = ("test_share", "resize", "noise", "label_noise")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from spela.experiments.declare import LAST, Experiment, Figure, Row
-from spela.experiments.plan import Job, Options, Skip, data_label
+from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
+from spela.training import RunFolder
 from spela.training.records import write_atomically
 
 __all__ = ["build_table", "mean_and_deviation", "read_tables", "table_path", "write_table"]
 
-_FORMAT = "spela-table-2"
+_FORMAT = "spela-table-3"
 
 
 def mean_and_deviation(values: list[float]) -> dict[str, float | int | None]:
@@ -37,31 +38,27 @@ def table_path(options: Options, name: str) -> Path:
     return options.folder / f"{name}.json"
 
 
-def build_table(
-    experiment: Experiment, options: Options, jobs: list[Job], skips: list[Skip]
-) -> dict[str, Any]:
+def build_table(experiment: Experiment, options: Options, jobs: list[Job]) -> dict[str, Any]:
     """The table of an experiment, from what its finished runs left.
 
     Args:
         experiment: From the registry.
         options: What was asked for.
         jobs: Its jobs, in order.
-        skips: Its rows that could not be run.
 
     Returns:
-        JSON values: title, source, and one entry a row and dataset, accuracies in percent.
+        JSON values: title, source, one entry a row and dataset, accuracies in percent, and what a table
+        that is there already has as measured.
     """
     grouped: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
         grouped.setdefault((job.row.name, job.config.data), []).append(job)
     rows = [_entry(group, options) for group in grouped.values()]
     _compare_with_rivals(rows)
-    rows += [
-        {**_facts(skip.row, skip.data), "status": "skipped", "reason": skip.reason}
-        for skip in skips
-    ]
-    order = [row.name for row in experiment.rows]
-    rows.sort(key=lambda row: order.index(row["row"]))  # stable: datasets stay in their order
+    try:
+        before = read_tables(options, [experiment.name])
+    except ValueError:  # a damaged one, or one of another version, is replaced
+        before = []
     return {
         "format": _FORMAT,
         "experiment": experiment.name,
@@ -72,7 +69,7 @@ def build_table(
         "quick": options.quick,
         "seeds": list(options.seeds),
         "rows": rows,
-        "measured": {},
+        "measured": before[0]["measured"] if before else {},
     }
 
 
@@ -108,10 +105,24 @@ def read_tables(options: Options, names: list[str]) -> list[dict[str, Any]]:
     return tables
 
 
-def _facts(row: Row, data: str) -> dict[str, Any]:
+def _entry(group: list[Job], options: Options) -> dict[str, Any]:
+    row, config = group[0].row, group[0].config
+    folders = [run_folder(options, job.key) for job in group]
+    found = [finished_summary(f, job.config) for f, job in zip(folders, group, strict=True)]
+    summaries = [summary for summary in found if summary is not None]
+    errors = [_failure(folder) for folder, s in zip(folders, found, strict=True) if s is None]
+    reasons = [error for error in errors if error]
+    if len(summaries) == len(group):
+        status = "done"
+    elif reasons:
+        status = "failed"
+    elif summaries:
+        status = "partial"
+    else:
+        status = "skipped" if group[0].problem else "not run"
     return {
         "row": row.name,
-        "data": data_label(data),
+        "data": data_label(config.data),
         "recipe": row.recipe,
         "model": row.model,
         "panel": row.panel,
@@ -119,40 +130,31 @@ def _facts(row: Row, data: str) -> dict[str, Any]:
         "x": row.x,
         "rival": row.rival,
         "batch_statistics": row.batch_statistics,
-    }
-
-
-def _entry(group: list[Job], options: Options) -> dict[str, Any]:
-    row, config = group[0].row, group[0].config
-    entry = {
-        **_facts(row, config.data),
         "method": config.method,
         "layers": list(config.layers),
         "channels": list(config.channels),
         "epochs": config.epochs,
         "head_epochs": config.head_epochs,
         "runs": [job.key for job in group],
+        "finished": [job.key for job, s in zip(group, found, strict=True) if s is not None],
+        "seeds": [summary["seed"] for summary in summaries],
+        "status": status,
+        "reason": reasons[0] if reasons else group[0].problem if status == "skipped" else "",
+        **(_figures(row, data_label(config.data), summaries) if summaries else {}),
     }
-    folders = [run_folder(options, job.key) for job in group]
-    found = [finished_summary(f, job.config) for f, job in zip(folders, group, strict=True)]
-    summaries = [summary for summary in found if summary is not None]
-    errors = []
-    for folder, summary in zip(folders, found, strict=True):
-        note = folder.path / "failed.json"
-        if summary is None and note.exists():
-            errors.append(str(folder.read_json(note)["error"]))
-    entry["seeds"] = [summary["seed"] for summary in summaries]
-    entry["finished"] = [job.key for job, s in zip(group, found, strict=True) if s is not None]
-    entry["reason"] = errors[0] if errors else ""
-    if len(summaries) == len(group):
-        entry["status"] = "done"
-    elif errors:
-        entry["status"] = "failed"
-    else:
-        entry["status"] = "partial" if summaries else "not run"
-    if summaries:
-        entry |= _figures(row, data_label(config.data), summaries)
-    return entry
+
+
+def _failure(folder: RunFolder) -> str:
+    """Why a run failed; nothing where it did not, or was not run."""
+    note = folder.path / "failed.json"
+    if not note.exists():
+        return ""
+    try:
+        held = folder.read_json(note)
+    except ValueError as error:
+        return str(error)
+    reason = held.get("error") if isinstance(held, dict) else None
+    return str(reason or f"{note} does not say why")
 
 
 def _percent(values: list[float]) -> dict[str, Any]:
@@ -170,7 +172,8 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
     like_theirs = result.get("test_accuracy_batch_statistics") if row.batch_statistics else None
     accuracy = []
     for layer in range(depth):
-        figure = _percent([summary["test_accuracy"][layer] for summary in summaries])
+        values = [summary["test_accuracy"][layer] for summary in summaries]
+        figure = {**_percent(values), "by_seed": [100 * value for value in values]}
         theirs = published.get(layer + 1, others.get(layer + 1))
         if theirs is not None:
             mean, deviation = theirs if isinstance(theirs, tuple) else (theirs, None)
@@ -199,12 +202,16 @@ def _by_number(figures: Mapping[int, Figure], depth: int) -> dict[int, Figure]:
 
 
 def _compare_with_rivals(rows: list[dict[str, Any]]) -> None:
-    """Last layer against the rival's, in points: only where both have figures on the same data."""
+    """Last layer against the rival's, in points, seed by seed: a seed draws the same samples for both."""
     found = {(row["row"], row["data"]): row for row in rows if "accuracy" in row}
     for row in rows:
         rival = found.get((row["rival"], row["data"]))
         if rival is None or "accuracy" not in row:
             continue
-        theirs = rival["accuracy"][-1]["mean"]
-        row["rival_accuracy"] = theirs
-        row["rival_difference"] = row["accuracy"][-1]["mean"] - theirs
+        ours, theirs = (
+            dict(zip(r["seeds"], r["accuracy"][-1]["by_seed"], strict=True)) for r in (row, rival)
+        )
+        shared = [seed for seed in ours if seed in theirs]
+        if shared:
+            row["rival_accuracy"] = mean_and_deviation([theirs[seed] for seed in shared])["mean"]
+            row["rival_difference"] = mean_and_deviation([ours[s] - theirs[s] for s in shared])

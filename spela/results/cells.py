@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["COLUMNS", "cells", "deviation_text", "missing"]
+__all__ = ["COLUMNS", "cells", "deviation_text", "difference_text", "missing"]
 
 COLUMNS = (
     "row",
@@ -35,6 +35,24 @@ def deviation_text(mean: float, deviation: float | None) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
+def difference_text(row: dict[str, Any]) -> str:
+    """Mean and deviation of a row's differences to its rival, and of how many seeds where not of all.
+
+    Args:
+        row: An entry of a table.
+
+    Returns:
+        Such as "+0.10 ± 0.12"; empty where there is no rival.
+    """
+    found = row.get("rival_difference")
+    if found is None:
+        return ""
+    text = f"{found['mean']:+.2f}" + ("" if found["sd"] is None else f" ± {found['sd']:.2f}")
+    count = found["n"]
+    some = f" ({count} seed{'s' if count > 1 else ''})"
+    return text if count == row["accuracy"][-1]["n"] else text + some
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     """The texts of one row with figures, in the order of `COLUMNS`.
 
@@ -48,7 +66,6 @@ def cells(row: dict[str, Any]) -> list[str]:
     accuracy = row["accuracy"]
     epochs = f"{row['epochs']}" + (f" + {row['head_epochs']}" if row["head_epochs"] else "")
     has_published = any("published" in figure for figure in accuracy)
-    rival = row.get("rival_difference")
     # Forward-Forward's scores are sums over layers already.
     several = len(accuracy) > 1 and row["method"] != "ff"
     memory = row.get("peak_memory_bytes")
@@ -63,8 +80,8 @@ def cells(row: dict[str, Any]) -> list[str]:
         _second_reading(row),
         _by_layer(accuracy, _published) if has_published else "",
         _by_layer(accuracy, _difference) if has_published else "",
-        "" if rival is None else f"{row['rival']} {row['rival_accuracy']:.2f}",
-        "" if rival is None else f"{rival:+.2f}",
+        f"{row['rival']} {row['rival_accuracy']:.2f}" if "rival_difference" in row else "",
+        difference_text(row),
         f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}",
         "" if memory is None else f"{memory / 1e6:.0f}",
     ]

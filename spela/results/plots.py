@@ -1,4 +1,4 @@
-"""The plots of a table: sweeps, bars, curves by epoch, memory, early exit."""
+"""The plots of a table: sweeps, accuracy by layer, curves by epoch, memory, early exit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spela.training import RunFolder
 
 __all__ = ["table_figures"]
 
-_MAX_CURVES = 6
+_CROSSES = "crosses are published or measured figures"
 Rows = list[dict[str, Any]]
 
 
@@ -36,22 +36,25 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
     rows = [row for row in table["rows"] if "accuracy" in row]
     for data in dict.fromkeys(row["data"] for row in rows):
         mine = [row for row in rows if row["data"] == data]
-        sweeps = _panels(mine, table["panels"], with_x=True)
+        sweeps = {
+            panel: chosen
+            for panel, chosen in _panels(mine, table["panels"], with_x=True).items()
+            if len({row["x"] for row in chosen}) > 1
+        }
         if sweeps:
             figures.append(
                 (
                     f"{name}-{data}-sweeps",
-                    f"{data}: last layer, mean and deviation over seeds; crosses are published",
+                    f"{data}: last layer, mean and deviation over seeds; {_CROSSES}",
                     _sweeps(sweeps, table["panels"]),
                 )
             )
-        bars = _panels(mine, table["panels"], with_x=False)
-        if bars:
+        for panel, chosen in _panels(mine, table["panels"], with_x=False).items():
             figures.append(
                 (
-                    f"{name}-{data}-bars",
-                    f"{data}: first layer (light) and last layer (dark); crosses are published",
-                    _bars(bars),
+                    f"{name}-{data}-{panel}",
+                    f"{data}, {panel}: mean and deviation over seeds of every layer; {_CROSSES}",
+                    _layers(chosen),
                 )
             )
         main = EXPERIMENTS[name].main
@@ -62,12 +65,13 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
             if any(fnmatchcase(row["row"], pattern) for pattern in main)
             and row["epochs"] >= least
             and _records(row, runs)
-        ][:_MAX_CURVES]
+        ]
         if curves:
             figures.append(
                 (
                     f"{name}-{data}-curves",
-                    f"{data}: test accuracy of every layer after every epoch, mean over seeds",
+                    f"{data}: test accuracy of every layer after every epoch, mean and range over seeds; a "
+                    "head's from its first epoch on. All with the same axis",
                     _curves(curves, runs),
                 )
             )
@@ -122,27 +126,35 @@ def _sweeps(panels: dict[str, Rows], labels: dict[str, str]) -> Figure:
     return figure
 
 
-def _bars(panels: dict[str, Rows]) -> Figure:
-    rows = [row for chosen in panels.values() for row in chosen]
-    figure = Figure(figsize=(9, 1.2 + 0.34 * len(rows)), layout="constrained")
+def _layers(rows: Rows) -> Figure:
+    """One line a row, one point a layer; of rows that are compared by batch statistics, that reading."""
+    figure = Figure(figsize=(9, 1.6 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    places = list(range(len(rows)))
-    for place, row in zip(places, rows, strict=True):
-        ours = row["method"] == "spela"
-        bars = [(row["accuracy"][-1], 0.2, "#1f5f99" if ours else "#8a8f98")]
-        if len(row["accuracy"]) > 1:
-            bars.append((row["accuracy"][0], -0.2, "#a8c6e5" if ours else "#c9ccd1"))
-        for found, shift, colour in bars:
+    depth = max(len(row["accuracy"]) for row in rows)
+    for place, row in enumerate(rows):
+        layers = row["accuracy"]
+        ours = layers
+        if row["batch_statistics"] and "test_accuracy_batch_statistics" in row:
+            ours = row["test_accuracy_batch_statistics"]
+        for layer, (found, known) in enumerate(zip(ours, layers, strict=True)):
+            # Layers one below the other: their points often lie on each other.
+            height = place + 0.5 * ((layer + 0.5) / len(layers) - 0.5)
             spread = found["sd"] or 0
-            axes.barh(place + shift, found["mean"], 0.36, xerr=spread, color=colour)
-            if "published" in found:
-                axes.plot(found["published"], place + shift, "x", color="#c0392b")
-    axes.set_yticks(places, [row["row"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    lowest = min(f["mean"] - (f["sd"] or 0) for row in rows for f in row["accuracy"])
-    axes.set_xlim(max(0.0, lowest - 5), 100)
+            axes.errorbar(
+                found["mean"], height, xerr=spread, fmt="o", ms=4, capsize=2, color=f"C{layer}"
+            )
+            if "published" in known:
+                axes.plot(known["published"], height, "x", color="black", zorder=3)
+    handles = [
+        axes.plot([], [], "o", ms=4, color=f"C{layer}", label=f"layer {layer + 1}")[0]
+        for layer in range(depth)
+    ]
+    if depth > 1:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(depth, 6), fontsize=8)
+    axes.set_yticks(range(len(rows)), [row["row"] for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test accuracy, %")
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(alpha=0.3)
     return figure
 
 
@@ -155,7 +167,7 @@ def _curves(rows: Rows, runs: Path) -> Figure:
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(rows) :]:
         axes.set_visible(False)
     for axes, row in zip(grid.flat, rows, strict=False):
@@ -165,13 +177,16 @@ def _curves(rows: Rows, runs: Path) -> Figure:
 
 def _row_curve(axes: Axes, row: dict[str, Any], seeds: list[list[dict[str, Any]]]) -> None:
     length = min(map(len, seeds))
-    epochs = [record["epoch"] for record in seeds[0][:length]]
     layers = len(seeds[0][0]["test_accuracy"])
     for layer in range(layers):
-        curves = [[100 * r["test_accuracy"][layer] for r in seed[:length]] for seed in seeds]
+        # Before its epochs a head has not learned anything.
+        is_head = row["head_epochs"] > 0 and layer >= len(row["channels"])
+        start = row["epochs"] if is_head else 0
+        epochs = [record["epoch"] for record in seeds[0][start:length]]
+        curves = [[100 * r["test_accuracy"][layer] for r in seed[start:length]] for seed in seeds]
         means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
-        dots = "o" if length < 10 else None
-        label = f"layer {layer + 1}" if layers > 1 else "output"
+        dots = "o" if len(epochs) < 10 else None
+        label = "head" if is_head else f"layer {layer + 1}" if layers > 1 else "output"
         (line,) = axes.plot(epochs, means, marker=dots, markersize=3, label=label)
         if len(curves) > 1:
             low, high = ([pick(v) for v in zip(*curves, strict=True)] for pick in (min, max))

@@ -12,7 +12,7 @@ from spela.experiments.tables import read_tables
 from spela.results.cells import cells
 from spela.training.records import write_atomically
 
-__all__ = ["main_table", "update_readme"]
+__all__ = ["check_readme", "main_table", "update_readme"]
 
 BEGIN = "<!-- results:begin -->"
 END = "<!-- results:end -->"
@@ -28,15 +28,18 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
 
     Args:
         tables: From `read_tables`.
-        before: The table so far. Its rows that `tables` has no figures of stay as they are, so that
-            results of several machines and folders come together; rows that are no main ones now go.
+        before: The table so far. Its rows that `tables` has no figures of stay as they are, and so do those
+            of more seeds or with a rival where ours has none, so that results of several machines and
+            folders come together; rows that are no main ones now go.
 
     Returns:
         Lines without a final newline, in the registry's order. Rows without figures are left out: the
         report says why.
     """
     lines = {_key(line): line for line in before.splitlines() if line.startswith("| ")}
-    lines |= {_key(line): line for line in _lines(tables)}
+    for line in _lines(tables):
+        if not _says_more(lines.get(_key(line), ""), line):
+            lines[_key(line)] = line
     places = {name: place for place, name in enumerate(_main_rows())}
     kept = [line for key, line in lines.items() if key[:2] in places]
     return "\n".join([*_HEADER, *sorted(kept, key=lambda line: places[_key(line)[:2]])])
@@ -46,6 +49,18 @@ def _key(line: str) -> tuple[str, str, str]:
     """Experiment, row and data of a line."""
     _, experiment, row, data, *_ = (part.strip() for part in f"{line}||||".split("|"))
     return experiment, row, data
+
+
+def _says_more(line: str, than: str) -> bool:
+    """Whether a line is of more seeds than another, or has a rival where the other has none."""
+    (seeds, rival), (other_seeds, other_rival) = map(_seeds_and_rival, (line, than))
+    return seeds > other_seeds or (bool(rival) and not other_rival)
+
+
+def _seeds_and_rival(line: str) -> tuple[int, str]:
+    parts = [part.strip() for part in line.split("|")]
+    whole = len(parts) == len(_HEADER[1].split("|")) and parts[5].isdigit()
+    return (int(parts[5]), parts[9]) if whole else (0, "")
 
 
 def _main_rows() -> list[tuple[str, str]]:
@@ -79,6 +94,19 @@ def _lines(tables: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def check_readme(path: Path, options: Options) -> None:
+    """Whether a file can take the main table: before runs that take hours.
+
+    Args:
+        path: A text file that holds both markers, each once.
+        options: Where the results are.
+
+    Raises:
+        ValueError: If the file or a marker is missing, or the results are quick ones.
+    """
+    _parts(path, options)
+
+
 def update_readme(path: Path, options: Options) -> None:
     """Bring the main table between the markers of a file up to date; rows without figures here stay.
 
@@ -87,8 +115,18 @@ def update_readme(path: Path, options: Options) -> None:
         options: Where the results are.
 
     Raises:
-        ValueError: If the file or a marker is missing, there are no results, or they are quick ones.
+        ValueError: As `check_readme`, or if there are no results.
     """
+    before, table, after = _parts(path, options)
+    tables = read_tables(options, list(EXPERIMENTS))
+    if not tables:
+        raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
+    content = f"{before}\n{main_table(tables, table)}\n{after}".encode()
+    write_atomically(path, lambda name: Path(name).write_bytes(content))
+
+
+def _parts(path: Path, options: Options) -> tuple[str, str, str]:
+    """What is before the table, the table, and what is after it."""
     if options.quick:
         raise ValueError("--quick makes no results: leave --readme out")
     try:
@@ -99,12 +137,8 @@ def update_readme(path: Path, options: Options) -> None:
         raise ValueError(
             f"{path} must hold {BEGIN} and then {END}, each once: put them where the table goes"
         )
-    tables = read_tables(options, list(EXPERIMENTS))
-    if not tables:
-        raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    content = f"{text[:start]}\n{main_table(tables, text[start:end])}\n{text[end:]}".encode()
-    write_atomically(path, lambda name: Path(name).write_bytes(content))
+    return text[:start], text[start:end], text[end:]
 
 
 def _exit_summary(table: dict[str, Any]) -> list[str]:

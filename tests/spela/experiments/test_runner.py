@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 
+from spela.data import Dataset
 from spela.experiments.declare import LAST, Experiment, Row
 from spela.experiments.plan import Options, plan
-from spela.experiments.reproduce import reproduce
+from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import Outcome, _pool, run_jobs
+from spela.experiments.tables import build_table, mean_and_deviation
+from spela.features import feature_file, save_features
 from spela.results.cells import cells
 from spela.training import RunFolder
 
@@ -55,7 +60,7 @@ def test_table_holds_means_deviations_and_differences(
 ) -> None:
     table, options, _ = finished
     ours, theirs = table["rows"][:2]
-    keys = [job.key for job in plan(EXPERIMENT, options)[0] if job.row.name == "ours"]
+    keys = [job.key for job in plan(EXPERIMENT, options) if job.row.name == "ours"]
     runs = [json.loads((options.out / "runs" / key / "summary.json").read_text()) for key in keys]
     first = [100 * run["test_accuracy"][0] for run in runs]
     figure = ours["accuracy"][0]
@@ -66,8 +71,80 @@ def test_table_holds_means_deviations_and_differences(
     assert (figure["published_sd"], figure["is_published"]) == (0.5, True)
     last = ours["accuracy"][-1]
     assert (last["published"], last["is_published"]) == (50.0, False)
-    assert ours["rival_difference"] == pytest.approx(last["mean"] - theirs["accuracy"][-1]["mean"])
+    ahead = [a - b for a, b in zip(last["by_seed"], theirs["accuracy"][-1]["by_seed"], strict=True)]
+    assert ours["rival_difference"] == mean_and_deviation(ahead)
+    assert ours["rival_accuracy"] == pytest.approx(theirs["accuracy"][-1]["mean"])
     assert json.loads((options.out / "mlp.json").read_text()) == table
+
+
+def test_only_seeds_that_both_have_are_compared(
+    finished: tuple[dict, Options, list[Outcome]], tmp_path: Path
+) -> None:
+    table, options, _ = finished
+    ours, theirs = table["rows"][:2]
+    shutil.copytree(options.out, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "runs" / theirs["runs"][0])
+    row = build_table(EXPERIMENT, Options(tmp_path / "copy", (0, 1)), plan(EXPERIMENT, options))[
+        "rows"
+    ][0]
+    second = ours["accuracy"][-1]["by_seed"][1] - theirs["accuracy"][-1]["by_seed"][1]
+    assert row["rival_difference"] == {"mean": second, "sd": None, "n": 1}
+    assert row["rival_accuracy"] == theirs["accuracy"][-1]["by_seed"][1]
+    assert cells(row)[10] == f"{second:+.2f} (1 seed)"
+    assert cells(ours)[10].startswith(f"{ours['rival_difference']['mean']:+.2f} ± ")
+    shutil.rmtree(tmp_path / "copy" / "runs" / ours["runs"][1])
+    row = build_table(EXPERIMENT, Options(tmp_path / "copy", (0, 1)), plan(EXPERIMENT, options))[
+        "rows"
+    ][0]
+    assert "rival_difference" not in row
+    assert cells(row)[9:11] == ["", ""]
+
+
+def test_a_table_is_rebuilt_from_finished_runs_without_running_any(
+    finished: tuple[dict, Options, list[Outcome]], tmp_path: Path
+) -> None:
+    table, options, _ = finished
+    copy = Options(tmp_path / "copy", (0, 1))
+    assert rebuild(EXPERIMENT, copy) is None
+    assert not copy.out.exists()
+    shutil.copytree(options.out / "runs", copy.out / "runs")
+    failed = copy.out / "runs" / table["rows"][2]["runs"][0]
+    (failed / "failed.json").write_text("{}")
+    for path in copy.out.glob("runs/*/*.safetensors"):
+        path.unlink()  # as published: without weights
+    table, again = deepcopy(table), rebuild(EXPERIMENT, copy)
+    assert "does not say why" in again["rows"][2].pop("reason")
+    del table["rows"][2]["reason"]
+    assert again["rows"] == table["rows"]
+    assert json.loads((copy.out / "mlp.json").read_text())["rows"][0] == table["rows"][0]
+
+
+def test_a_run_on_a_file_that_moved_is_kept_and_an_unfinished_one_starts_over(
+    tmp_path: Path,
+) -> None:
+    x, y = torch.rand(40, 6), torch.arange(40) % 4
+    held = Dataset("pets", x, y, x.clone(), y.clone(), 4, tuple("abcd"))
+    experiment = Experiment(
+        "transfer", "A test", ("features",), (Row("a", "tmlr", settings=SMALL),)
+    )
+    made = tmp_path / "made.safetensors"
+    save_features(made, held, {"name": "pets", "dataset": "pets", "class_names": tuple("abcd")})
+    keys, seconds = [], []
+    for place in ("here", "there"):
+        file = feature_file(tmp_path / place, "pets", "resnet50")
+        file.parent.mkdir(parents=True)
+        shutil.copy(made, file)
+        options = Options(tmp_path / "out", (0,), data_root=tmp_path / place)
+        (job,) = plan(experiment, options)
+        keys.append(job.key)
+        assert reproduce(experiment, options)["rows"][0]["status"] == "done"
+        folder = RunFolder(options.out / "runs" / job.key)
+        seconds.append(folder.read_metrics()[0]["seconds"])
+    assert keys[0] == keys[1]
+    assert seconds[0] == seconds[1]
+    folder.summary.unlink()
+    assert reproduce(experiment, options)["rows"][0]["status"] == "done"
+    assert folder.read_metrics()[0]["seconds"] != seconds[0]
 
 
 def test_a_failed_run_does_not_lose_the_others(
@@ -83,7 +160,7 @@ def test_finished_runs_are_kept_and_other_processes_give_the_same(
     finished: tuple[dict, Options, list[Outcome]], tmp_path: Path
 ) -> None:
     table, options, _ = finished
-    jobs, _ = plan(EXPERIMENT, options)
+    jobs = plan(EXPERIMENT, options)
     seen: list[str] = []
     statuses = run_jobs(jobs, options, 1, lambda outcome, *_: seen.append(outcome.status))
     assert seen == ["failed", "failed"]  # only those are tried again
@@ -97,7 +174,7 @@ def test_runs_flush_denormal_numbers_and_their_caller_does_not(tmp_path: Path) -
     denormal = 1e-40
     held: list[float] = []
     options = Options(tmp_path, seeds=(0,), rows="theirs")
-    jobs, _ = plan(EXPERIMENT, options)
+    jobs = plan(EXPERIMENT, options)
     run_jobs(jobs, options, 1, lambda *_: held.append(torch.tensor(denormal).item()))
     assert held == [0.0]
     assert torch.tensor(denormal).item() > 0
@@ -107,7 +184,7 @@ def test_runs_flush_denormal_numbers_and_their_caller_does_not(tmp_path: Path) -
 
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,))
-    (job,) = (j for j in plan(EXPERIMENT, options)[0] if j.row.name == "ours")
+    (job,) = (j for j in plan(EXPERIMENT, options) if j.row.name == "ours")
     run_jobs([job], options)
     folder = RunFolder(tmp_path / "runs" / job.key)
     full = folder.read_metrics()
@@ -137,7 +214,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"epochs": 1}, {"seed": None}, {"config": {}}])
 def test_a_summary_that_is_not_whole_is_no_finished_run(change: dict, tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,))
-    (job,) = (j for j in plan(EXPERIMENT, options)[0] if j.row.name == "ours")
+    (job,) = (j for j in plan(EXPERIMENT, options) if j.row.name == "ours")
     run_jobs([job], options)
     folder = RunFolder(tmp_path / "runs" / job.key)
     whole = folder.read_json(folder.summary)
@@ -149,7 +226,7 @@ def test_a_summary_that_is_not_whole_is_no_finished_run(change: dict, tmp_path: 
 
 def test_runs_of_another_device_are_not_mixed_in(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,))
-    jobs = [j for j in plan(EXPERIMENT, options)[0] if j.row.name == "ours"]
+    jobs = [j for j in plan(EXPERIMENT, options) if j.row.name == "ours"]
     run_jobs(jobs, options)
     with pytest.raises(ValueError, match="holds runs made on cpu: give runs on cuda:0 an --out"):
         run_jobs(jobs, Options(tmp_path, seeds=(0,), device="cuda:0"))
@@ -175,13 +252,17 @@ def test_a_damaged_checkpoint_is_named_and_the_others_are_measured(tmp_path: Pat
     row = Row("best", "best", settings={"layers": (8, 8), "epochs": 1})
     experiment = Experiment("early-exit", "A test", ("digits",), (row,), measure="exits")
     options = Options(tmp_path, seeds=(0, 1))
-    jobs, _ = plan(experiment, options)
-    reproduce(experiment, options)
+    jobs = plan(experiment, options)
+    run_jobs(jobs, options)
     RunFolder(tmp_path / "runs" / jobs[0].key).checkpoint.write_bytes(b"torn")
     measured = reproduce(experiment, options)["measured"]
     assert [c["seed"] for c in measured["calibrated"]] == [1]
     assert jobs[0].key in measured["unavailable"]
     assert "train it again" in measured["unavailable"]
+    # What was measured stays when the weights go, here and in a table that is rebuilt.
+    RunFolder(tmp_path / "runs" / jobs[1].key).checkpoint.unlink()
+    assert reproduce(experiment, options)["measured"] == measured
+    assert rebuild(experiment, options)["measured"] == measured
 
 
 def test_two_calls_do_not_write_to_one_folder(tmp_path: Path) -> None:
@@ -190,7 +271,7 @@ def test_two_calls_do_not_write_to_one_folder(tmp_path: Path) -> None:
     with open(tmp_path / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another `spela reproduce` is writing"):
-            run_jobs(plan(EXPERIMENT, options)[0], options)
+            run_jobs(plan(EXPERIMENT, options), options)
 
 
 def test_number_of_processes_is_checked(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from spela.cli import main
-from spela.experiments.plan import Options
+from spela.experiments.plan import Options, plan
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.reproduce import reproduce
-from spela.experiments.tables import write_table
+from spela.experiments.runner import run_jobs
+from spela.experiments.tables import read_tables, write_table
 from spela.results import update_readme, write_pages
 from spela.results.readme import main_table
 
@@ -93,7 +95,7 @@ def test_readme_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
     late = f"| early-exit | best, calibrated | mnist | {rest}"
     gone = [
         f"| mlp | a row of long ago | mnist | {rest}",
-        f"| mlp | tmlr 1024,10 | digits | {rest}",
+        "| mlp | tmlr 1024,10 | digits | 20 | 1 | 90.00 | | | |",
     ]
     readme = tmp_path / "README.md"
     readme.write_text(
@@ -104,6 +106,60 @@ def test_readme_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
     assert lines[:2] == stays
     assert lines[2].startswith("| mlp | tmlr 1024,10 | digits | 1 | 1 |")
     assert lines[3:] == [late]
+
+
+def test_a_readme_row_stays_where_it_says_more(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0, 1), data=("digits",), epochs=1, rows="tmlr 1024,10")
+    (line,) = main_table([reproduce(EXPERIMENTS["mlp"], options)]).splitlines()[2:]
+    assert line.startswith("| mlp | tmlr 1024,10 | digits | 1 | 2 |")
+    assert line.endswith("|  |")  # no rival
+    tables = read_tables(options, ["mlp"])
+    start = "| mlp | tmlr 1024,10 | digits | 20"
+    more, rival = f"{start} | 3 | 90.00 | | | |", f"{start} | 1 | 90.00 | | | +1.00 (backprop) |"
+    for before, kept in ((f"{start} | 2 | 90.00 | | | |", line), (more, more), (rival, rival)):
+        assert main_table(tables, before).splitlines()[2:] == [kept]
+
+
+def test_a_readme_is_checked_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    call = ("reproduce", "mlp", "--data", "digits", "--out", tmp_path / "out", "--readme")
+    assert _call(*call, tmp_path / "missing.md") == 2
+    assert "cannot be read as text" in capsys.readouterr().err
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    assert _call(*call, readme, "--epochs", "1") == 2
+    assert "leave --readme out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_only_makes_the_tables_of_what_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    options = Options(out, seeds=(0,), data=("digits",), rows="objective angular")
+    run_jobs(plan(EXPERIMENTS["ablation"], replace(options, epochs=1)), replace(options, epochs=1))
+    call = ("reproduce", "all", "--report-only", "--data", "digits", "--out", out, "--epochs", "1")
+    assert _call(*call) == 0
+    assert [path.name for path in out.glob("*.json")] == ["ablation.json"]
+    table = json.loads((out / "ablation.json").read_text())
+    done = [row["row"] for row in table["rows"] if row["seeds"]]
+    assert done == ["objective angular"]
+    assert "objective angular" in (out / "report.md").read_text()
+
+
+def test_rows_that_were_not_asked_for_do_not_fail_a_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    call = ("reproduce", "mlp", "--data", "digits", "--seeds", "0", "--epochs", "1", "--out", out)
+    options = Options(out, seeds=(0,), data=("digits",), epochs=1)
+    (other,) = (j for j in plan(EXPERIMENTS["mlp"], options) if j.row.name == "pepita")
+    folder = out / "runs" / other.key
+    folder.mkdir(parents=True)
+    (folder / "failed.json").write_text('{"error": "no memory"}')
+    assert _call(*call, "--rows", "tmlr 1024,10") == 0
+    assert "pepita" in capsys.readouterr().out
 
 
 def test_a_pattern_of_rows_must_match_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -186,9 +242,17 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
         f"{lost} points | | | |"
         for data, lost in (("digits", "-0.10"), ("mnist", "-10.00"))
     ]
-    (tmp_path / "bench-memory.json").write_text('{"points": [{"method": "spela"}]}')
-    broken = reproduce(EXPERIMENTS["memory"], options)
-    assert "does not hold the benchmark's figures" in broken["measured"]["unavailable"]
+    alone = [point for point in points if point["method"] == "spela"]
+    for held, reason in (
+        ({"points": [{"method": "spela"}]}, "'depth'"),
+        ({"threads": 3, "points": alone}, "backprop is missing at"),
+        ({"threads": 3, "points": [{**p, "peak_bytes": 0} for p in points]}, "must be positive"),
+        ({"threads": float("inf"), "points": points}, "infinity"),
+    ):
+        (tmp_path / "bench-memory.json").write_text(json.dumps(held))
+        broken = reproduce(EXPERIMENTS["memory"], options)["measured"]["unavailable"]
+        assert "does not hold the benchmark's figures" in broken
+        assert reason in broken
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
