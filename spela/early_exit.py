@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spela.costs import LayerCost, layer_costs, multiply_adds
 from spela.layers import LocalLayer
+from spela_kernels.contracts import check_labels, check_target
 
 __all__ = [
     "ExitPolicy",
@@ -238,7 +239,9 @@ def calibrate_thresholds(
         An `ExitPolicy`; one that never exits early, if nothing cheaper passes.
 
     Raises:
-        ValueError: If there are no samples, numbers differ, or max_loss is no share.
+        ValueError: If there are no samples, numbers differ, a label is no class, max_loss is no share, or the
+            network does not end in a SPELA layer.
+        TypeError: If the labels are not int64.
 
     Example:
         >>> from spela.layers import SpelaLinear
@@ -256,6 +259,11 @@ def calibrate_thresholds(
             f"`x` and `y` must hold the same samples, at least one: got x {tuple(x.shape)} and "
             f"y {tuple(y.shape)}"
         )
+    last_layer = list(net)[-1] if len(net) else None
+    if not isinstance(last_layer, LocalLayer):
+        raise ValueError(f"`net` must end in a SPELA layer, got {type(last_layer).__name__}")
+    check_target(x, y)
+    check_labels(y, last_layer.num_classes)
     costs = layer_costs(net, tuple(x.shape[1:]))
     answers = _answers(net, x, y)
     if not credit_gains:

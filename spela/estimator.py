@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,13 @@ __all__ = ["SpelaClassifier"]
 
 # Rows whose scores `partial_fit` keeps for the temperature.
 _RECENT = 1000
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class SpelaClassifier(ClassifierMixin, BaseEstimator):
@@ -223,23 +231,36 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         return tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,)
 
     def _check_parameters(self) -> None:
-        if not self._sizes() or any(size < 1 for size in self._sizes()):
+        if not self._sizes() or not all(
+            _is(Integral, size) and size >= 1 for size in self._sizes()
+        ):
             raise ValueError(
                 "hidden_layer_sizes must hold at least one size, all at least 1, got "
                 f"{self.hidden_layer_sizes}"
             )
-        if isinstance(self.batch_size, str) and self.batch_size != "auto":
-            raise ValueError(f"batch_size must be a number or 'auto', got {self.batch_size!r}")
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction must be in (0, 1), got {self.validation_fraction}"
-            )
+            value = getattr(self, name)
+            if name == "batch_size" and isinstance(value, str) and value == "auto":
+                continue
+            if not _is(Integral, value) or value < 1:
+                choice = " or 'auto'" if name == "batch_size" else ""
+                raise ValueError(
+                    f"{name} must be a whole number of at least 1{choice}, got {value!r}"
+                )
+        for name, low, high in (
+            ("learning_rate", 0, math.inf),
+            ("scale", 0, math.inf),
+            ("validation_fraction", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not _is(Real, value) or not low < value < high:
+                raise ValueError(f"{name} must be a number in ({low}, {high}), got {value!r}")
+        if not _is(Real, self.tol) or math.isnan(self.tol):
+            raise ValueError(f"tol must be a number, got {self.tol!r}")
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError as error:
+            raise ValueError(f"device {self.device!r}: {str(error).splitlines()[0]}") from None
 
     def _checked_data(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(self, X, y, reset=reset, dtype=(np.float64, np.float32))
@@ -277,6 +298,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         """Standardised features (N, I) in the dtype that scores, on the device."""
         device = next(self.net_.parameters()).device
         rows = X if self.scaler_ is None else self.scaler_.transform(X)
+        if not (np.abs(rows) <= _LARGEST).all():
+            raise ValueError("X holds numbers too large for float32: scale the features first")
         return torch.tensor(rows, dtype=scoring_dtype(device), device=device)
 
     def _targets(self, labels: np.ndarray) -> Tensor:

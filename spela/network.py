@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.early_exit import ExitPolicy, Prediction, exit_thresholds, margin_and_label
-from spela.layers import LocalLayer
+from spela.layers import Frozen, LocalLayer
 
 __all__ = ["SpelaSequential"]
 
@@ -50,7 +50,15 @@ class SpelaSequential(nn.Sequential):
                 f"the last module must be a SPELA layer, got {last}: nothing would use it"
             )
         for module in modules:
-            yield module, isinstance(module, LocalLayer)
+            is_local = isinstance(module, LocalLayer)
+            if not is_local and module._modules and not isinstance(module, Frozen):
+                hidden = [type(m).__name__ for m in module.modules() if isinstance(m, LocalLayer)]
+                if hidden:
+                    raise ValueError(
+                        f"{hidden[0]} is inside {type(module).__name__}, where it would not learn: list it "
+                        "in the SpelaSequential itself"
+                    )
+            yield module, is_local
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (B, C) of the last layer: an ordinary classifier's logits, in [-1, 1]."""
@@ -205,7 +213,7 @@ class SpelaSequential(nn.Sequential):
                 answer.layer[waiting] = layer
             if layer == len(layers) - 1:
                 break
-            stays = (margin < threshold).nonzero()[:, 0]
+            stays = (~(margin >= threshold)).nonzero()[:, 0]  # a NaN is never sure
             if len(stays) == 0:
                 break
             x, waiting = x[stays], stays if waiting is None else waiting[stays]

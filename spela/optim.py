@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela.layers.contract import FusedOptimizer, LocalLayer, not_held
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.linear import Parameters
 from spela_kernels.rows import scalar_like
 
 __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
+
+# Options of torch's optimizers that the fused ops do not have; a parameter group or a loaded state may set
+# them. A layer then takes torch's own step on its gradient.
+_NOT_FUSED = ("maximize", "dampening", "amsgrad", "decoupled_weight_decay", "differentiable")
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -33,14 +37,13 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             for held in group["params"]:  # a loop: on small layers, any() over a generator is felt
                 if held is parameter:
                     return group
-        raise ValueError(
-            f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}: build it "
-            "from net.parameters() of the network that is trained, or freeze that layer"
-        )
+        raise not_held(parameter)
 
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
-        """Whether all are in one parameter group (None held: an error, by `linear_step`)."""
+        """Whether all are in one parameter group (None held: an error) whose rule the fused ops know."""
         first = self._group_of(parameters[0])
+        if any(first.get(option) for option in _NOT_FUSED):
+            return False
         return all(self._group_of(parameter) is first for parameter in parameters[1:])
 
     def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:

@@ -17,11 +17,43 @@ from spela.sphere import best_minimum, coulomb, stress, unit_rows
 
 __all__ = [
     "VECTOR_KINDS",
+    "check_directions",
+    "check_vectors",
     "class_vectors",
     "coulomb_energy",
     "random_vectors",
     "symmetric_vectors",
 ]
+
+
+def check_vectors(vectors: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse class vectors of a user's own that a layer cannot take.
+
+    Args:
+        vectors: What was given.
+        shape: The layer's.
+
+    Raises:
+        TypeError: If it is no tensor of floats.
+        ValueError: If its shape differs.
+    """
+    if not isinstance(vectors, Tensor) or not vectors.is_floating_point():
+        kind = vectors.dtype if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise TypeError(f"`vectors` must be a kind's name or a floating point tensor, got {kind}")
+    if vectors.shape != shape:
+        raise ValueError(f"`vectors` must be {shape}, got {tuple(vectors.shape)}")
+
+
+def check_directions(vectors: Tensor) -> None:
+    """Refuse class vectors (..., d) that point nowhere: zeros, NaN, infinity.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if vectors.is_meta:
+        return
+    if not bool(vectors.isfinite().all()) or bool((vectors == 0).all(dim=-1).any()):
+        raise ValueError("every one of `vectors` must be finite and not zero: it is a direction")
 
 
 def symmetric_vectors(

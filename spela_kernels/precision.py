@@ -12,9 +12,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_input", "without_autocast", "without_grad"]
+__all__ = ["autocast_input", "autocast_is_on", "without_autocast", "without_grad"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """Whether autocast is on for a kind of device; of meta tensors torch would raise.
+
+    Example:
+        >>> autocast_is_on("meta")
+        False
+    """
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def autocast_input(x: Tensor) -> Tensor:
@@ -35,7 +45,7 @@ def autocast_input(x: Tensor) -> Tensor:
         torch.bfloat16
     """
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or not autocast_is_on(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 
@@ -52,7 +62,7 @@ def without_autocast(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_autocast_enabled(x.device.type):
+        if not autocast_is_on(x.device.type):
             return function(x, *args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args, **kwargs)

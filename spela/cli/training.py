@@ -26,7 +26,7 @@ from spela.experiments import RECIPES, load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.report import write_report
 from spela.training import Listener, Listeners, RunConfig, RunFolder, TensorBoardListener
-from spela_kernels import ACTIVATIONS, OBJECTIVES, use_backend
+from spela_kernels import ACTIVATIONS, OBJECTIVES, select_backend, use_backend
 
 __all__ = ["demo", "train"]
 
@@ -49,6 +49,8 @@ def _train(
 ) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
+    with use_backend(backend):
+        select_backend(device)  # refused before there is a folder
     shape = "x".join(map(str, dataset.sample_shape))
     start = shape if config.channels else str(dataset.num_features)
     sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])

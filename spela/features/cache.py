@@ -115,7 +115,7 @@ def save_features(path: Path, features: Dataset, facts: dict[str, Any]) -> None:
         try:
             save_file(tensors, name, metadata)
         except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from None
+            raise OSError(str(error)) from None  # `write_atomically` names the file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)

@@ -16,7 +16,7 @@ class FusedOptimizer(ABC):
 
     @abstractmethod
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
-        """Whether these parameters of one layer share one set of hyper-parameters here."""
+        """Whether these parameters of one layer share one set of hyper-parameters that the ops know."""
 
     @abstractmethod
     def linear_step(
@@ -64,6 +64,14 @@ class LocalLayer(nn.Module, ABC):
         """Loss () and output, both from before the update that `optimizer` makes in place."""
 
 
+def not_held(parameter: Tensor) -> ValueError:
+    """The error for a parameter that is to learn and is in no group of the optimizer."""
+    return ValueError(
+        f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}: build it "
+        "from net.parameters() of the network that is trained, or freeze that layer"
+    )
+
+
 def owns(layer: nn.Module, *names: str) -> bool:
     """Whether these are the layer's own parameters (or None), and nothing computes them from others.
 
@@ -91,7 +99,14 @@ def step_by_gradient(
 
     Returns:
         loss () and the layer output, both from before the update.
+
+    Raises:
+        ValueError: If the optimizer does not hold a parameter that is to learn.
     """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for parameter in layer.parameters():
+        if parameter.requires_grad and id(parameter) not in held:
+            raise not_held(parameter)
     optimizer.zero_grad(set_to_none=True)
     with torch.enable_grad():
         loss, y = layer.local_loss(x, target)

@@ -13,13 +13,19 @@ from spela.layers.block import Stages, block_backward, block_forward
 from spela.layers.contract import FusedOptimizer, LocalLayer, owns, step_by_gradient
 from spela.layers.hooks import call_with_hooks
 from spela.layers.maps import convolved_size
+from spela.vectors import check_directions, check_vectors
 from spela_kernels import projection_forward, projection_loss
 from spela_kernels.contracts import check_labels, check_target
 from spela_kernels.objectives import get_objective
+from spela_kernels.precision import autocast_is_on
 
 __all__ = ["SpelaConv2d"]
 
 _Pair = int | tuple[int, int]
+
+
+def _least(sizes: _Pair) -> int:
+    return sizes if isinstance(sizes, int) else min(sizes)
 
 
 class SpelaConv2d(LocalLayer, nn.Conv2d):
@@ -100,7 +106,10 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        height, width = (output_size,) * 2 if isinstance(output_size, int) else output_size
+        size = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+        if len(size) != 2:
+            raise ValueError(f"`output_size` must be a size or (height, width), got {output_size}")
+        height, width = size
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
@@ -108,6 +117,9 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             ("output_size", min(height, width)),
             ("symmetric_dim", symmetric_dim),
             ("pool_size", pool_size),
+            ("kernel_size", _least(kernel_size)),
+            ("stride", _least(stride)),
+            ("dilation", _least(dilation)),
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
@@ -115,6 +127,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             raise ValueError(f"`projection_std` must be > 0, got {projection_std}")
         if pool not in ("max", "avg", None):
             raise ValueError(f"`pool` must be 'max', 'avg' or None, got {pool!r}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"`scale` must be > 0, got {scale}")
         if not negative_slope >= 0:
             raise ValueError(f"`negative_slope` must be >= 0, got {negative_slope}")
         get_objective(objective)
@@ -152,8 +166,9 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             counts = (grouping.amax(dim=1) + 1).tolist()
             return group_vectors(vectors, counts, self.symmetric_dim, most, generator=generator)
         expected = (self.out_channels, most, self.symmetric_dim)
-        if vectors.shape != expected:
-            raise ValueError(f"`vectors` must be {expected}, got {tuple(vectors.shape)}")
+        check_vectors(vectors, expected)
+        kernels = torch.arange(self.out_channels)[:, None]
+        check_directions(vectors.cpu()[kernels, grouping.cpu()])
         return nn.functional.normalize(vectors.double(), dim=2)
 
     @torch.no_grad()
@@ -179,6 +194,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         """Refuse what would fail half way: after a forward the running statistics have moved on."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"`x` must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        if x.dtype != self.weight.dtype and not autocast_is_on(x.device.type):
+            raise TypeError(f"`x` is {x.dtype} but the layer {self.weight.dtype}: convert one")
         height, width = convolved_size(self, x.shape[2:])
         window = self.pool_size if self.pool else 1
         pooled = (height // window, width // window)
@@ -231,6 +248,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         return {"objective": self.objective, "scale": self.scale}
 
     def _check_target(self, x: Tensor, target: Tensor) -> None:
+        if x.shape[0] == 0:
+            raise ValueError("`x` has no rows: a batch needs at least one sample")
         check_target(x, target)
         check_labels(target, self.num_classes)
 
@@ -285,6 +304,9 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         parameters = list(self.parameters())
         own = owns(self, "weight", "bias", "projection")
         own = own and (self.norm is None or owns(self.norm, "weight", "bias"))
+        own = (
+            own and self.weight.element_size() > 2
+        )  # of 16 bits the moments and gradients are float32
         if not (isinstance(optimizer, FusedOptimizer) and own) or not all(
             p.requires_grad and optimizer.can_fuse([p]) for p in parameters
         ):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer, owns, step_by_gradient
 from spela.layers.hooks import call_with_hooks
-from spela.vectors import class_vectors
+from spela.vectors import check_directions, check_vectors, class_vectors
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
 from spela_kernels.objectives import get_objective
@@ -90,6 +90,10 @@ class SpelaLinear(LocalLayer, nn.Linear):
             raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")
         get_activation(activation)
         get_objective(objective)
+        if not 0 < scale < math.inf:
+            raise ValueError(f"`scale` must be > 0, got {scale}")
+        if activation == "leaky_relu" and not negative_slope >= 0:
+            raise ValueError(f"`negative_slope` must be >= 0, got {negative_slope}")
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
         self.num_classes = num_classes
         self.activation = activation
@@ -108,11 +112,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
         if isinstance(vectors, str):
             rows = class_vectors(vectors, self.num_classes, self.out_features, generator=generator)
         else:
-            if vectors.shape != (self.num_classes, self.out_features):
-                raise ValueError(
-                    f"`vectors` must be ({self.num_classes}, {self.out_features}), "
-                    f"got {tuple(vectors.shape)}"
-                )
+            check_vectors(vectors, (self.num_classes, self.out_features))
+            check_directions(vectors)
             rows = nn.functional.normalize(vectors.double(), dim=1)
         return rows.to(self.weight)
 

@@ -119,7 +119,7 @@ def save_checkpoint(
         try:
             save_file(tensors, name, metadata)
         except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from None
+            raise OSError(str(error)) from None  # `write_atomically` names the file
 
     write_atomically(path, write)
 

@@ -19,7 +19,8 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
         write: Called with the temporary file's name.
 
     Raises:
-        OSError: If the disk is full or the folder not writable; `path` is then as it was before.
+        OSError: Naming `path`, if the disk is full or the folder is not there or not writable; `path` is then
+            as it was before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,6 +28,10 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # The temporary file's name would tell a user nothing.
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -52,8 +57,8 @@ class RunFolder:
         self.report = self.path / "report.html"
 
     def holds_run(self) -> bool:
-        """Whether a run was started here."""
-        return any(file.exists() for file in (self.config, self.checkpoint, self.metrics))
+        """Whether a run was started here; settings alone are what a start that failed leaves."""
+        return any(file.exists() for file in (self.checkpoint, self.metrics))
 
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder for a new run and write its config.
@@ -67,7 +72,10 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume, or choose another --out"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make the folder {self.path}: {error.strerror}") from error
         self.write_json(self.config, config)
 
     def write_json(self, path: Path, value: Any) -> None:

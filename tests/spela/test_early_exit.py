@@ -206,5 +206,11 @@ def test_wrong_arguments(trained: SpelaSequential) -> None:
         calibrate_thresholds(trained, x[:0], y[:0])
     with pytest.raises(ValueError, match="must hold the same samples"):
         calibrate_thresholds(trained, x, y[:3])
+    with pytest.raises(ValueError, match=r"labels 0\.\."):
+        calibrate_thresholds(trained, x, y + 100)
+    with pytest.raises(TypeError, match="must be int64"):
+        calibrate_thresholds(trained, x, y.int())
+    with pytest.raises(ValueError, match="must end in a SPELA layer, got ReLU"):
+        calibrate_thresholds(nn.Sequential(*trained, nn.ReLU()), x, y)
     with pytest.raises(ValueError, match="at least two samples"):
         evaluate_early_exit(trained, x[:1], y[:1])

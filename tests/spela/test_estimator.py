@@ -233,13 +233,20 @@ WRONG = {
     "hidden_layer_sizes": ((), "hidden_layer_sizes must hold at least one size"),
     "objective": ("hinge", "hinge"),
     "activation": ("step", "unknown activation 'step'"),
-    "scale": (0.0, "scale must be a positive number, got 0.0"),
-    "learning_rate": (-1.0, "learning_rate must be a positive number, got -1.0"),
-    "batch_size": (0, "batch_size must be at least 1, got 0"),
-    "batch_size as text": ("all", "batch_size must be a number or 'auto', got 'all'"),
-    "max_iter": (0, "max_iter must be at least 1, got 0"),
-    "n_iter_no_change": (0, "n_iter_no_change must be at least 1, got 0"),
-    "validation_fraction": (1.0, r"validation_fraction must be in \(0, 1\), got 1.0"),
+    "hidden_layer_sizes as a fraction": ((5.5,), "all at least 1, got \\(5.5,\\)"),
+    "hidden_layer_sizes as nothing": (None, "must hold at least one size"),
+    "scale": (0.0, r"scale must be a number in \(0, inf\), got 0.0"),
+    "learning_rate": (-1.0, r"learning_rate must be a number in \(0, inf\), got -1.0"),
+    "learning_rate as text": ("a", r"learning_rate must be a number in \(0, inf\), got 'a'"),
+    "batch_size": (0, "batch_size must be a whole number of at least 1 or 'auto', got 0"),
+    "batch_size as text": ("all", "at least 1 or 'auto', got 'all'"),
+    "batch_size as a fraction": (10.5, "at least 1 or 'auto', got 10.5"),
+    "max_iter": (0, "max_iter must be a whole number of at least 1, got 0"),
+    "max_iter as a fraction": (2.5, "max_iter must be a whole number of at least 1, got 2.5"),
+    "n_iter_no_change": (0, "n_iter_no_change must be a whole number of at least 1, got 0"),
+    "validation_fraction": (1.0, r"validation_fraction must be a number in \(0, 1\), got 1.0"),
+    "tol": (float("nan"), "tol must be a number, got nan"),
+    "device": ("foo", "device 'foo': "),
 }
 
 
@@ -248,6 +255,12 @@ def test_wrong_parameters_are_named(name: str) -> None:
     value, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         SpelaClassifier(**{name.split()[0]: value}).fit(*IRIS)
+
+
+def test_numbers_beyond_float32_are_refused() -> None:
+    x, y = IRIS
+    with pytest.raises(ValueError, match="too large for float32"):
+        SpelaClassifier(4, max_iter=2, standardize=False).fit(1e300 * x, y)
 
 
 def test_importing_spela_does_not_import_scikit_learn() -> None:

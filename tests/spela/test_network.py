@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spela import RowNorm, SpelaLinear, SpelaSequential, optim
+from spela import Frozen, RowNorm, SpelaLinear, SpelaSequential, optim
 
 
 def _net(dropout: float = 0.0) -> SpelaSequential:
@@ -93,6 +93,9 @@ def test_early_exit_answers_by_the_first_sure_layer() -> None:
     assert torch.equal(net.predict(x, exit_threshold=0.0), first.argmax(1))
     assert torch.equal(net.predict(x, exit_threshold=9.0), net.predict(x))
     assert (expected != last.argmax(1)).any()
+    # What is no number is never sure.
+    found = net.predict_detailed(torch.cat([x[:3], torch.full_like(x[:2], torch.nan)]), 0.0)
+    assert found.layer.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_a_network_learns_digits() -> None:
@@ -127,6 +130,22 @@ def test_modules_that_nothing_would_use_are_refused() -> None:
         SpelaSequential(SpelaLinear(3, 4, 2), nn.Dropout())(torch.randn(1, 3))
     with pytest.raises(ValueError, match="got nothing"):
         SpelaSequential()(torch.randn(1, 3))
+
+
+def test_layers_that_would_not_learn_are_refused() -> None:
+    inner = nn.Sequential(SpelaLinear(3, 4, 2), RowNorm())
+    net, (x, target) = (
+        SpelaSequential(inner, SpelaLinear(4, 4, 2)),
+        (torch.randn(2, 3), torch.tensor([0, 1])),
+    )
+    with pytest.raises(
+        ValueError, match="SpelaLinear is inside Sequential, where it would not learn"
+    ):
+        net.local_step(x, target, optim.LocalSGD(net.parameters(), lr=0.1))
+    frozen = SpelaSequential(Frozen(inner), SpelaLinear(4, 4, 2))
+    before = inner[0].weight.clone()
+    frozen.local_step(x, target, optim.LocalSGD(frozen.parameters(), lr=0.1))
+    assert torch.equal(inner[0].weight, before)
 
 
 def test_row_norm() -> None:

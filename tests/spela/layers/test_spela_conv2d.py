@@ -372,6 +372,11 @@ def test_parameters_missing_from_the_optimizer_are_named() -> None:
         ({"symmetric_dim": 0}, "`symmetric_dim` must be at least 1"),
         ({"objective": "hinge"}, "unknown objective"),
         ({"negative_slope": -1.0}, "`negative_slope` must be >= 0"),
+        ({"scale": 0.0}, "`scale` must be > 0"),
+        ({"stride": 0}, "`stride` must be at least 1"),
+        ({"dilation": (1, 0)}, "`dilation` must be at least 1"),
+        ({"output_size": (3, 3, 3)}, r"`output_size` must be a size or \(height, width\)"),
+        ({"vectors": torch.zeros(4, 4, 7)}, "must be finite and not zero"),
         ({"vectors": "random"}, "gaussian"),
         ({"vectors": torch.randn(4, 3, 7)}, r"must be \(4, 4, 7\)"),
         ({"grouping": 6}, r"`groups` must be 1\.\.5"),
@@ -381,6 +386,38 @@ def test_parameters_missing_from_the_optimizer_are_named() -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _layer(**options)
+
+
+def test_kernel_size_is_checked() -> None:
+    with pytest.raises(ValueError, match="`kernel_size` must be at least 1"):
+        SpelaConv2d(1, 6, 0, 4, (3, 3))
+
+
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
+def test_a_layer_in_16_bits_takes_torch_s_step(kind: str) -> None:
+    layer, (x, target) = _layer().bfloat16(), _batch()
+    twin, before = copy.deepcopy(layer), layer.weight.clone()
+    layer.local_step(
+        x.bfloat16(), target, getattr(optim, f"Local{kind}")(layer.parameters(), lr=1e-2)
+    )
+    twin.local_step(
+        x.bfloat16(),
+        target,
+        getattr(torch.optim, kind)(twin.parameters(), lr=1e-2, fused=kind == "Adam"),
+    )
+    assert not torch.equal(layer.weight, before)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+
+
+def test_a_batch_of_another_dtype_or_of_nothing_is_refused() -> None:
+    layer, (x, target) = _layer(), _batch()
+    for wrong in (x.double(), x.to(torch.uint8), x.half()):
+        with pytest.raises(TypeError, match=r"but the layer torch\.float32: convert one"):
+            layer.local_loss(wrong, target)
+    with pytest.raises(ValueError, match="a batch needs at least one sample"):
+        layer.local_step(x[:0], target[:0], optim.LocalAdam(layer.parameters()))
+    assert int(layer.norm.num_batches_tracked) == 0
 
 
 def test_own_vectors_are_normalised() -> None:

@@ -129,6 +129,38 @@ def test_local_step_equals_gradient_and_torch_step(kind: str, activation: str) -
     torch.testing.assert_close(fused.weight, plain.weight, rtol=1e-9, atol=1e-12)
 
 
+UNFUSED = [
+    ("LocalSGD", {"maximize": True}),
+    ("LocalSGD", {"momentum": 0.9, "dampening": 0.5}),
+    ("LocalAdam", {"maximize": True}),
+    ("LocalAdam", {"amsgrad": True}),
+    ("LocalAdam", {"weight_decay": 0.5, "decoupled_weight_decay": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), UNFUSED, ids=str)
+def test_options_of_torch_that_no_op_has_are_obeyed(kind: str, options: dict) -> None:
+    """In a parameter group or in a state loaded from torch's optimizer, which may set any of its options."""
+    x, target = _batch()
+    fused, plain = _layer(), _layer()
+
+    def make(layer: nn.Module) -> torch.optim.Optimizer:
+        return getattr(optim, kind)([{"params": list(layer.parameters()), **options}], lr=0.1)
+
+    ours, theirs = make(fused), make(plain)
+    twin = copy.deepcopy(fused)
+    loaded = getattr(optim, kind)(twin.parameters(), lr=0.1)
+    loaded.load_state_dict(ours.state_dict())
+    for _ in range(3):
+        fused.local_step(x, target, ours)
+        twin.local_step(x, target, loaded)
+        theirs.zero_grad()
+        plain.local_loss(x, target)[0].backward()
+        theirs.step()
+    torch.testing.assert_close(fused.weight, plain.weight)
+    torch.testing.assert_close(twin.weight, plain.weight)
+
+
 def test_a_refused_batch_leaves_no_trace() -> None:
     layer, (x, target) = _layer(), _batch()
     optimizer = optim.LocalAdam(layer.parameters(), lr=0.1)
@@ -168,9 +200,11 @@ def test_frozen_parameters_stay() -> None:
 
 def test_parameters_missing_from_the_optimizer_are_named() -> None:
     layer, (x, target) = _layer(), _batch()
-    optimizer = optim.LocalSGD(_layer().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="does not hold a parameter"):
-        layer.local_step(x, target, optimizer)
+    for kind in (optim.LocalSGD, torch.optim.SGD):
+        optimizer = kind(_layer().parameters(), lr=0.1)
+        with pytest.raises(ValueError, match="does not hold a parameter"):
+            layer.local_step(x, target, optimizer)
+        assert layer.weight.grad is None
 
 
 def test_groups_and_schedulers() -> None:
@@ -198,6 +232,14 @@ def test_groups_and_schedulers() -> None:
         ({"objective": "hinge"}, "unknown objective"),
         ({"vectors": "random"}, "gaussian"),
         ({"vectors": torch.eye(3)}, r"must be \(3, 8\)"),
+        (
+            {"vectors": torch.eye(3, 8) * torch.tensor([[1.0], [0.0], [1.0]])},
+            "must be finite and not zero",
+        ),
+        ({"vectors": torch.full((3, 8), torch.nan)}, "must be finite and not zero"),
+        ({"scale": -1.0}, "`scale` must be > 0"),
+        ({"scale": float("nan")}, "`scale` must be > 0"),
+        ({"negative_slope": -1.0}, "`negative_slope` must be >= 0"),
     ],
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
@@ -205,3 +247,14 @@ def test_bad_arguments(options: dict[str, object], message: str) -> None:
         _layer(**options)
     with pytest.raises(ValueError, match="`out_features` must be at least 1"):
         SpelaLinear(4, 0, 3)
+    with pytest.raises(TypeError, match="floating point tensor, got list"):
+        _layer(vectors=[[1.0, 0.0]])
+
+
+def test_a_step_runs_on_the_meta_device() -> None:
+    layer, (x, target) = _layer().to("meta"), _batch()
+    optimizer = optim.LocalSGD(layer.parameters(), lr=0.1)
+    loss, y = layer.local_step(x.to("meta"), target.to("meta"), optimizer)
+    assert (loss.shape, y.shape) == ((), (len(x), 8))
+    with pytest.raises(ValueError, match="`x` is on meta but `weight` on cpu"):
+        _layer().local_loss(x.to("meta"), target.to("meta"))

@@ -164,8 +164,11 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     assert result.returncode == 2
     assert result.stderr.startswith("spela: error: ")
     assert result.stderr.count("\n") == 1
+    assert f"cannot write {out / 'checkpoint.safetensors'}: " in result.stderr
     assert not list(out.glob("*.safetensors"))
     assert not list(out.glob(".*.tmp"))
+    # With room the same command starts.
+    assert _spela(*TRAIN, "--epochs", "1", "--out", out).returncode == 0
 
 
 def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, trained: Path) -> None:
@@ -185,7 +188,9 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, tra
         (*train, "digits", "--lr", "-1"): "lr must be a positive number",
         (*train, "digits", "--lr", "nan"): "lr must be a positive number",
         (*train, "digits", "--backend", "cuda"): "unknown back-end 'cuda'",
+        (*train, "digits", "--backend", "triton"): "back-end 'triton' cannot run on device 'cpu'",
         (*train, "digits", "--device", "tpu"): "device 'tpu' cannot be used here",
+        (*train, "digits", "--device", "meta"): "device 'meta' cannot be used here",
         (*train, "digits", "--seed", "-1"): "seed must be",
         (*train, "digits", "--resume"): "holds no run to continue",
         (*train, tmp_path / "missing.npz"): "does not exist",
@@ -195,6 +200,20 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, tra
         ("evaluate", tmp_path): "holds no finished epoch",
         ("predict", trained, tmp_path / "no.npz"): "no.npz",
         ("trian",): "trian",
+        (
+            "train",
+            "--data",
+            "digits",
+            "--out",
+            trained / "config.json" / "run",
+        ): "cannot make the folder",
+        (
+            "info",
+            trained,
+            "--card",
+            "--out",
+            tmp_path / "no" / "x.md",
+        ): f"cannot write {tmp_path / 'no' / 'x.md'}",
     }
     for arguments, message in cases.items():
         assert message in _fails(capsys, *arguments), arguments
