@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FusedOptimizer", "LocalLayer", "owns", "step_by_gradient"]
+__all__ = ["FusedOptimizer", "LocalLayer", "not_held", "owns", "step_by_gradient"]
 
 
 class FusedOptimizer(ABC):

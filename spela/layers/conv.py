@@ -304,9 +304,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         parameters = list(self.parameters())
         own = owns(self, "weight", "bias", "projection")
         own = own and (self.norm is None or owns(self.norm, "weight", "bias"))
-        own = (
-            own and self.weight.element_size() > 2
-        )  # of 16 bits the moments and gradients are float32
+        # In 16 bits, the fused step's moments and gradients would be float32.
+        own = own and self.weight.element_size() > 2
         if not (isinstance(optimizer, FusedOptimizer) and own) or not all(
             p.requires_grad and optimizer.can_fuse([p]) for p in parameters
         ):

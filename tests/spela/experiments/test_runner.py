@@ -119,6 +119,29 @@ def test_a_table_is_rebuilt_from_finished_runs_without_running_any(
     assert json.loads((copy.out / "mlp.json").read_text())["rows"][0] == table["rows"][0]
 
 
+def test_data_not_at_hand_is_skipped_and_what_it_gave_elsewhere_counts(
+    finished: tuple[dict, Options, list[Outcome]], tmp_path: Path
+) -> None:
+    experiment = Experiment("mlp", "A test", ("mnist",), (Row("a", "tmlr", settings=SMALL),))
+    options = Options(tmp_path / "out", (0,), data_root=tmp_path)
+    (row,) = reproduce(experiment, options)["rows"]
+    assert (row["status"], "accuracy" in row) == ("skipped", False)
+    assert "mnist is not at hand" in row["reason"]
+    assert not (options.out / "runs").exists()
+    # A summary of that run, as if another machine had made it.
+    (job,) = plan(experiment, options)
+    table, theirs, _ = finished
+    summary = json.loads(
+        (theirs.out / "runs" / table["rows"][0]["runs"][0] / "summary.json").read_text()
+    )
+    folder = RunFolder(options.out / "runs" / job.key)
+    folder.path.mkdir(parents=True)
+    folder.write_json(folder.summary, {**summary, "config": job.config.to_dict()})
+    (row,) = reproduce(experiment, options)["rows"]
+    assert (row["status"], row["reason"]) == ("done", "")
+    assert row["accuracy"][0]["by_seed"] == table["rows"][0]["accuracy"][0]["by_seed"][:1]
+
+
 def test_a_run_on_a_file_that_moved_is_kept_and_an_unfinished_one_starts_over(
     tmp_path: Path,
 ) -> None:
