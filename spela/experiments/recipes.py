@@ -179,8 +179,8 @@ _CNN_COMMON: dict[str, Any] = {**_COMMON, "channels": (128, 128), "layers": (), 
 _CNN: dict[str, dict[str, Any]] = {
     "best": {
         **_CNN_COMMON,
-        # 100 dimensions: half a point more in the first layer, none in the second (README), at three times the
-        # parameters.
+        # 100 dimensions: half a point more in the first layer, none in the second (README), at three times
+        # the parameters.
         "symmetric_dim": 16,
         # Projections that start small turn fast: with N(0, 1) they hardly move in an epoch.
         "projection_std": 0.1,
