@@ -18,6 +18,7 @@ from spela.training import RunFolder
 __all__ = ["table_figures"]
 
 _CROSSES = "crosses are published or measured figures"
+_OUTPUT = "0.45"  # grey: of a network with one answer
 Rows = list[dict[str, Any]]
 
 
@@ -139,18 +140,20 @@ def _layers(rows: Rows) -> Figure:
         for layer, (found, known) in enumerate(zip(ours, layers, strict=True)):
             # Layers one below the other: their points often lie on each other.
             height = place + 0.5 * ((layer + 0.5) / len(layers) - 0.5)
-            spread = found["sd"] or 0
+            spread, colour = found["sd"] or 0, f"C{layer}" if len(layers) > 1 else _OUTPUT
             axes.errorbar(
-                found["mean"], height, xerr=spread, fmt="o", ms=4, capsize=2, color=f"C{layer}"
+                found["mean"], height, xerr=spread, fmt="o", ms=4, capsize=2, color=colour
             )
             if "published" in known:
                 axes.plot(known["published"], height, "x", color="black", zorder=3)
-    handles = [
-        axes.plot([], [], "o", ms=4, color=f"C{layer}", label=f"layer {layer + 1}")[0]
-        for layer in range(depth)
-    ]
     if depth > 1:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(depth, 6), fontsize=8)
+        named = [(f"C{layer}", f"layer {layer + 1}") for layer in range(depth)]
+        if any(len(row["accuracy"]) == 1 for row in rows):
+            named.append((_OUTPUT, "output"))
+        handles = [axes.plot([], [], "o", ms=4, color=c, label=label)[0] for c, label in named]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(depth + 1, 6), fontsize=8
+        )
     axes.set_yticks(range(len(rows)), [row["row"] for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test accuracy, %")
