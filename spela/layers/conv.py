@@ -167,8 +167,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             return group_vectors(vectors, counts, self.symmetric_dim, most, generator=generator)
         expected = (self.out_channels, most, self.symmetric_dim)
         check_vectors(vectors, expected)
-        kernels = torch.arange(self.out_channels)[:, None]
-        check_directions(vectors.cpu()[kernels, grouping.cpu()])
+        own = grouping.to(vectors.device)
+        check_directions(vectors[torch.arange(len(own), device=own.device)[:, None], own])
         return nn.functional.normalize(vectors.double(), dim=2)
 
     @torch.no_grad()

@@ -28,12 +28,10 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # The temporary file's name would tell a user nothing.
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # the temporary file's name would tell a user nothing
+            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         raise
 
 
