@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from spela.experiments import LoadedRun, load_run
-from spela.training import RunFolder
+from spela.training import RunFolder, extension_note
 
 __all__ = ["Card", "as_markdown", "as_text", "describe", "printable"]
 
@@ -68,18 +68,16 @@ def describe(path: str | Path) -> Card:
         A `Card`.
 
     Raises:
-        ValueError: If it holds no readable checkpoint.
+        ValueError: If it holds no readable checkpoint, or its files disagree.
     """
     folder = RunFolder(path)
     run = load_run(path)
-    epoch = run.checkpoint.epoch
-    records = [r for r in folder.read_metrics() if r["epoch"] == epoch]
     return Card(
         Path(path),
         run,
         len(run.checkpoint.tensors),
         folder.checkpoint.stat().st_size,
-        _sound(records[-1]) if records else {},
+        _sound(run.records[-1]) if run.records else {},
     )
 
 
@@ -113,12 +111,13 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     shown = " / ".join(f"{100 * share:.2f}" for share in accuracy) or "not recorded"
     if "vote_accuracy" in card.metrics and len(accuracy) > 1:
         shown += f", all layers' mean score {100 * card.metrics['vote_accuracy']:.2f}"
+    note = extension_note(config, checkpoint.extended_at)
     return [
         ("method", f"{config.method}, recipe {printable(config.recipe)}, seed {config.seed}"),
         ("data", printable(config.data)),
         ("input", f"{shape}, {'pixels 0..255 divided by 255' if pixels else 'features as stored'}"),
         ("classes", f"{', '.join(names)}{f' and {more} more' if more else ''}"),
-        ("epochs", f"{checkpoint.epoch} of {config.total_epochs}"),
+        ("epochs", f"{checkpoint.epoch} of {config.total_epochs}{f', {note}' if note else ''}"),
         ("test accuracy of each layer, %", shown),
         ("parameters", f"{card.parameters:,}"),
         ("file", f"{card.tensors} tensors, {card.size:,} bytes"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from spela.data import Dataset, prepare
 from spela.experiments import LoadedRun
 from spela.layers import LocalLayer
-from spela.training import RunFolder, evaluate
+from spela.training import RunConfig, RunFolder, evaluate, extension_note, read_evidence
 from spela.training.records import write_atomically
 
 __all__ = ["diagnostics_figure", "write_report"]
@@ -197,13 +197,13 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
         Path of the HTML page.
 
     Raises:
-        ValueError: If the folder has no finished run.
+        ValueError: If the folder has no finished run, or its files disagree.
         OSError: If it cannot be written.
     """
-    records = folder.read_metrics()
-    if not records:
-        raise ValueError(f"{folder.path} has no finished epoch to report on")
-    summary = folder.read_json(folder.summary)
+    evidence = read_evidence(folder)
+    records, summary = evidence.records, evidence.summary
+    if summary is None:
+        raise ValueError(f"{folder.path} has no finished run to report on")
     result = evaluate(run.net, dataset.test_x, dataset.test_y)
     figures: dict[str, tuple[str, Figure | None]] = {
         "curves": ("Loss, accuracy and weight norm by layer", _curves(records)),
@@ -231,6 +231,9 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
         records=records,
         figures=shown,
         config=summary["config"],
+        extension=extension_note(
+            RunConfig.from_dict(summary["config"]), summary.get("extended_at", [])
+        ),
         minutes=math.fsum(record["seconds"] for record in records) / 60,
     )
     write_atomically(folder.report, partial(_write_bytes, html.encode()))

@@ -13,7 +13,7 @@ from spela.cli.options import DataRoot, pick_device
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS, find_experiments
 from spela.experiments.reproduce import rebuild, reproduce
-from spela.experiments.runner import Outcome
+from spela.experiments.runner import Outcome, writing_results
 from spela.results import check_readme, update_readme, write_pages
 from spela.results.cells import difference_text
 
@@ -96,21 +96,34 @@ def reproduce_command(
     if quick:
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
     failed = 0
-    for experiment in experiments:
-        if report_only:
-            rebuild(experiment, options)
-            continue
-        typer.echo(f"== {experiment.name}: {experiment.title}")
-        table = reproduce(experiment, options, jobs, _print_outcome)
-        _print_table(table)
-        failed += sum(
-            row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]
-        )
-    html, markdown = write_pages(options)
+    busy: list[str] = []
+
+    def note(outcome: Outcome, done: int, total: int) -> None:
+        _print_outcome(outcome, done, total)
+        if outcome.status == "busy":
+            busy.append(outcome.key)
+
+    with writing_results(options):
+        for experiment in experiments:
+            if report_only:
+                rebuild(experiment, options)
+                continue
+            typer.echo(f"== {experiment.name}: {experiment.title}")
+            table = reproduce(experiment, options, jobs, note)
+            _print_table(table)
+            failed += sum(
+                row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]
+            )
+        html, markdown = write_pages(options)
     typer.echo(f"report: {html}\n        {markdown}")
     if readme is not None:
         update_readme(readme, options)
         typer.echo(f"main table: {readme}")
+    if busy:
+        raise ValueError(
+            f"other processes are writing to {len(busy)} runs ({busy[0]}, ...): wait until they end; the "
+            "same command then goes on"
+        )
     if failed:
         raise ValueError(
             f"{failed} rows failed (reasons above and in {options.folder}); the same command tries "

@@ -21,11 +21,18 @@ from spela.cli.options import (
 )
 from spela.cli.parallel import Parallel, RankTimeout, join, main_first
 from spela.data import Dataset, dataset_names, is_available, load_dataset
-from spela.distributed import Ranks, run_parallel
+from spela.distributed import Ranks, SharedRunFolder, run_parallel
 from spela.experiments import RECIPES, load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.report import write_report
-from spela.training import Listener, Listeners, RunConfig, RunFolder, TensorBoardListener
+from spela.training import (
+    Listener,
+    Listeners,
+    RunConfig,
+    RunFolder,
+    TensorBoardListener,
+    extension_note,
+)
 from spela_kernels import ACTIVATIONS, OBJECTIVES, select_backend, use_backend
 
 __all__ = ["demo", "train"]
@@ -46,6 +53,7 @@ def _train(
     ranks: Ranks | None = None,
     parallel: str = "",
     tensorboard: bool = False,
+    extend: bool = False,
 ) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -62,17 +70,30 @@ def _train(
     )
     listeners: list[Listener] = [ProgressBar()]
     if tensorboard:
-        done = len(RunFolder(out).read_metrics())
-        listeners.append(TensorBoardListener(out / "tensorboard", done))
+        listeners.append(TensorBoardListener(out / "tensorboard"))
     listener = Listeners(listeners)
-    with use_backend(backend):
+    folder = RunFolder(out) if ranks is None else SharedRunFolder(out, ranks)
+    with folder.writing(), use_backend(backend):
         if ranks is None:
             summary = run_training(
-                config, dataset, out, resume=resume, device=device, listener=listener
+                config,
+                dataset,
+                out,
+                resume=resume,
+                extend=extend,
+                device=device,
+                listener=listener,
             )
         else:
             summary = run_parallel(
-                config, dataset, out, ranks, parallel, resume=resume, listener=listener
+                config,
+                dataset,
+                out,
+                ranks,
+                parallel,
+                resume=resume,
+                extend=extend,
+                listener=listener,
             )
             ranks.leave()
             if not ranks.is_main:
@@ -82,6 +103,9 @@ def _train(
     print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
     print_top5(summary.get("top5_accuracy"))
     print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
+    note = extension_note(config, summary.get("extended_at", []))
+    if note:
+        typer.echo(note)
     typer.echo(f"run folder: {out}")
     typer.echo(f"report:     {report}")
 
@@ -165,7 +189,14 @@ def train(
     noise: Annotated[
         float | None, typer.Option(help="Standard deviation of noise on all pixels (0..1).")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the training data. With --resume it may be larger than before: the learning "
+            "rate goes on at its place in the longer schedule, where cosine jumps back up, so that the "
+            "result is not that of one run of so many epochs; constant and drop give the same as one run."
+        ),
+    ] = None,
     head_epochs: Annotated[
         int | None,
         typer.Option(
@@ -268,5 +299,15 @@ def train(
     with main_first(ranks):
         dataset = load_data(config, data_root)
     _train(
-        config, dataset, out, resume, where, backend, threads, ranks, parallel or "", tensorboard
+        config,
+        dataset,
+        out,
+        resume,
+        where,
+        backend,
+        threads,
+        ranks,
+        parallel or "",
+        tensorboard,
+        extend=epochs is not None or head_epochs is not None,
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from spela.distributed.ranks import Ranks
 from spela.training import RunFolder
@@ -25,9 +29,21 @@ class SharedRunFolder(RunFolder):
         self.ranks = ranks
         self._known: list[dict[str, Any]] = []  # what rank 0 has in metrics.jsonl
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """As RunFolder, on rank 0; an error of rank 0 is everyone's."""
+        with ExitStack() as held:
+            self.ranks.from_main(lambda: held.enter_context(RunFolder.writing(self)))
+            yield
+
     def create(self, config: dict[str, Any]) -> None:
         """As RunFolder; an error of rank 0 is everyone's."""
         self.ranks.from_main(lambda: RunFolder.create(self, config))
+
+    def remove_summary(self) -> None:
+        """As RunFolder, on rank 0."""
+        if self.ranks.is_main:
+            super().remove_summary()
 
     def write_json(self, path: Path, value: Any) -> None:
         """As RunFolder, on rank 0."""
@@ -40,6 +56,8 @@ class SharedRunFolder(RunFolder):
 
     def keep_metrics(self, epochs: int) -> None:
         """As RunFolder; every process then knows the records that stay."""
+        # All have read the checkpoint before rank 0 changes the folder.
+        self.ranks.sum(torch.zeros(1))
 
         def kept() -> list[dict[str, Any]]:
             RunFolder.keep_metrics(self, epochs)

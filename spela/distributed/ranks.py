@@ -208,13 +208,13 @@ class Ranks:
         """What `call` returns on rank 0, on every rank: JSON values only.
 
         Raises:
-            ValueError: On the other ranks too, when `call` raises one on rank 0.
+            ValueError: On the other ranks, when `call` raises one, or an OSError, on rank 0.
         """
         message = b""
         if self.is_main:
             try:
                 message = json.dumps({"value": call()}).encode()
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 self._broadcast(json.dumps({"error": str(error)}).encode())
                 raise
         told = json.loads(self._broadcast(message))

@@ -32,6 +32,7 @@ def run_parallel(
     parallel: str,
     *,
     resume: bool = False,
+    extend: bool = False,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Train a run in several processes into one folder, from the start or from its last checkpoint.
@@ -46,6 +47,7 @@ def run_parallel(
         ranks: The processes of the job.
         parallel: data (parts of each batch) or layers (parts of the network).
         resume: Continue the run in `out` instead of starting one.
+        extend: When resuming, `config` may have more epochs; see `checked_checkpoint`.
         listener: Told of progress on rank 0, or None.
 
     Returns:
@@ -60,27 +62,28 @@ def run_parallel(
     if parallel not in PARALLEL:
         raise ValueError(f"unknown parallel {parallel!r}: use one of {', '.join(PARALLEL)}")
     folder = SharedRunFolder(out, ranks)
-    checkpoint = checked_checkpoint(folder, config) if resume else None
-    net = build_network(config, dataset.sample_shape, dataset.num_classes)
-    if not isinstance(net, SpelaSequential):
-        raise ValueError(f"--parallel trains SPELA networks only, not method {config.method!r}")
-    trainer: DataParallelTrainer | LayerParallelTrainer
-    if parallel == "data":
-        joint = DataParallelSequential(net.to(ranks.device), ranks)
-        optimizer = build_optimizer(config, joint)
-        data = dataset.to(ranks.device)
-        trainer = DataParallelTrainer(config, joint, optimizer, data, folder, listener)
-    else:
-        spread = LayerParallelSequential(net, ranks, dataset.sample_shape)
-        optimizer = build_optimizer(config, nn.ParameterList(spread.own_parameters))
-        data = dataset if ranks.is_main else _without_inputs(dataset)
-        data = data.to(ranks.device)
-        trainer = LayerParallelTrainer(config, spread, optimizer, data, folder, listener)
-    if checkpoint is None:
-        trainer.start()
-    else:
-        trainer.resume(checkpoint)
-    return trainer.fit()
+    with folder.writing():
+        checkpoint = checked_checkpoint(folder, config, extend) if resume else None
+        net = build_network(config, dataset.sample_shape, dataset.num_classes)
+        if not isinstance(net, SpelaSequential):
+            raise ValueError(f"--parallel trains SPELA networks only, not method {config.method!r}")
+        trainer: DataParallelTrainer | LayerParallelTrainer
+        if parallel == "data":
+            joint = DataParallelSequential(net.to(ranks.device), ranks)
+            optimizer = build_optimizer(config, joint)
+            data = dataset.to(ranks.device)
+            trainer = DataParallelTrainer(config, joint, optimizer, data, folder, listener)
+        else:
+            spread = LayerParallelSequential(net, ranks, dataset.sample_shape)
+            optimizer = build_optimizer(config, nn.ParameterList(spread.own_parameters))
+            data = dataset if ranks.is_main else _without_inputs(dataset)
+            data = data.to(ranks.device)
+            trainer = LayerParallelTrainer(config, spread, optimizer, data, folder, listener)
+        if checkpoint is None:
+            trainer.start()
+        else:
+            trainer.resume(checkpoint)
+        return trainer.fit()
 
 
 def _without_inputs(dataset: Dataset) -> Dataset:

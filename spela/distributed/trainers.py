@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spela.data import Dataset
 from spela.distributed.data_parallel import DataParallelSequential
@@ -85,7 +85,5 @@ class LayerParallelTrainer(_ParallelTrainer):
         return self._gathered
 
     def _weight_norms(self) -> list[float]:
-        layers = [m for m in self.module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        weights = [layer.weight.detach() for layer in layers]
-        norms = [0.0 if w.is_meta else float(torch.linalg.vector_norm(w.double())) for w in weights]
+        norms = super()._weight_norms()
         return self.ranks.sum(torch.tensor(norms, dtype=torch.float64)).tolist()

@@ -8,7 +8,7 @@ from typing import Any
 from spela.experiments.declare import Experiment
 from spela.experiments.measures import measure
 from spela.experiments.plan import Options, plan
-from spela.experiments.runner import Outcome, run_jobs
+from spela.experiments.runner import Outcome, run_jobs, writing_results
 from spela.experiments.tables import build_table, write_table
 
 __all__ = ["rebuild", "reproduce"]
@@ -32,15 +32,17 @@ def reproduce(
         The table. Runs that failed are in it with their reason.
 
     Raises:
-        ValueError: If something asked for is unknown or out of range.
+        ValueError: If something asked for is unknown or out of range, the files of a finished run disagree,
+            or another process is writing to the results folder.
     """
     jobs = plan(experiment, options)
-    run_jobs(jobs, options, processes, on_outcome)
-    table = build_table(experiment, options, jobs)
-    write_table(options, table)
-    if experiment.measure:
-        table["measured"] = measure(experiment, options, jobs, table["measured"])
+    with writing_results(options):
+        run_jobs(jobs, options, processes, on_outcome)
+        table = build_table(experiment, options, jobs)
         write_table(options, table)
+        if experiment.measure:
+            table["measured"] = measure(experiment, options, jobs, table["measured"])
+            write_table(options, table)
     return table
 
 
@@ -55,10 +57,11 @@ def rebuild(experiment: Experiment, options: Options) -> dict[str, Any] | None:
         The table; None, and nothing is written, where no run of the experiment is finished.
 
     Raises:
-        ValueError: If something asked for is unknown or out of range.
+        ValueError: As `reproduce`.
     """
-    table = build_table(experiment, options, plan(experiment, options))
-    if not any("accuracy" in row for row in table["rows"]):
-        return None
-    write_table(options, table)
+    with writing_results(options):
+        table = build_table(experiment, options, plan(experiment, options))
+        if not any("accuracy" in row for row in table["rows"]):
+            return None
+        write_table(options, table)
     return table

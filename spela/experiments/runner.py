@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +23,10 @@ from spela.denormals import flush_denormals
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
-from spela.training import RunConfig, RunFolder, load_checkpoint
+from spela.training import InUseError, RunConfig, RunFolder, read_checkpoint, read_evidence
+from spela.training.lock import only_writer
 
-__all__ = ["Outcome", "finished_summary", "run_folder", "run_jobs"]
+__all__ = ["Outcome", "finished_summary", "run_folder", "run_jobs", "writing_results"]
 
 
 _READ_BY_TABLES = {
@@ -45,9 +45,9 @@ class Outcome:
 
     Attributes:
         key: Name of its folder.
-        status: done (now), kept (finished before) or failed.
+        status: done (now), kept (finished before), failed, or busy (another process is writing it).
         seconds: Wall time of this call.
-        error: Why it failed, in one line.
+        error: Why it failed or was left, in one line.
     """
 
     key: str
@@ -64,7 +64,11 @@ def run_folder(options: Options, key: str) -> RunFolder:
 def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that was finished with these settings, or None where there is no whole one.
 
-    A file of data may lie elsewhere by now: its content is part of the folder's name.
+    A file of data may lie elsewhere by now: its content is part of the folder's name. A run that was given
+    more epochs on its way is not the run of these settings.
+
+    Raises:
+        ValueError: If the run's other files disagree with the summary.
     """
     if not folder.summary.exists():
         return None
@@ -77,8 +81,9 @@ def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | N
         and _placeless(summary.get("config")) == _placeless(config.to_dict())
         and summary.get("epochs") == config.total_epochs
         and summary.keys() >= _READ_BY_TABLES
+        and "extended_at" not in summary
     )
-    return summary if whole else None
+    return read_evidence(folder).summary if whole else None
 
 
 def _placeless(settings: object) -> object:
@@ -108,7 +113,7 @@ def run_jobs(
 
     Raises:
         ValueError: If `processes` is below 1, another call is writing to the same results folder, or it
-            holds runs of another kind of device.
+            holds runs of another kind of device or whose files disagree.
     """
     if processes < 1:
         raise ValueError(f"jobs must be at least 1, got {processes}")
@@ -133,7 +138,7 @@ def run_jobs(
 
     if not waiting:
         return outcomes
-    with _alone(options.folder):
+    with writing_results(options):
         if processes == 1:
             with _as_a_worker():
                 for task in list(waiting.values()):
@@ -223,21 +228,17 @@ def _as_a_worker() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the results folder; the system lets go of the lock when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another `spela reproduce` is writing to {folder}: wait for it, or choose another --out"
-            ) from None
+def writing_results(options: Options) -> Iterator[None]:
+    """Be the only writer of runs, tables and reports in the results folder.
+
+    Raises:
+        InUseError: If another process is.
+    """
+    folder = options.folder
+    with only_writer(
+        folder,
+        f"another `spela reproduce` is writing to {folder}: wait for it, or choose another --out",
+    ):
         yield
 
 
@@ -246,9 +247,13 @@ def _run_task(task: _Task) -> Outcome:
     config = RunConfig.from_dict(task.config)
     folder = RunFolder(task.folder)
     try:
-        resume = _can_resume(folder, config)
-        dataset = _data_of(config, task.data_root)
-        run(config, dataset, folder.path, resume=resume, device=task.device)
+        with folder.writing():
+            resume = _can_resume(folder, config)
+            dataset = _data_of(config, task.data_root)
+            run(config, dataset, folder.path, resume=resume, device=task.device)
+            (folder.path / "failed.json").unlink(missing_ok=True)
+    except InUseError as error:  # nothing in that folder is ours to change
+        return Outcome(task.key, "busy", time.perf_counter() - started, str(error))
     except KeyboardInterrupt:
         if multiprocessing.parent_process() is not None:
             os._exit(130)  # Ctrl-C reaches every process: the parent speaks for all
@@ -256,7 +261,6 @@ def _run_task(task: _Task) -> Outcome:
     except Exception as error:  # one run's failure, of whatever kind, must not lose the others
         message = " ".join(str(error).split()) or type(error).__name__
         return _failed(task, message, time.perf_counter() - started)
-    (folder.path / "failed.json").unlink(missing_ok=True)
     return Outcome(task.key, "done", time.perf_counter() - started)
 
 
@@ -269,15 +273,14 @@ def _failed(task: _Task, message: str, seconds: float) -> Outcome:
 
 def _can_resume(folder: RunFolder, config: RunConfig) -> bool:
     """Whether there is a checkpoint of these settings and all records before it; else the run starts over."""
+    folder.remove_summary()  # it is none of this run's, or there would be nothing to do
     try:
-        checkpoint = load_checkpoint(folder.checkpoint)
-        folder.keep_metrics(checkpoint.epoch)
+        _, checkpoint = read_checkpoint(folder)
     except ValueError:
         checkpoint = None
-    if checkpoint is not None and checkpoint.config == config:
+    if checkpoint is not None and checkpoint.config == config and not checkpoint.extended_at:
         return True
-    if folder.path.exists():
-        shutil.rmtree(folder.path)
+    folder.clear()
     return False
 
 

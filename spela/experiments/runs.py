@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,21 @@ from spela.training import (
     RunConfig,
     RunFolder,
     Trainer,
-    load_checkpoint,
+    read_checkpoint,
     restore,
 )
+from spela.training.evidence import check_weights
 
 __all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network and what it was trained on."""
+    """A trained network, what it was trained on, and the records of its epochs."""
 
     net: Network
     checkpoint: Checkpoint
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_data(config: RunConfig, data_root: Path | None = None, name: str | None = None) -> Dataset:
@@ -71,6 +73,7 @@ def run(
     out: str | Path,
     *,
     resume: bool = False,
+    extend: bool = False,
     device: torch.device | str = "cpu",
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -79,8 +82,9 @@ def run(
     Args:
         config: The run's settings; when resuming they must be those it was started with.
         dataset: Its data.
-        out: The run folder.
+        out: The run folder, which no other process may be writing to.
         resume: Continue the run in `out` instead of starting one.
+        extend: When resuming, `config` may have more epochs; see `checked_checkpoint`.
         device: Where to train.
         listener: Told of progress, or None.
 
@@ -88,40 +92,60 @@ def run(
         The summary, also in `out`/summary.json.
 
     Raises:
-        ValueError: If `out` already holds a run (or none, when resuming), or settings differ.
+        ValueError: If `out` already holds a run (or none, when resuming), settings differ, or another
+            process is writing to it.
         TrainingDivergedError: If a loss becomes NaN or infinite.
     """
     folder = RunFolder(out)
-    checkpoint = checked_checkpoint(folder, config) if resume else None
-    dataset = dataset.to(device)
-    net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
-    trainer = Trainer(config, net, build_optimizer(config, net), dataset, folder, listener)
-    if checkpoint is None:
-        trainer.start()
-    else:
-        trainer.resume(checkpoint)
-    return trainer.fit()
+    with folder.writing():
+        checkpoint = checked_checkpoint(folder, config, extend) if resume else None
+        dataset = dataset.to(device)
+        net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
+        trainer = Trainer(config, net, build_optimizer(config, net), dataset, folder, listener)
+        if checkpoint is None:
+            trainer.start()
+        else:
+            trainer.resume(checkpoint)
+        return trainer.fit()
 
 
-def checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
+def checked_checkpoint(folder: RunFolder, config: RunConfig, extend: bool = False) -> Checkpoint:
     """The checkpoint to resume from.
 
     Args:
         folder: Of the run.
         config: The settings asked for.
+        extend: They may have more epochs (of a head on frozen convolutions, once it learns, more
+            head_epochs), as long as each epoch done keeps its part in the longer run.
 
     Raises:
-        ValueError: If there is no readable checkpoint, or the run was started with other settings.
+        ValueError: If there is no readable checkpoint, the run's files disagree, or it was started with
+            other settings.
     """
-    checkpoint = load_checkpoint(folder.checkpoint)
+    _, checkpoint = read_checkpoint(RunFolder(folder.path))
     saved, asked = checkpoint.config.to_dict(), config.to_dict()
+    if extend and _is_longer(config, checkpoint):
+        return checkpoint
     changed = [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]
     if changed:
         raise ValueError(
-            f"{folder.path} was started with other settings ({', '.join(changed)}): "
-            "resume with the same ones, or start a new run in another --out"
+            f"{folder.path} was started with other settings ({', '.join(changed)}): resume with the same "
+            "ones (--epochs, or --head-epochs where a head learns alone, may be larger), or start a new "
+            "run in another --out"
         )
     return checkpoint
+
+
+def _is_longer(config: RunConfig, checkpoint: Checkpoint) -> bool:
+    """Whether settings differ from a checkpoint's by epochs that come after those it has done."""
+    saved = checkpoint.config
+    return (
+        config == replace(saved, epochs=config.epochs, head_epochs=config.head_epochs)
+        and config.epochs >= saved.epochs
+        and config.head_epochs >= saved.head_epochs
+        and (config.head_epochs > 0) == (saved.head_epochs > 0)
+        and (config.epochs == saved.epochs or checkpoint.epoch <= saved.epochs)
+    )
 
 
 def _check_sizes(checkpoint: Checkpoint, file: Path) -> None:
@@ -146,10 +170,12 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
         A `LoadedRun`.
 
     Raises:
-        ValueError: If the folder holds no readable checkpoint.
+        ValueError: If the folder holds no readable checkpoint, or its files disagree.
     """
-    checkpoint = load_checkpoint(RunFolder(path).checkpoint)
-    _check_sizes(checkpoint, RunFolder(path).checkpoint)
+    folder = RunFolder(path)
+    evidence, checkpoint = read_checkpoint(folder)
+    _check_sizes(checkpoint, folder.checkpoint)
     net = build_network(checkpoint.config, checkpoint.sample_shape, len(checkpoint.class_names))
     restore(checkpoint, net)
-    return LoadedRun(net.to(device).eval(), checkpoint)
+    check_weights(folder, evidence, net)
+    return LoadedRun(net.to(device).eval(), checkpoint, evidence.records)

@@ -12,7 +12,7 @@ from spela.export.pt2_file import write_pt2
 from spela.export.pte_file import write_pte
 from spela.export.train_step import train_step_program
 from spela.network import SpelaSequential
-from spela.training import Checkpoint, RunFolder, load_checkpoint, restore
+from spela.training import Checkpoint, RunFolder, read_checkpoint, restore
 
 __all__ = ["FORMATS", "KINDS", "export_run"]
 
@@ -45,7 +45,8 @@ def export_run(
         What was written.
 
     Raises:
-        ValueError: If the folder holds no readable checkpoint, or this network cannot be exported so.
+        ValueError: If the folder holds no readable checkpoint, its files disagree, or this network cannot
+            be exported so.
         OSError: If the file cannot be written.
     """
     for name, value, choices in (("what", what, KINDS), ("format", format, FORMATS)):
@@ -54,7 +55,7 @@ def export_run(
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"cannot write {out}: give --out a file in a folder that exists")
-    checkpoint = load_checkpoint(RunFolder(path).checkpoint)
+    _, checkpoint = read_checkpoint(RunFolder(path))
     program = _program(checkpoint, what, batch_size, untrained)
     if format == "onnx":
         write_onnx(program, out, opset=opset)

@@ -7,14 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 from spela.data import Dataset, PhotoSet, read_tensor_facts
 from spela.data.tensor_file import FEATURES_FORMAT, TENSOR_SUFFIX
 from spela.features.backbones import Backbone
 from spela.features.extract import Selection
-from spela.training.records import write_atomically
+from spela.training.tensors import save_tensors
 
 __all__ = ["describe", "feature_file", "is_cached", "save_features"]
 
@@ -109,13 +106,5 @@ def save_features(path: Path, features: Dataset, facts: dict[str, Any]) -> None:
         name: getattr(features, name).contiguous()
         for name in ("train_x", "train_y", "test_x", "test_y")
     }
-    metadata = {"format": FEATURES_FORMAT, "features": json.dumps(facts)}
-
-    def write(name: str) -> None:
-        try:
-            save_file(tensors, name, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None  # `write_atomically` names the file
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    save_tensors(path, tensors, {"format": FEATURES_FORMAT, "features": json.dumps(facts)})

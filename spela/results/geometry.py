@@ -26,7 +26,7 @@ def layers_run(table: dict[str, Any], runs: Path) -> str | None:
     for row in table["rows"]:
         if row.get("method") != "spela" or "accuracy" not in row:
             continue
-        for key in row["runs"]:
+        for key in row["finished"]:
             if RunFolder(runs / key).summary.exists():
                 return str(key)
     return None

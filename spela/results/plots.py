@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spela.experiments.registry import EXPERIMENTS
 from spela.report import diagnostics_figure
-from spela.training import RunFolder
+from spela.training import RunFolder, read_evidence
 
 __all__ = ["table_figures"]
 
@@ -78,7 +78,7 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
             )
         for row in mine:
             key = row["finished"][0]
-            figure = diagnostics_figure(RunFolder(runs / key).read_metrics())
+            figure = diagnostics_figure(read_evidence(RunFolder(runs / key)).records)
             if figure is not None:
                 caption = f"{data}: {row['row']}, layers on fixed training samples ({key})"
                 figures.append((f"{name}-{data}-{row['row']}", caption, figure))
@@ -162,8 +162,18 @@ def _layers(rows: Rows) -> Figure:
 
 
 def _records(row: dict[str, Any], runs: Path) -> list[list[dict[str, Any]]]:
-    """The metrics of a row's finished seeds."""
-    return [records for key in row["finished"] if (records := RunFolder(runs / key).read_metrics())]
+    """The records of a row's finished seeds; none where a table has outlived one of its runs.
+
+    Raises:
+        ValueError: If a run's files disagree, or seeds have records of different epochs.
+    """
+    seeds = [read_evidence(RunFolder(runs / key)).records for key in row["finished"]]
+    if not all(seeds):
+        return []
+    if len({len(records) for records in seeds}) > 1:
+        found = ", ".join(f"{key} {len(r)}" for key, r in zip(row["finished"], seeds, strict=True))
+        raise ValueError(f"runs of {row['row']!r} have records of different epochs ({found})")
+    return seeds
 
 
 def _curves(rows: Rows, runs: Path) -> Figure:
@@ -179,14 +189,13 @@ def _curves(rows: Rows, runs: Path) -> Figure:
 
 
 def _row_curve(axes: Axes, row: dict[str, Any], seeds: list[list[dict[str, Any]]]) -> None:
-    length = min(map(len, seeds))
     layers = len(seeds[0][0]["test_accuracy"])
     for layer in range(layers):
         # Before its epochs a head has not learned anything.
         is_head = row["head_epochs"] > 0 and layer >= len(row["channels"])
         start = row["epochs"] if is_head else 0
-        epochs = [record["epoch"] for record in seeds[0][start:length]]
-        curves = [[100 * r["test_accuracy"][layer] for r in seed[start:length]] for seed in seeds]
+        epochs = [record["epoch"] for record in seeds[0][start:]]
+        curves = [[100 * r["test_accuracy"][layer] for r in seed[start:]] for seed in seeds]
         means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
         dots = "o" if len(epochs) < 10 else None
         label = "head" if is_head else f"layer {layer + 1}" if layers > 1 else "output"

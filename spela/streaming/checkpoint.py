@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spela.streaming.classes import Label
 from spela.training.checkpoint import load_state_tensors, state_tensors
-from spela.training.records import write_atomically
+from spela.training.lock import locked
+from spela.training.tensors import save_tensors
 
-__all__ = ["Stream", "read_stream", "write_stream"]
+__all__ = ["FileState", "Stream", "file_state", "read_stream", "write_stream"]
 
 _FORMAT = "spela-stream-1"
+_WAIT_S = 60.0  # a save takes seconds at most
+FileState = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,19 @@ class Stream:
     generator: Tensor
 
 
+def file_state(path: Path) -> FileState:
+    """What tells a file from one that has been written in its place."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def write_stream(
-    path: Path, stream: Stream, net: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+    path: Path,
+    stream: Stream,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    known: FileState | None = None,
+) -> FileState:
     """Write a stream, whole or not at all.
 
     Args:
@@ -57,8 +69,13 @@ def write_stream(
         stream: Its state.
         net: Its network.
         optimizer: The network's optimizer.
+        known: The file as this stream last read or wrote it; None: whatever is there is replaced.
+
+    Returns:
+        The file as it is then.
 
     Raises:
+        ValueError: If something else has been written there since.
         OSError: If the disk is full or the folder not writable; an older file then stays.
     """
     tensors = state_tensors(net, optimizer)
@@ -72,15 +89,15 @@ def write_stream(
         "replay": stream.replay,
         "frozen": stream.frozen,
     }
-    metadata = {"format": _FORMAT, "stream": json.dumps(facts)}
-
-    def write(name: str) -> None:
-        try:
-            save_file(tensors, name, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None  # `write_atomically` names the file
-
-    write_atomically(path, write)
+    lock = path.with_name(f".{path.name}.lock")
+    with locked(lock, f"another process is writing {path}: save to another file", _WAIT_S):
+        if known is not None and path.exists() and file_state(path) != known:
+            raise ValueError(
+                f"{path} holds what another stream learnt since this one was loaded from it or saved to it: "
+                "save to another file, or load it again"
+            )
+        save_tensors(path, tensors, {"format": _FORMAT, "stream": json.dumps(facts)})
+        return file_state(path)
 
 
 def read_stream(path: Path) -> tuple[Stream, Callable[[nn.Module, torch.optim.Optimizer], None]]:

@@ -14,7 +14,7 @@ from spela.early_exit import ExitPolicy
 from spela.layers import LocalLayer
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam
-from spela.streaming.checkpoint import Stream, read_stream, write_stream
+from spela.streaming.checkpoint import FileState, Stream, file_state, read_stream, write_stream
 from spela.streaming.classes import ClassTable, Label
 from spela.streaming.replay import ReplayBuffer
 
@@ -86,6 +86,7 @@ class StreamingClassifier:
         self.optimizer = optimizer or LocalAdam(net.parameters(), lr=1e-3)
         self.net = net
         self.classes = ClassTable(net.local_layers, labels)
+        self._files: dict[Path, FileState] = {}  # as they were when this stream read or wrote them
 
     @property
     def labels(self) -> list[Label]:
@@ -169,14 +170,19 @@ class StreamingClassifier:
     def save(self, path: str | Path) -> None:
         """Write everything the stream needs to go on: one safetensors file, whole or not at all.
 
+        A hidden lock file beside it, which may be deleted, keeps savers apart.
+
         Args:
             path: The file to create or replace.
 
         Raises:
+            ValueError: If this stream was loaded from the file, or saved to it, and another one has been
+                saved there since: its learning would be lost.
             OSError: If the disk is full or the folder not writable.
         """
-        write_stream(
-            Path(path),
+        file = Path(path).resolve()
+        self._files[file] = write_stream(
+            file,
             Stream(
                 labels=self.labels,
                 memory=self.buffer.capacity,
@@ -189,6 +195,7 @@ class StreamingClassifier:
             ),
             self.net,
             self.optimizer,
+            self._files.get(file),
         )
 
     @classmethod
@@ -212,6 +219,7 @@ class StreamingClassifier:
             ValueError: If the file is missing, damaged, or of another network.
         """
         path = Path(path)
+        found = file_state(path) if path.is_file() else None
         stream, load_weights = read_stream(path)
         made = cls(net, optimizer, memory=stream.memory, replay=stream.replay, policy=stream.policy)
         layers = net.local_layers
@@ -231,6 +239,8 @@ class StreamingClassifier:
             raise ValueError(f"{path} is damaged: it remembers classes without a label")
         for index, frozen in enumerate(stream.frozen):
             made.freeze(index, frozen)
+        if found is not None:
+            made._files[path.resolve()] = found
         return made
 
     @property

@@ -11,14 +11,19 @@ from spela.training.evaluate import (
     batch_statistics_accuracy,
     evaluate,
 )
+from spela.training.evidence import Evidence, read_checkpoint, read_evidence
+from spela.training.lock import InUseError
 from spela.training.loop import Listener, Trainer, TrainingDivergedError
 from spela.training.records import RunFolder
+from spela.training.schedule import extension_note
 from spela.training.tensorboard import Listeners, TensorBoardListener
 
 __all__ = [
     "Checkpoint",
     "Evaluation",
+    "Evidence",
     "ExitEvaluation",
+    "InUseError",
     "LayerDiagnostics",
     "LayerwiseClassifier",
     "Listener",
@@ -34,8 +39,11 @@ __all__ = [
     "diagnose",
     "evaluate",
     "evaluate_early_exit",
+    "extension_note",
     "load_checkpoint",
     "parse_groups",
+    "read_checkpoint",
+    "read_evidence",
     "restore",
     "save_checkpoint",
 ]

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spela.training.config import RunConfig
-from spela.training.records import write_atomically
+from spela.training.tensors import save_tensors
 
 __all__ = [
     "Checkpoint",
@@ -46,6 +45,7 @@ class Checkpoint:
         class_names: Name of each class.
         tensors: Named tensors: `model.*` and `optimizer.*`.
         torch_version: Of the torch that wrote it.
+        extended_at: Epochs that were done whenever the run was given more of them.
     """
 
     config: RunConfig
@@ -55,6 +55,7 @@ class Checkpoint:
     class_names: tuple[str, ...]
     tensors: dict[str, Tensor]
     torch_version: str = "unknown"
+    extended_at: tuple[int, ...] = ()
 
 
 def state_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -86,6 +87,7 @@ def save_checkpoint(
     sample_dtype: torch.dtype,
     class_names: tuple[str, ...],
     tensors: dict[str, Tensor] | None = None,
+    extended_at: tuple[int, ...] = (),
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -100,6 +102,7 @@ def save_checkpoint(
         class_names: Name of each class.
         tensors: What to write instead of `state_tensors(net, optimizer)`: of a network that several
             processes hold, what they gathered.
+        extended_at: Epochs that were done whenever the run was given more of them.
 
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
@@ -112,16 +115,9 @@ def save_checkpoint(
         "sample_dtype": next(name for name, dtype in _DTYPES.items() if dtype == sample_dtype),
         "class_names": list(class_names),
         "torch": str(torch.__version__),
+        **({"extended_at": list(extended_at)} if extended_at else {}),
     }
-    metadata = {"format": _FORMAT, "run": json.dumps(facts)}
-
-    def write(name: str) -> None:
-        try:
-            save_file(tensors, name, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None  # `write_atomically` names the file
-
-    write_atomically(path, write)
+    save_tensors(path, tensors, {"format": _FORMAT, "run": json.dumps(facts)})
 
 
 def _damaged(path: Path, why: object) -> ValueError:
@@ -160,6 +156,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tuple(str(name) for name in facts["class_names"]),
             tensors,
             str(facts.get("torch", "unknown")),
+            tuple(int(n) for n in facts.get("extended_at", ())),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _damaged(path, error) from None

@@ -21,6 +21,7 @@ from spela.training.evaluate import (
     batch_statistics_accuracy,
     evaluate,
 )
+from spela.training.evidence import weight_norms
 from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
@@ -89,6 +90,7 @@ class Trainer:
         self.folder = folder
         self.listener = listener
         self.epochs_done = 0
+        self.extended_at: tuple[int, ...] = ()
 
     def start(self) -> None:
         """Create the run folder and the checkpoint of the untrained network."""
@@ -96,14 +98,24 @@ class Trainer:
         self._checkpoint()
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of the same run.
+        """Continue from a checkpoint of the same run, to more epochs where the config has more.
+
+        The learning rate is that of the position in the longer run, so a schedule that ends with the run
+        (cosine) jumps back up; checkpoints and summary say after which epoch.
 
         Raises:
             ValueError: If the records of some of its epochs are lost.
         """
         restore(checkpoint, self.module, self.optimizer)
         self.epochs_done = checkpoint.epoch
+        self.extended_at = checkpoint.extended_at
         self.folder.keep_metrics(self.epochs_done)
+        if checkpoint.config != self.config:
+            self.extended_at += (self.epochs_done,)
+            # In this order, so that a summary never stands beside another run's checkpoint.
+            self.folder.remove_summary()
+            self._checkpoint()
+        self.folder.write_json(self.folder.config, self.config.to_dict())
 
     def fit(self) -> dict[str, Any]:
         """Train the epochs that are left, evaluate, and write summary.json.
@@ -201,6 +213,7 @@ class Trainer:
             "train_loss": last["train_loss"],
             "weight_norm": last["weight_norm"],
             "epochs": last["epoch"],
+            **({"extended_at": list(self.extended_at)} if self.extended_at else {}),
             "seconds_per_epoch": statistics.median(body),
             **({"seconds_per_head_epoch": statistics.median(head)} if head else {}),
             # Runs of earlier versions have no such record.
@@ -253,9 +266,7 @@ class Trainer:
         return means
 
     def _weight_norms(self) -> list[float]:
-        layers = [m for m in self.module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        weights = [layer.weight for layer in layers]
-        return [float(torch.linalg.vector_norm(w.detach().double())) for w in weights]
+        return weight_norms(self.module)
 
     def _checkpoint(self) -> None:
         save_checkpoint(
@@ -268,6 +279,7 @@ class Trainer:
             self.dataset.train_x.dtype,
             self.dataset.class_names,
             self._run_tensors(),
+            self.extended_at,
         )
 
     def _run_tensors(self) -> dict[str, Tensor]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from spela.training.lock import LOCK_FILE, only_writer
 
 __all__ = ["RunFolder", "write_atomically"]
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
+
+    Its mode is that of the file it replaces, or the umask's, whatever `write` made of it.
 
     Args:
         path: The file to create or replace.
@@ -22,9 +30,13 @@ def write_atomically(path: Path, write: Callable[[str], object]) -> None:
         OSError: Naming `path`, if the disk is full or the folder is not there or not writable; `path` is then
             as it was before.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process ids repeat, on other machines and in containers that share the folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
         write(str(temporary))
+        os.chmod(temporary, mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -58,27 +70,55 @@ class RunFolder:
         """Whether a run was started here; settings alone are what a start that failed leaves."""
         return any(file.exists() for file in (self.checkpoint, self.metrics))
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the folder for a new run and write its config.
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the folder's only writer: it is made if missing, and removed again if nothing is written.
 
         Raises:
-            ValueError: If it already holds a run, or is not a folder.
+            InUseError: If another process is writing to it.
+            ValueError: If it is a file.
+            OSError: If it cannot be made or written to.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: give --out a folder")
+        with only_writer(
+            self.path,
+            f"another process is writing to {self.path}: wait until it ends, or choose another --out",
+        ):
+            own = (self.config, self.checkpoint, self.metrics, self.summary, self.report)
+            for file in own:
+                for left in self.path.glob(f".{file.name}.*.tmp"):  # of a writer that was killed
+                    left.unlink()
+            yield
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder of a new run, where `writing` has not, and write its config.
+
+        Raises:
+            ValueError: If the folder already holds a run.
+        """
         if self.holds_run():
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume, or choose another --out"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cannot make the folder {self.path}: {error.strerror}") from error
+        self.path.mkdir(parents=True, exist_ok=True)
         self.write_json(self.config, config)
+
+    def clear(self) -> None:
+        """Remove all that is in the folder, except for the lock that its writer holds."""
+        for path in self.path.iterdir():
+            if path.name == LOCK_FILE:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write one JSON file of this folder, whole or not at all."""
         _write_text(path, json.dumps(value, indent=2) + "\n")
+
+    def remove_summary(self) -> None:
+        """The run is not finished."""
+        self.summary.unlink(missing_ok=True)
 
     def read_json(self, path: Path) -> Any:
         """Read one JSON file of this folder.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from spela.training.config import RunConfig
 
-__all__ = ["learning_rate"]
+__all__ = ["extension_note", "learning_rate"]
 
 
 def learning_rate(config: RunConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -31,3 +32,24 @@ def learning_rate(config: RunConfig, epoch: int, step: int, steps_per_epoch: int
     if config.schedule == "drop":
         return max(config.lr - config.lr_drop * (epoch // 10), 0.0)
     return config.lr
+
+
+def extension_note(config: RunConfig, extended_at: Sequence[int]) -> str:
+    """What it means for a result that its run was given more epochs; nothing where it was not.
+
+    Args:
+        config: The run.
+        extended_at: Epochs that were done whenever it was given more.
+
+    Returns:
+        One sentence, or "".
+    """
+    if not extended_at:
+        return ""
+    text = f"given more epochs after epoch {', '.join(map(str, extended_at))}: "
+    if config.schedule == "cosine":
+        return text + (
+            "the learning rate, which the schedule had lowered for a shorter run, jumped back up there, so "
+            f"this is not the result of one run of {config.total_epochs} epochs"
+        )
+    return text + f"the same as one run of {config.total_epochs} epochs, whose schedule is the same"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,28 @@ class TensorBoardListener:
     """A listener that writes every epoch's figures, one curve a layer.
 
     Args:
-        folder: Where the event files go; `tensorboard --logdir` of it, or of a folder above, shows them.
-        first_epoch: Epochs done before; what an earlier, stopped process wrote beyond them is hidden.
+        folder: Where the event files go, from the first epoch on; `tensorboard --logdir` of it, or of a
+            folder above, shows them. What an earlier, stopped process wrote of that epoch and later ones is
+            hidden.
 
     Raises:
         ValueError: If the package `tensorboard` is not installed.
     """
 
-    def __init__(self, folder: Path, first_epoch: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError(
                 "--tensorboard needs the package tensorboard: pip install 'spela[tensorboard]'"
             ) from None
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch + 1)
+        self._open = partial(SummaryWriter, str(folder))
+        self.writer: Any = None
 
     def on_epoch_start(self, epoch: int, epochs: int, steps: int) -> None:
-        """Nothing to write yet."""
+        """Make the file, the first time: the folder is then known to be this process's."""
+        if self.writer is None:
+            self.writer = self._open(purge_step=epoch)
 
     def on_progress(self, steps_done: int, losses: list[float]) -> None:
         """Nothing: epochs are the unit here."""
@@ -56,7 +61,8 @@ class TensorBoardListener:
 
     def close(self) -> None:
         """Close the file."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 class Listeners:

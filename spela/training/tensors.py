@@ -1,0 +1,52 @@
+"""Named tensors as a safetensors file: whole or absent, and the same bytes for the same content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spela.training.records import write_atomically
+
+__all__ = ["save_tensors"]
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors and texts.
+
+    Args:
+        path: The file to create or replace.
+        tensors: By name, contiguous.
+        metadata: Texts by name.
+
+    Raises:
+        OSError: If the disk is full or the folder not writable; an older file then stays.
+    """
+
+    def write(name: str) -> None:
+        try:
+            save_file(tensors, name, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None  # `write_atomically` names the file
+        _sort_metadata(name)
+
+    write_atomically(path, write)
+
+
+def _sort_metadata(name: str) -> None:
+    """safetensors writes the texts in an order that changes from call to call.
+
+    Source: the format's description: 8 bytes of length, then JSON that spaces may follow, then tensors.
+    """
+    with open(name, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise OSError(f"the header takes {len(text)} bytes instead of {size}")
+        file.seek(8)
+        file.write(text.ljust(size))

@@ -1,0 +1,231 @@
+"""A run's files count only where they agree: every reader refuses a folder that contradicts itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spela.card import describe
+from spela.cli import main
+from spela.data import Dataset
+from spela.experiments import load_run, make_config, run
+from spela.experiments.declare import Experiment, Row
+from spela.experiments.plan import Options, plan
+from spela.experiments.reproduce import rebuild, reproduce
+from spela.experiments.runner import finished_summary, run_folder
+from spela.export import export_run
+from spela.report import write_report
+from spela.results.plots import table_figures
+from spela.training import RunConfig, RunFolder, read_checkpoint, read_evidence
+
+SETTINGS = {"layers": (8, 6), "batch_size": 8}
+
+
+def _config(**changes: Any) -> RunConfig:
+    return make_config("little", "best", 3, **{**SETTINGS, "epochs": 3, **changes})
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    g = torch.Generator().manual_seed(2)
+    y = torch.arange(40) % 4
+    x = torch.randn(40, 6, generator=g) + y[:, None]
+    return Dataset("little", x[:30], y[:30], x[30:], y[30:], 4, tuple("abcd"))
+
+
+@pytest.fixture(scope="module")
+def runs(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, one with another seed, and one that is shorter."""
+    out = tmp_path_factory.mktemp("runs")
+    run(_config(), data, out / "run")
+    run(make_config("little", "best", 4, epochs=3, **SETTINGS), data, out / "other")
+    run(_config(epochs=2), data, out / "short")
+    return out
+
+
+def _lines(path: Path) -> list[str]:
+    return (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps({**held, **changes}))
+
+
+def _copy(name: str, other: str = "other") -> Callable[[Path, Path], object]:
+    return lambda run, runs: shutil.copy(runs / other / name, run / name)
+
+
+# What is wrong in the folder, and the words that say so.
+DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "records cut": (
+        lambda run, _: (run / "metrics.jsonl").write_text("".join(_lines(run)[:2])),
+        "metrics.jsonl",
+    ),
+    "records twice": (
+        lambda run, _: (run / "metrics.jsonl").write_text("".join(x * 2 for x in _lines(run))),
+        "epoch 1 is out of order",
+    ),
+    "records emptied": (lambda run, _: (run / "metrics.jsonl").write_text(""), "metrics.jsonl"),
+    "a record torn": (
+        lambda run, _: (run / "metrics.jsonl").write_text("".join(_lines(run))[:-20]),
+        "metrics.jsonl",
+    ),
+    "records of another run": (_copy("metrics.jsonl"), "not that of the last epoch"),
+    "summary of another run": (
+        _copy("summary.json"),
+        "other settings than config.json (seed 4, 3)",
+    ),
+    "summary of a shorter run": (_copy("summary.json", "short"), "epochs 2, 3"),
+    "config of another run": (_copy("config.json"), "other settings than config.json (seed 3, 4)"),
+    "config edited": (lambda run, _: _edit(run / "config.json", lr=0.5), "lr 0.001, 0.5"),
+    "accuracy edited": (
+        lambda run, _: _edit(run / "summary.json", test_accuracy=[0.9, 0.99]),
+        "test_accuracy in summary.json",
+    ),
+    "epochs edited": (lambda run, _: _edit(run / "summary.json", epochs=30), "says 30 epochs"),
+    "seconds edited": (
+        lambda run, _: _edit(run / "summary.json", seconds_per_epoch=1e-9),
+        "seconds_per_epoch",
+    ),
+}
+# These need the weights to be seen.
+WEIGHTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "checkpoint of another run": (_copy("checkpoint.safetensors"), "(seed 4, 3)"),
+    "checkpoint of a shorter run": (_copy("checkpoint.safetensors", "short"), "(epochs 2, 3)"),
+}
+
+
+def _damaged(runs: Path, tmp_path: Path, damage: Callable[[Path, Path], object]) -> RunFolder:
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "run", folder)
+    damage(folder, runs)
+    return RunFolder(folder)
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_every_reader_refuses_files_that_disagree(
+    name: str, runs: Path, data: Dataset, tmp_path: Path
+) -> None:
+    damage, words = DAMAGE[name]
+    folder = _damaged(runs, tmp_path, damage)
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    sound = load_run(runs / "run")
+    readers: dict[str, Callable[[], object]] = {
+        "evidence": lambda: read_evidence(folder),
+        "report": lambda: write_report(folder, sound, data),
+        "evaluate, predict": lambda: load_run(folder.path),
+        "card": lambda: describe(folder.path),
+        "export": lambda: export_run(folder.path, tmp_path / "x.onnx"),
+        "resume": lambda: run(_config(), data, folder.path, resume=True),
+    }
+    for reader, read in readers.items():
+        with pytest.raises(ValueError, match="disagrees with itself") as refused:
+            read()
+        assert words in str(refused.value), reader
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_checkpoint_of_another_run_is_refused(
+    name: str, runs: Path, data: Dataset, tmp_path: Path
+) -> None:
+    damage, words = WEIGHTS[name]
+    folder = _damaged(runs, tmp_path, damage)
+    for unfinished in (False, True):
+        if unfinished:
+            folder.summary.unlink()
+        for read in (
+            lambda: load_run(folder.path),
+            lambda: export_run(folder.path, tmp_path / "x.onnx"),
+            lambda: run(_config(), data, folder.path, resume=True),
+        ):
+            with pytest.raises(ValueError, match="disagrees with itself") as refused:
+                read()
+            assert words in str(refused.value)
+
+
+def test_weights_and_records_of_an_unfinished_run_belong_together(
+    runs: Path, tmp_path: Path
+) -> None:
+    def damage(run: Path, runs: Path) -> None:
+        (run / "summary.json").unlink()
+        shutil.copy(runs / "other" / "metrics.jsonl", run / "metrics.jsonl")
+
+    folder = _damaged(runs, tmp_path, damage)
+    with pytest.raises(ValueError, match="not those of epoch 3 in metrics"):
+        load_run(folder.path)
+
+
+def test_what_a_killed_process_leaves_is_no_disagreement(
+    runs: Path, data: Dataset, tmp_path: Path
+) -> None:
+    def killed(run: Path, runs: Path) -> None:
+        (run / "summary.json").unlink()
+        with open(run / "metrics.jsonl", "a") as file:  # killed between record and checkpoint
+            file.write(
+                json.dumps({**json.loads(_lines(run)[-1]), "epoch": 4}) + '\n{"epoch": 5, "tr'
+            )
+
+    folder = _damaged(runs, tmp_path, killed)
+    evidence, checkpoint = read_checkpoint(folder)
+    assert (checkpoint.epoch, [r["epoch"] for r in evidence.records]) == (3, [1, 2, 3])
+    assert load_run(folder.path).records == evidence.records
+    run(_config(), data, folder.path, resume=True)
+    assert read_evidence(folder).summary is not None
+    alone = tmp_path / "alone"  # as somebody passes weights on
+    alone.mkdir()
+    shutil.copy(folder.checkpoint, alone)
+    assert load_run(alone).records == []
+
+
+EXPERIMENT = Experiment(
+    "mlp",
+    "A test",
+    ("digits",),
+    (Row("best", "best", settings={"layers": (8, 8), "epochs": 3}),),
+    main=("best",),
+)
+
+
+def test_tables_and_plots_refuse_a_cut_record(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0, 1))
+    table = reproduce(EXPERIMENT, options)
+    (_, _, figure), *_ = (f for f in table_figures(table, tmp_path / "runs") if "curves" in f[0])
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [3, 3]
+    job = plan(EXPERIMENT, options)[1]
+    folder = run_folder(options, job.key)
+    whole = folder.metrics.read_bytes()
+    folder.metrics.write_text("".join(_lines(folder.path)[:2]))
+    for read in (
+        lambda: finished_summary(folder, job.config),
+        lambda: rebuild(EXPERIMENT, options),
+        lambda: reproduce(EXPERIMENT, options),
+        lambda: table_figures(table, tmp_path / "runs"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{job.key} disagrees with itself: summary.json says 3"
+        ):
+            read()
+    folder.metrics.write_bytes(whole)
+    assert rebuild(EXPERIMENT, options)["rows"] == table["rows"]
+
+
+def test_the_command_line_says_it_in_one_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _damaged(runs, tmp_path, DAMAGE["config edited"][0])
+    monkeypatch.setattr(sys, "argv", ["spela", "evaluate", str(folder.path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith(f"spela: error: {folder.path} disagrees with itself: ")
+    assert error.count("\n") == 1

@@ -1,0 +1,150 @@
+"""A run is given more epochs: bit for bit the longer run where its schedule is, and said where it is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spela.card import as_markdown, as_text, describe
+from spela.data import Dataset
+from spela.experiments import load_run, make_config, run
+from spela.training import RunConfig, RunFolder, Trainer, load_checkpoint, read_evidence
+from spela.training.schedule import extension_note, learning_rate
+
+
+def _config(**changes: Any) -> RunConfig:
+    settings = {"layers": (8, 6), "batch_size": 8, "schedule": "constant", "epochs": 2}
+    return make_config("little", "best", 3, **{**settings, **changes})
+
+
+CNN = {"model": "cnn", "channels": (3,), "kernel_size": 3, "symmetric_dim": 9, "layers": (5,)}
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    g = torch.Generator().manual_seed(2)
+    y = torch.arange(40) % 4
+    x = torch.randn(40, 1, 6, 6, generator=g) + y[:, None, None, None]
+    return Dataset("little", x[:30], y[:30], x[30:], y[30:], 4, tuple("abcd"))
+
+
+def _same_weights(a: Path, b: Path) -> bool:
+    first, second = (load_file(path / "checkpoint.safetensors") for path in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def _figures(path: Path) -> list[dict[str, Any]]:
+    records = read_evidence(RunFolder(path)).records
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"epochs": 5}),
+        ({"schedule": "drop", "lr_drop": 1e-4, "epochs": 11}, {"epochs": 23}),
+        ({**CNN, "head_epochs": 1}, {"head_epochs": 3}),
+    ],
+    ids=["constant", "drop", "head"],
+)
+def test_where_the_schedule_is_the_same_it_is_the_longer_run(
+    before: dict, after: dict, data: Dataset, tmp_path: Path
+) -> None:
+    short, long = _config(**before), _config(**{**before, **after})
+    run(short, data, tmp_path / "extended")
+    summary = run(long, data, tmp_path / "extended", resume=True, extend=True)
+    whole = run(long, data, tmp_path / "whole")
+    assert _same_weights(tmp_path / "extended", tmp_path / "whole")
+    assert _figures(tmp_path / "extended") == _figures(tmp_path / "whole")
+    assert summary["extended_at"] == [short.total_epochs]
+    assert "extended_at" not in whole
+    assert f"the same as one run of {long.total_epochs} epochs" in extension_note(
+        long, summary["extended_at"]
+    )
+
+
+def test_a_cosine_goes_on_at_its_place_in_the_longer_run(data: Dataset, tmp_path: Path) -> None:
+    long = _config(schedule="cosine", epochs=5)
+    out = tmp_path / "run"
+    run(_config(schedule="cosine"), data, out)
+    summary = run(long, data, out, resume=True, extend=True)
+    rates = [record["learning_rate"] for record in read_evidence(RunFolder(out)).records]
+    assert rates[1] == learning_rate(_config(schedule="cosine"), 1, 0, 4)
+    assert rates[2:] == [learning_rate(long, epoch, 0, 4) for epoch in (2, 3, 4)]
+    assert rates[2] > rates[1]
+    assert (summary["epochs"], summary["extended_at"]) == (5, [2])
+    assert json.loads((out / "config.json").read_text()) == long.to_dict()
+    run(long, data, tmp_path / "whole")
+    assert not _same_weights(out, tmp_path / "whole")
+    card = describe(out)
+    words = "not the result of one run of 5 epochs"
+    assert words in as_text(card)
+    assert words in as_markdown(card)
+    # Twice more, and what is finished stays so.
+    assert run(_config(schedule="cosine", epochs=6), data, out, resume=True, extend=True)[
+        "extended_at"
+    ] == [2, 5]
+    again = run(_config(schedule="cosine", epochs=6), data, out, resume=True)
+    assert (again["epochs"], again["extended_at"]) == (6, [2, 5])
+
+
+def test_an_extension_that_is_killed_goes_on_in_the_same_bits(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = _config(schedule="cosine"), _config(schedule="cosine", epochs=5)
+    for name in ("whole", "config", "epoch"):
+        run(short, data, tmp_path / name)
+    run(long, data, tmp_path / "whole", resume=True, extend=True)
+    write_json, run_epoch = RunFolder.write_json, Trainer.run_epoch
+
+    def no_config(self: RunFolder, path: Path, value: Any) -> None:
+        raise KeyboardInterrupt
+
+    def no_epoch(self: Trainer, epoch: int) -> dict[str, Any]:
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return run_epoch(self, epoch)
+
+    for name, owner, attribute, stop in (
+        ("config", RunFolder, "write_json", no_config),
+        ("epoch", Trainer, "run_epoch", no_epoch),
+    ):
+        out = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, attribute, stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(long, data, out, resume=True, extend=True)
+        assert not (out / "summary.json").exists()
+        assert load_run(out).checkpoint.extended_at == (2,)
+        assert load_checkpoint(out / "checkpoint.safetensors").config == long
+        run(long, data, out, resume=True)
+        assert _same_weights(out, tmp_path / "whole")
+        assert _figures(out) == _figures(tmp_path / "whole")
+        assert read_evidence(RunFolder(out)).summary["extended_at"] == [2]
+    assert RunFolder.write_json is write_json
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "extend"),
+    [
+        ({}, {"epochs": 5}, False),
+        ({}, {"epochs": 1}, True),
+        ({}, {"epochs": 5, "lr": 0.1}, True),
+        ({**CNN, "head_epochs": 1}, {"epochs": 5}, True),
+        ({**CNN, "head_epochs": 0}, {"head_epochs": 2}, True),
+    ],
+    ids=["not asked for", "fewer", "other settings", "under a head", "a new head"],
+)
+def test_what_is_no_longer_run_is_refused(
+    before: dict, after: dict, extend: bool, data: Dataset, tmp_path: Path
+) -> None:
+    run(_config(**before), data, tmp_path / "run")
+    held = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match="was started with other settings"):
+        run(_config(**{**before, **after}), data, tmp_path / "run", resume=True, extend=extend)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == held
