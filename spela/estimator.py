@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -21,16 +22,21 @@ from tqdm import tqdm
 
 from spela.calibration import fit_temperature
 from spela.data import epoch_generator
-from spela.fitting import build_rows_network, held_out, mean_scores, scoring_dtype, train_epoch
+from spela.fitting import (
+    build_rows_network,
+    check_range,
+    held_out,
+    mean_scores,
+    plain_mode,
+    scoring_dtype,
+    train_epoch,
+)
 from spela.optim import LocalAdam
 
 __all__ = ["SpelaClassifier"]
 
 # Rows whose scores `partial_fit` keeps for the temperature.
 _RECENT = 1000
-
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _is(kind: type, value: object) -> bool:
@@ -134,27 +140,28 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             y: (N,) labels of any type, of at least two classes.
 
         Returns:
-            The estimator.
+            The estimator. Where it ends otherwise, by an error or Ctrl-C, the estimator is as it was.
 
         Raises:
             ValueError: If a parameter or the data does not fit, or the loss is no longer finite.
         """
         self._check_parameters()
-        X, y = self._checked_data(X, y, reset=True)
-        self._start(X.shape[1], y)
-        labels, held = self.encoder_.transform(y), None
-        if self.early_stopping:
-            X, X_held, labels, labels_held = held_out(
-                X, labels, self.validation_fraction, self.seed_
-            )
-        if self.scaler_ is not None:
-            self.scaler_.fit(X)
-        if self.early_stopping:
-            held = self._inputs(X_held), self._targets(labels_held)
-        x, target = self._inputs(X), self._targets(labels)
-        self._train(x, target, held)
-        self._score_precisely()
-        self._calibrate(*((x, target) if held is None else held))
+        with self._whole_or_not_at_all(), plain_mode():
+            X, y = self._checked_data(X, y, reset=True)
+            self._start(X.shape[1], y)
+            labels, held = self.encoder_.transform(y), None
+            if self.early_stopping:
+                X, X_held, labels, labels_held = held_out(
+                    X, labels, float(self.validation_fraction), self.seed_
+                )
+            if self.scaler_ is not None:
+                self.scaler_.fit(X)
+            if self.early_stopping:
+                held = self._inputs(X_held), self._targets(labels_held)
+            x, target = self._inputs(X), self._targets(labels)
+            self._train(x, target, held)
+            self._score_precisely()
+            self._calibrate(*((x, target) if held is None else held))
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> SpelaClassifier:
@@ -169,7 +176,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             classes: All labels that will ever come; needed in the first call.
 
         Returns:
-            The estimator.
+            The estimator. Where it ends otherwise, by an error or Ctrl-C, the estimator is as it was.
 
         Raises:
             ValueError: If a parameter or the data does not fit, or classes are missing or other ones.
@@ -184,20 +191,25 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
                 f"classes={list(classes)} are not those of the first call, {list(self.classes_)}: "
                 "leave the argument out"
             )
-        X, y = self._checked_data(X, y, reset=first)
-        unknown = np.setdiff1d(y, classes if first else self.classes_).tolist()
-        if unknown:
-            raise ValueError(f"y holds labels that are not in classes: {unknown}")
-        if first:
-            self._start(X.shape[1], classes)
-        if self.scaler_ is not None:
-            self.scaler_.partial_fit(X)
-        x, target = self._inputs(X), self._targets(self.encoder_.transform(y))
-        self._score_precisely()
-        self._calibrate(x, target)
-        self.net_.float()
-        self._epoch(x, target, 100, lambda share: self.learning_rate)
-        self._score_precisely()
+        with self._whole_or_not_at_all(), plain_mode():
+            X, y = self._checked_data(X, y, reset=first)
+            unknown = np.setdiff1d(y, classes if first else self.classes_).tolist()
+            if unknown:
+                raise ValueError(f"y holds labels that are not in classes: {unknown}")
+            if first:
+                self._start(X.shape[1], classes)
+            elif self.scaler_ is not None:
+                # What is out of all proportion to the samples before would spoil the scaler for good.
+                scaled = np.where(self.scaler_.var_ > 0, self.scaler_.transform(X), 0.0)
+                self._check_values(X, scaled)
+            if self.scaler_ is not None:
+                self.scaler_.partial_fit(X)
+            x, target = self._inputs(X), self._targets(self.encoder_.transform(y))
+            self._score_precisely()
+            self._calibrate(x, target)
+            self.net_.float()
+            self._epoch(x, target, 100, lambda share: float(self.learning_rate))
+            self._score_precisely()
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -219,7 +231,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (N, C) of X (N, I): softmax of the mean cosines over `temperature_`."""
-        return np.exp(self.predict_log_proba(X))
+        scores = torch.from_numpy(self._scores_of(X))
+        return torch.softmax(scores / self.temperature_, dim=1).numpy()
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms (N, C) of `predict_proba`."""
@@ -228,7 +241,10 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
 
     def _sizes(self) -> tuple[int, ...]:
         sizes = self.hidden_layer_sizes
-        return tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes,)
+        if isinstance(sizes, np.ndarray):
+            sizes = sizes.tolist()
+        sizes = sizes if isinstance(sizes, Sequence) else (sizes,)
+        return tuple(int(size) if _is(Integral, size) else size for size in sizes)
 
     def _check_parameters(self) -> None:
         if not self._sizes() or not all(
@@ -262,11 +278,28 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         except RuntimeError as error:
             raise ValueError(f"device {self.device!r}: {str(error).splitlines()[0]}") from None
 
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """What was learnt before stays where the block does not end well."""
+        learnt = vars(self).keys() - self.get_params(deep=False).keys()
+        before = copy.deepcopy({name: vars(self)[name] for name in learnt})
+        try:
+            yield
+        except BaseException:
+            for name in vars(self).keys() - self.get_params(deep=False).keys():
+                delattr(self, name)
+            self.__dict__.update(before)
+            raise
+
     def _checked_data(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(self, X, y, reset=reset, dtype=(np.float64, np.float32))
+        X, y = validate_data(self, X, y, reset=reset, dtype=np.float64, order="C")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
+        self._check_values(X)
         return X, y
+
+    def _check_values(self, X: np.ndarray, scaled: np.ndarray | None = None) -> None:
+        check_range(X, scaled, getattr(self, "feature_names_in_", None))
 
     def _start(self, features: int, labels: Any) -> None:
         """A fresh network for these labels."""
@@ -286,9 +319,9 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self.seed_,
             activation=self.activation,
             objective=self.objective,
-            scale=self.scale,
+            scale=float(self.scale),
         ).to(self.device or "cpu")
-        self.optimizer_ = LocalAdam(self.net_.parameters(), self.learning_rate)
+        self.optimizer_ = LocalAdam(self.net_.parameters(), float(self.learning_rate))
         self.n_iter_ = 0
         self.loss_curve_: list[float] = []
         self.validation_scores_: list[float] | None = None
@@ -298,8 +331,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         """Standardised features (N, I) in the dtype that scores, on the device."""
         device = next(self.net_.parameters()).device
         rows = X if self.scaler_ is None else self.scaler_.transform(X)
-        if not (np.abs(rows) <= _LARGEST).all():
-            raise ValueError("X holds numbers too large for float32: scale the features first")
+        self._check_values(X, rows)
         return torch.tensor(rows, dtype=scoring_dtype(device), device=device)
 
     def _targets(self, labels: np.ndarray) -> Tensor:
@@ -347,7 +379,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
 
     def _cosine_rate(self, epoch: int, share: float) -> float:
         done = (epoch + share) / self.max_iter
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return float(self.learning_rate) * 0.5 * (1 + math.cos(math.pi * done))
 
     def _score_precisely(self) -> None:
         """Into the dtype that scores; parameters stay the same objects, so the optimizer knows them."""
@@ -363,5 +395,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
 
     def _scores_of(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=(np.float64, np.float32))
-        return mean_scores(self.net_, self._inputs(X)).cpu().double().numpy()
+        with plain_mode():
+            X = validate_data(self, X, reset=False, dtype=np.float64, order="C")
+            self._check_values(X)
+            return mean_scores(self.net_, self._inputs(X)).cpu().double().numpy()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
@@ -16,10 +18,76 @@ from spela.layers import RowNorm, SpelaLinear
 from spela.network import SpelaSequential
 from spela.training import TrainingDivergedError
 
-__all__ = ["build_rows_network", "held_out", "mean_scores", "scoring_dtype", "train_epoch"]
+__all__ = [
+    "build_rows_network",
+    "check_range",
+    "held_out",
+    "mean_scores",
+    "plain_mode",
+    "scoring_dtype",
+    "train_epoch",
+]
 
 # Rows scored at a time: a wide layer's outputs stay in cache.
 _ROWS = 1000
+_LARGEST = float(np.finfo(np.float32).max)
+# A layer's norm is a sum of squares of sums of features: from about 1e18 on it overflows float32, all
+# cosines are 0 and nothing is learnt.
+_LARGEST_SCALED = 1e15
+
+
+@contextmanager
+def plain_mode() -> Iterator[None]:
+    """Training and scoring as in a fresh process, whatever modes the program around has set.
+
+    Gradients are on, new tensors are no inference tensors, NumPy's underflow is no error, and
+    scikit-learn's transformers return arrays.
+
+    Example:
+        >>> with torch.inference_mode(), plain_mode():
+        ...     torch.is_grad_enabled(), torch.ones(1).is_inference()
+        (True, False)
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        np.errstate(all="ignore"),
+        config_context(transform_output="default"),
+    ):
+        yield
+
+
+def check_range(
+    x: np.ndarray, scaled: np.ndarray | None = None, names: Sequence[str] | None = None
+) -> None:
+    """Refuse numbers that float32 cannot hold, or whose squares a layer cannot sum.
+
+    Args:
+        x: (N, I) features as they came.
+        scaled: (N, I) as the network takes them; None: not known yet.
+        names: The features' names, if they have some.
+
+    Raises:
+        ValueError: If one of x is NaN, infinite or beyond float32, or one of scaled beyond 1e15; names
+            the first such feature.
+
+    Example:
+        >>> check_range(np.array([[1.0, 2.0], [3.0, 1e40]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: feature 1 of X is 1e+40 in row 1, beyond float32: remove such values or scale it
+    """
+    fits = np.abs(x) <= _LARGEST if scaled is None else np.abs(scaled) <= _LARGEST_SCALED
+    if fits.all():
+        return
+    row, feature = (int(index) for index in np.argwhere(~fits)[0])
+    name = f"feature {feature}" + ("" if names is None else f" ({names[feature]!r})")
+    limit = "beyond float32"
+    if scaled is not None:
+        limit = f"{scaled[row, feature]:g} as the network takes it, beyond 1e15"
+    raise ValueError(
+        f"{name} of X is {x[row, feature]:g} in row {row}, {limit}: remove such values or scale it"
+    )
 
 
 def build_rows_network(
@@ -47,7 +115,7 @@ def build_rows_network(
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []
     # nn.Linear draws once from the global generator before the layer draws from its own.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         for size in sizes:
             if modules:
                 modules.append(RowNorm("rms"))

@@ -140,6 +140,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
 
     Image.fromarray(images[0]).save(folder / "a.png")
+    (folder / "cifar-100-python").mkdir()
+    batch = {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [3, 4]}
+    for part in ("train", "test"):
+        (folder / "cifar-100-python" / part).write_bytes(pickle.dumps(batch, protocol=2))
     return folder
 
 
@@ -152,6 +156,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "npy": lambda folder: read_inputs(folder / "x.npy", (1, 8, 8)),
     "idx": lambda folder: load_dataset(folder / "idx"),
     "image": lambda folder: read_inputs(folder / "a.png", (1, 8, 8)),
+    "cifar": lambda folder: load_dataset("cifar100", folder, download=False),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,7 +32,7 @@ class Batches:
         drop_last: leave a shorter last batch out.
 
     Raises:
-        TypeError: x or y is not a tensor.
+        TypeError: x or y is not a tensor, or batch_size no whole number.
         ValueError: unequal lengths or devices, no samples, batch_size below 1, shuffle without a
             generator, or drop_last that leaves no batch.
 
@@ -60,6 +61,7 @@ class Batches:
             )
         if x.device != y.device:
             raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
+        batch_size = operator.index(batch_size)  # NumPy's integers too
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if shuffle and generator is None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from spela.data.arrays import as_samples
 from spela.data.idx import looks_like_idx, read_idx
 from spela.data.npz import npz_keys, read_npy, read_npz
-from spela.data.reading import MAX_DEFLATE_RATIO, one_line
+from spela.data.pictures import open_picture, warn_of_backgrounds
 
 __all__ = ["image_files", "read_inputs"]
 
@@ -37,8 +37,9 @@ def read_inputs(
     Args:
         path: an .npz (its array x, else its only array, else test_x), .npy or idx file; a PNG or
             JPEG image, several of them, or a folder of them (sorted by name, see `image_files`).
-            An image is converted to the network's number of channels and, where its size differs,
-            resized (bilinear, without keeping proportions), which is logged as a warning.
+            An image is converted to the network's number of channels, laid over black or white where
+            it has transparent pixels (`open_picture`) and, where its size differs, resized (bilinear,
+            without keeping proportions); both are logged as warnings.
         sample_shape: the network's (C, H, W) or (F,). Arrays may be flat or not, as long as the
             number of values fits; one sample without a batch axis is accepted.
         train_dtype: the dtype the network was trained from, if known: after uint8 pixels, floats
@@ -95,13 +96,15 @@ def _read_images(files: list[Path], shape: tuple[int, ...]) -> Tensor:
         )
     channels, height, width = shape
     batch = np.empty((len(files), height, width, channels), np.uint8)
-    resized = []
+    resized, backgrounds = [], []
     for row, file in enumerate(files):
-        image = _open_image(file, _MODES[channels])
+        image, background = open_picture(file, _MODES[channels], ("PNG", "JPEG"))
+        backgrounds.append(background)
         if image.size != (width, height):
             resized.append(f"{file} ({image.width}x{image.height})")
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         batch[row] = np.asarray(image, np.uint8).reshape(height, width, channels)
+    warn_of_backgrounds(files, backgrounds)
     if resized:
         _logger.warning(
             "resized %d of %d images to %dx%d, the first: %s",
@@ -112,22 +115,6 @@ def _read_images(files: list[Path], shape: tuple[int, ...]) -> Tensor:
             resized[0],
         )
     return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-
-
-def _open_image(file: Path, mode: str) -> Image.Image:
-    try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > file.stat().st_size * MAX_DEFLATE_RATIO * 8:
-                raise ValueError(
-                    f"it claims {image.width} x {image.height} pixels, too many for its size"
-                )
-            if image.mode.startswith(("I", "F")):
-                # Pillow would clip such pixels at 255 instead of scaling them.
-                raise ValueError(f"it has {image.mode} pixels; save it with 8 bits a channel")
-            return ImageOps.exif_transpose(image).convert(mode)
-    # Pillow reports damage as OSError, SyntaxError or DecompressionBombError.
-    except (OSError, MemoryError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {file} as an image: {one_line(error)}") from error
 
 
 def _read_array(file: Path, shape: tuple[int, ...], train_dtype: torch.dtype | None) -> Tensor:

@@ -12,13 +12,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from spela.data.dataset import Dataset
-from spela.data.reading import one_line
+from spela.data.pictures import open_picture, warn_of_backgrounds
 
 __all__ = ["PHOTO_SIZE", "PhotoSet", "read_photo"]
 
 # What the authors' CNN takes, and the largest at which all of Food-101 (1.2 GB) fits a small machine.
 PHOTO_SIZE = 64
-# Formats found under the name .jpg in these datasets; Pillow has many more readers than are needed.
+# Formats found under the name .jpg in these datasets.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP")
 
 
@@ -26,7 +26,8 @@ def read_photo(path: Path, size: int) -> np.ndarray:
     """One image as a square: its middle, resized (bilinear, antialiased) so that the shorter side fits.
 
     Args:
-        path: a JPEG, PNG, GIF or BMP file; turned as its EXIF data say.
+        path: a JPEG, PNG, GIF or BMP file, read as `open_picture` does: a background that it was laid
+            over is logged as a warning.
         size: height and width in pixels.
 
     Returns:
@@ -35,13 +36,9 @@ def read_photo(path: Path, size: int) -> np.ndarray:
     Raises:
         ValueError: missing, or not a readable image.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    # Pillow reports damage as OSError, SyntaxError or DecompressionBombError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as an image: {one_line(error)}") from error
+    image, background = open_picture(path, "RGB", _FORMATS)
+    warn_of_backgrounds([path], [background])
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square, np.uint8).transpose(2, 0, 1)
 
 

@@ -204,13 +204,13 @@ def test_cifar_damage_names_the_file(tmp_path, change, message):
         load_dataset("cifar10", tmp_path)
 
 
-def test_the_pickled_cifar_is_not_read(tmp_path):
+def test_a_cifar_with_a_file_missing_is_not_found(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for number in range(1, 6):
         (folder / f"data_batch_{number}").write_bytes(b"\x80\x02.")
     assert not is_available("cifar10", tmp_path)
-    with pytest.raises(ValueError, match=r"binary version.*cifar-10-binary\.tar\.gz.*pickle"):
+    with pytest.raises(ValueError, match=r"binary version.*cifar-10-binary\.tar\.gz.*batches-py"):
         load_dataset("cifar10", tmp_path, download=False)
 
 

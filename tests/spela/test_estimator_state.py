@@ -1,0 +1,271 @@
+"""SpelaClassifier keeps what it learnt when a call fails, and needs no global setting to be as it was."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import sklearn
+import torch
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
+
+from spela import SpelaClassifier, SpelaSequential
+
+X, Y = load_iris(return_X_y=True)
+
+
+def _online(**settings: Any) -> SpelaClassifier:
+    model = SpelaClassifier(16, random_state=0, **settings)
+    for _ in range(3):
+        model.partial_fit(X, Y, classes=[0, 1, 2])
+    return model
+
+
+def _with(value: float) -> np.ndarray:
+    x = X[:5].copy()
+    x[3, 2] = value
+    return x
+
+
+@contextmanager
+def _changes_nothing(model: SpelaClassifier) -> Iterator[None]:
+    """The model answers as before, and goes on as a twin that never saw the block."""
+    twin = SpelaClassifier(16, random_state=0)
+    for _ in range(3):
+        twin.partial_fit(X, Y, classes=[0, 1, 2])
+    before = model.predict_proba(X)
+    yield
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    assert model.n_iter_ == 3
+    assert len(model.loss_curve_) == 3
+    for one in (model, twin):
+        one.partial_fit(X, Y)
+    np.testing.assert_array_equal(model.predict_proba(X), twin.predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.finfo(float).max, r"feature 2 of X is 1.79769e\+308 in row 3, beyond float32"),
+        (-1e40, r"feature 2 of X is -1e\+40 in row 3, beyond float32"),
+        (1e30, r"feature 2 of X is 1e\+30 in row 3, 5.68374e\+29 as the network takes it"),
+        (np.nan, "Input X contains NaN"),
+        (np.inf, "Input X contains infinity"),
+    ],
+)
+def test_a_refused_batch_leaves_no_trace(value: float, message: str) -> None:
+    model = _online()
+    with _changes_nothing(model):
+        with pytest.raises(ValueError, match=message):
+            model.partial_fit(_with(value), Y[:5])
+        for answer in (model.predict, model.predict_proba, model.decision_function):
+            with pytest.raises(ValueError, match=message):
+                answer(_with(value))
+        with pytest.raises(ValueError, match=r"not in classes: \[7\]"):
+            model.partial_fit(X[:5], [0, 1, 2, 7, 0])
+        with pytest.raises(ValueError, match="expecting 4 features"):
+            model.partial_fit(np.hstack([X, X[:, :1]]), Y)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("call", ["fit", "partial_fit"])
+def test_an_interrupted_call_leaves_no_trace(
+    error: type[BaseException], call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = _online(), []
+    real = SpelaSequential.local_step
+
+    def interrupted(self: Any, *args: Any) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 2:  # the first has moved weights and moments
+            raise error
+        return real(self, *args)
+
+    with _changes_nothing(model), monkeypatch.context() as patch:
+        patch.setattr(SpelaSequential, "local_step", interrupted)
+        with pytest.raises(error):
+            getattr(model, call)(X, Y)
+        assert len(steps) == 2
+
+
+def test_a_diverging_or_refused_fit_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _online()
+    with _changes_nothing(model):
+        with pytest.raises(ValueError, match="beyond float32"):
+            model.fit(np.hstack([X, 1e40 * X]), Y)
+        with pytest.raises(ValueError, match="only one class"):
+            model.fit(X[:50], Y[:50])
+        with monkeypatch.context() as patch:
+            real = SpelaSequential.local_step
+            patch.setattr(SpelaSequential, "local_step", lambda *args: real(*args) * math.nan)
+            fresh = SpelaClassifier(16)
+            for one in (model, fresh):
+                for call in (lambda one=one: one.fit(X, Y), lambda: model.partial_fit(X, Y)):
+                    with pytest.raises(ValueError, match="lower the learning rate"):
+                        call()
+    with pytest.raises(NotFittedError):
+        fresh.predict(X)
+    assert vars(fresh) == fresh.get_params()
+
+
+def test_values_that_no_layer_can_norm_are_refused_by_name() -> None:
+    frame = pandas.DataFrame(1e18 * X, columns=["a", "b", "c", "d"])
+    message = r"feature 0 \('a'\) of X is 5.1e\+18 in row 0, 5.1e\+18 as the network takes it, beyond 1e15"
+    with pytest.raises(ValueError, match=message):
+        SpelaClassifier(16, standardize=False).fit(frame, Y)
+    assert SpelaClassifier(16, max_iter=30, random_state=0).fit(frame, Y).score(frame, Y) > 0.9
+    first = X[:1] * 1e18  # one sample has no deviation yet, so nothing is out of proportion to it
+    online = SpelaClassifier(16, random_state=0).partial_fit(first, Y[:1], classes=[0, 1, 2])
+    assert np.isfinite(online.partial_fit(1e18 * X, Y).predict_proba(1e18 * X)).all()
+
+
+def _default_device() -> AbstractContextManager[Any]:
+    return torch.device("meta")  # what torch.set_default_device makes of a block
+
+
+@contextmanager
+def _default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def _warnings_are_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@contextmanager
+def _another_seed() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(77)
+        yield
+
+
+SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "pandas": lambda: sklearn.config_context(transform_output="pandas"),
+    "assume_finite": lambda: sklearn.config_context(assume_finite=True),
+    "metadata_routing": lambda: sklearn.config_context(enable_metadata_routing=True),
+    "default_dtype": _default_dtype,
+    "default_device": _default_device,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "errstate": lambda: np.errstate(all="raise"),
+    "warnings": _warnings_are_errors,
+    "seed": _another_seed,
+}
+
+
+def _answers(x: np.ndarray) -> list[np.ndarray]:
+    whole = SpelaClassifier(np.array([16, 8]), max_iter=4, early_stopping=True, random_state=0)
+    whole.fit(x, Y)
+    online = SpelaClassifier(16, random_state=0).partial_fit(x, Y, classes=[0, 1, 2])
+    online.partial_fit(x, Y)
+    return [
+        answer
+        for model in (whole, online)
+        for answer in (
+            model.predict(x),
+            model.decision_function(x),
+            model.predict_proba(x),
+            model.net_[0].weight.detach().numpy().copy(),
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_global_settings_change_nothing(name: str) -> None:
+    # A feature near the smallest numbers underflows wherever something squares it.
+    x = X * [1, 1, 1e-200, 1]
+    expected = _answers(x)
+    with SETTINGS[name]():
+        state = torch.get_rng_state()
+        found = _answers(x)
+        assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_of_one_mode_works_in_another() -> None:
+    for inside, outside in (
+        (torch.inference_mode, nullcontext),
+        (nullcontext, torch.inference_mode),
+    ):
+        with inside():
+            model = _online()
+        with outside(), _changes_nothing(model):
+            pass
+
+
+def test_nan_is_refused_where_scikit_learn_does_not_look() -> None:
+    model = _online()
+    with _changes_nothing(model), sklearn.config_context(assume_finite=True):
+        with pytest.raises(ValueError, match="feature 2 of X is nan in row 3"):
+            model.partial_fit(_with(np.nan), Y[:5])
+        with pytest.raises(ValueError, match="feature 2 of X is nan in row 3"):
+            model.predict(_with(np.nan))
+
+
+def test_settings_of_the_program_stay_as_they_were() -> None:
+    before = (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
+    errors, config = np.geterr(), sklearn.get_config()
+    _online().predict(X)
+    assert before == (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
+    assert np.geterr() == errors
+    assert sklearn.get_config() == config
+
+
+@pytest.mark.parametrize(
+    "sizes", [np.array([16, 8]), [np.int64(16), np.int32(8)], (16, 8), range(16, 7, -8)]
+)
+def test_sizes_of_any_integers(sizes: Any) -> None:
+    model = SpelaClassifier(sizes, max_iter=2, random_state=0).fit(X, Y)
+    assert [layer.out_features for layer in model.net_.local_layers] == [16, 8]
+    expected = SpelaClassifier((16, 8), max_iter=2, random_state=0).fit(X, Y)
+    np.testing.assert_array_equal(model.predict_proba(X), expected.predict_proba(X))
+
+
+def test_numbers_of_numpy_as_parameters() -> None:
+    plain = {
+        "hidden_layer_sizes": 16,
+        "scale": 16.0,
+        "learning_rate": 0.25,
+        "batch_size": 30,
+        "max_iter": 3,
+        "tol": 0.125,
+        "n_iter_no_change": 5,
+        "validation_fraction": 0.25,
+        "random_state": 3,
+    }
+    numpy = {
+        name: np.int32(value) if isinstance(value, int) else np.float32(value)
+        for name, value in plain.items()
+    }
+    expected = SpelaClassifier(**plain, early_stopping=True).fit(X, Y).predict_proba(X)
+    found = SpelaClassifier(**numpy, early_stopping=np.bool_(True)).fit(X, Y).predict_proba(X)
+    np.testing.assert_array_equal(expected, found)
+    alone = SpelaClassifier(np.array(16), max_iter=1, random_state=0).fit(X, Y)
+    assert [layer.out_features for layer in alone.net_.local_layers] == [16]
+
+
+def test_frames_and_series() -> None:
+    frame = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
+    names = pandas.Series(np.array(["x", "y", "z"])[Y], index=range(1000, 1150))
+    expected = SpelaClassifier(16, max_iter=5, random_state=0).fit(X, names.to_numpy())
+    for labels in (names, names.astype("category"), names.astype("string")):
+        model = SpelaClassifier(16, max_iter=5, random_state=0).fit(frame, labels)
+        np.testing.assert_array_equal(model.predict_proba(frame), expected.predict_proba(X))
+        assert model.predict(frame).tolist() == expected.predict(X).tolist()
+    online = SpelaClassifier(16, random_state=0).partial_fit(frame, names, classes=names.unique())
+    assert online.classes_.tolist() == ["x", "y", "z"]
