@@ -14,10 +14,14 @@ from spela.cli.options import (
     Device,
     ProgressBar,
     Threads,
+    chosen_backend,
+    going_on,
+    path_option,
     pick_device,
     print_accuracy,
     print_batch_statistics,
     print_top5,
+    set_threads,
 )
 from spela.cli.parallel import Parallel, RankTimeout, join, main_first
 from spela.data import Dataset, dataset_names, is_available, load_dataset
@@ -26,7 +30,7 @@ from spela.experiments import RECIPES, load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.report import write_report
 from spela.training import Listener, Listeners, RunConfig, RunFolder, TensorBoardListener
-from spela_kernels import ACTIVATIONS, OBJECTIVES, select_backend, use_backend
+from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["demo", "train"]
 
@@ -41,16 +45,10 @@ def _train(
     out: Path,
     resume: bool,
     device: torch.device,
-    backend: str,
-    threads: int | None,
     ranks: Ranks | None = None,
     parallel: str = "",
     tensorboard: bool = False,
 ) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with use_backend(backend):
-        select_backend(device)  # refused before there is a folder
     shape = "x".join(map(str, dataset.sample_shape))
     start = shape if config.channels else str(dataset.num_features)
     sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
@@ -65,24 +63,29 @@ def _train(
         done = len(RunFolder(out).read_metrics())
         listeners.append(TensorBoardListener(out / "tensorboard", done))
     listener = Listeners(listeners)
-    with use_backend(backend):
-        if ranks is None:
-            summary = run_training(
-                config, dataset, out, resume=resume, device=device, listener=listener
-            )
-        else:
-            summary = run_parallel(
-                config, dataset, out, ranks, parallel, resume=resume, listener=listener
-            )
-            ranks.leave()
-            if not ranks.is_main:
-                return
-        report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
+    if ranks is None:
+        summary = run_training(
+            config, dataset, out, resume=resume, device=device, listener=listener
+        )
+    else:
+        summary = run_parallel(
+            config, dataset, out, ranks, parallel, resume=resume, listener=listener
+        )
+        ranks.leave()
+        if not ranks.is_main:
+            return
     typer.echo("test accuracy:")
     print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
     print_top5(summary.get("top5_accuracy"))
     print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
     typer.echo(f"run folder: {out}")
+    try:
+        report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
+    except OSError as error:
+        raise OSError(
+            f"the run is finished and safe, its report is not written ({error}): with room for it, the "
+            "same settings with --resume write it"
+        ) from error
     typer.echo(f"report:     {report}")
 
 
@@ -93,12 +96,14 @@ def _say(ranks: Ranks | None, line: str) -> None:
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="Run folder (default: a new runs/demo-N).")
+        Path | None, path_option(help="Run folder (default: a new runs/demo-N).")
     ] = None,
     data_root: DataRoot = None,
     threads: Threads = None,
 ) -> None:
     """Train a SPELA network on real images in about a minute and write a report."""
+    set_threads(threads)
+    where = pick_device("cpu")
     name = "fashion-mnist" if is_available("fashion-mnist", data_root) else "digits"
     if name == "digits":
         typer.echo(
@@ -113,7 +118,7 @@ def demo(
     epochs = 3 if name == "fashion-mnist" else 20
     config = make_config(name, "best", layers=(512, 512, 512), epochs=epochs)
     dataset = load_dataset(name, data_root, download=False)
-    _train(config, dataset, out, False, torch.device("cpu"), "auto", threads)
+    _train(config, dataset, out, False, where)
 
 
 def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
@@ -126,7 +131,7 @@ def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to create (or continue, with --resume).")],
+    out: Annotated[Path, path_option(help="Run folder to create (or continue, with --resume).")],
     data: Annotated[
         str,
         typer.Option(
@@ -212,7 +217,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     data_root: DataRoot = None,
     threads: Threads = None,
-    backend: Backend = "auto",
+    backend: Backend = None,
     device: Device = "auto",
     parallel: Parallel = None,
     rank_timeout: RankTimeout = 600.0,
@@ -262,11 +267,14 @@ def train(
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
     if parallel and (diagnostics or tensorboard):
         raise ValueError("--diagnostics and --tensorboard are for runs without --parallel")
-    # Joined after the checks of the folder, which rank 0 is then free to create.
-    ranks = join(parallel, device, rank_timeout)
-    where = pick_device(device) if ranks is None else ranks.device
-    with main_first(ranks):
-        dataset = load_data(config, data_root)
-    _train(
-        config, dataset, out, resume, where, backend, threads, ranks, parallel or "", tensorboard
-    )
+    set_threads(threads)
+    with (
+        going_on(lambda: "go on with --resume" if folder.holds_run() else ""),
+        chosen_backend(backend),
+    ):
+        # Joined after the checks of the folder, which rank 0 is then free to create.
+        ranks = join(parallel, device, rank_timeout)
+        where = pick_device(device if ranks is None else str(ranks.device))
+        with main_first(ranks):
+            dataset = load_data(config, data_root)
+        _train(config, dataset, out, resume, where, ranks, parallel or "", tensorboard)
