@@ -35,7 +35,10 @@ def bench(
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"For --model: {', '.join(DTYPES)}.")] = "float32",
     launch_us: Annotated[
-        float, typer.Option(min=0, help="For --model: assumed overhead of a launch, microseconds.")
+        float,
+        typer.Option(
+            min=0, max=1e6, help="For --model: assumed overhead of a launch, microseconds."
+        ),
     ] = LAUNCH_US,
     json_file: Annotated[
         Path | None, path_option("--json", help="Also write the figures here.")

@@ -23,7 +23,7 @@ from spela.cli.training import demo, train
 from spela.denormals import flush_denormals
 from spela.training import TrainingDivergedError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "run"]
 
 app = typer.Typer(
     help="Train neural networks without backpropagation (SPELA).",
@@ -60,7 +60,7 @@ for name, command in _COMMANDS.items():
     app.command(name=name)(_in_sound_surroundings(command))
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line; every foreseen error is one line on stderr and exit code 2."""
     keep_freed_memory()
     with printing_anywhere():
