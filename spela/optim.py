@@ -6,6 +6,7 @@ can be mixed and give the same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,18 @@ __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 # them. A layer then takes torch's own step on its gradient.
 _NOT_FUSED = ("maximize", "dampening", "amsgrad", "decoupled_weight_decay", "differentiable")
 
+# What a parameter group holds, and below what it must stay.
+_BOUNDS = {"lr": math.inf, "momentum": 1.0, "weight_decay": math.inf, "eps": math.inf, "betas": 1.0}
+
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+def _check_numbers(group: dict[str, Any]) -> None:
+    for name, bound in _BOUNDS.items():
+        value = group.get(name, 0.0)
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if not 0 <= float(number) < bound:
+                raise ValueError(f"`{name}` must be in [0, {bound:g}), got {float(number)}")
 
 
 class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
@@ -31,6 +43,15 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
 
     # torch's schedulers warn where no step() was seen before theirs; a fused step is none.
     _opt_called = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, which constructors call; refuses numbers that torch takes and nothing learns with.
+
+        Raises:
+            ValueError: If a number is negative, NaN or infinite, or a momentum not below 1.
+        """
+        _check_numbers({**self.defaults, **param_group})
+        super().add_param_group(param_group)
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -62,7 +83,7 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
         nesterov: Nesterov momentum.
 
     Raises:
-        ValueError: For values torch.optim.SGD refuses.
+        ValueError: For values torch.optim.SGD refuses, NaN and infinity, and a momentum of 1 or more.
 
     Example:
         >>> layer = torch.nn.Linear(4, 3)
@@ -149,7 +170,7 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         weight_decay: L2 penalty added to the gradient (not decoupled).
 
     Raises:
-        ValueError: For values torch.optim.Adam refuses.
+        ValueError: For values torch.optim.Adam refuses, NaN and infinity.
 
     Example:
         >>> layer = torch.nn.Linear(4, 3)

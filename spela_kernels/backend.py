@@ -15,19 +15,14 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["BACKENDS", "available_backends", "select_backend", "use_backend"]
+from spela_kernels.environment import choice_of
+
+__all__ = ["BACKENDS", "available_backends", "named_backend", "select_backend", "use_backend"]
 
 # Fastest first; `reference` runs everywhere and is what the others are judged by.
 BACKENDS: tuple[str, ...] = ("triton", "cpu", "reference")
 
 _requested: ContextVar[str | None] = ContextVar("spela_backend", default=None)
-
-
-def _check_name(name: str, source: str) -> str:
-    if name != "auto" and name not in BACKENDS:
-        known = ", ".join(("auto", *BACKENDS))
-        raise ValueError(f"unknown back-end {name!r} in {source}: use one of {known}")
-    return name
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
@@ -59,9 +54,13 @@ def _runnable(kind: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _named() -> str:
-    """What SPELA_BACKEND says: looked up once, because a lookup is felt in a small layer's step."""
-    return _check_name(os.environ.get("SPELA_BACKEND", "auto"), "SPELA_BACKEND")
+def named_backend() -> str:
+    """What SPELA_BACKEND says: looked up once, because a lookup is felt in a small layer's step.
+
+    Raises:
+        ValueError: If it is neither auto nor one of `BACKENDS`.
+    """
+    return choice_of("SPELA_BACKEND", BACKENDS, "back-end")
 
 
 @contextmanager
@@ -79,7 +78,10 @@ def use_backend(name: str) -> Iterator[None]:
         ...     select_backend(torch.device("cpu"))
         'reference'
     """
-    token = _requested.set(_check_name(name, "use_backend"))
+    if name != "auto" and name not in BACKENDS:
+        known = ", ".join(("auto", *BACKENDS))
+        raise ValueError(f"unknown back-end {name!r} in use_backend: use one of {known}")
+    token = _requested.set(name)
     try:
         yield
     finally:
@@ -98,7 +100,7 @@ def select_backend(device: torch.device) -> str:
     Raises:
         ValueError: If SPELA_BACKEND is unknown, or the requested back-end cannot run on `device`.
     """
-    name = _requested.get() or _named()
+    name = _requested.get() or named_backend()
     available = _runnable(device.type)
     if name == "auto":
         return available[0]

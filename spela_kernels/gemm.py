@@ -18,10 +18,17 @@ from torch import Tensor
 from spela_kernels import compiled_products
 from spela_kernels.activations import get_activation
 from spela_kernels.fused_rules import fused_adam_update_
-from spela_kernels.gemm_choice import choose_library
+from spela_kernels.gemm_choice import choose_library, pinned_library
 from spela_kernels.rules import AdamRule
 
-__all__ = ["adam_product_", "add_product_", "linear", "onednn_works", "product"]
+__all__ = [
+    "adam_product_",
+    "add_product_",
+    "libraries_here",
+    "linear",
+    "onednn_works",
+    "product",
+]
 
 _logger = logging.getLogger(__name__)
 # What oneDNN can apply to the product before it is stored, under the names of the internal op.
@@ -64,6 +71,25 @@ def _onednn(
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, scalars, algorithm)
 
 
+@functools.cache
+def libraries_here() -> tuple[str, ...]:
+    """Who can make products here, of `LIBRARIES`; looked at once.
+
+    Raises:
+        ValueError: If SPELA_CPU_GEMM names no library, or one that is not here.
+    """
+    able = compiled_products.fits()
+    names = _ABLE[onednn_works(), able]
+    pinned = pinned_library()
+    if pinned is not None and pinned not in names:
+        reason = "torch has no such product here" if pinned == "onednn" else "it was not compiled"
+        raise ValueError(
+            f"SPELA_CPU_GEMM is {pinned!r}, which cannot make products here ({reason}): use one of "
+            f"auto, {', '.join(names)}"
+        )
+    return names
+
+
 def _library(kind: str, x: Tensor, rows: Tensor, able: bool) -> str:
     """Who makes a product of `x` (B, I) and `rows`, (O, I) of a linear layer or else (B, O).
 
@@ -74,7 +100,7 @@ def _library(kind: str, x: Tensor, rows: Tensor, able: bool) -> str:
         return "blas"
     if not (x.is_contiguous() and rows.is_contiguous()):
         return "blas"
-    names = _ABLE[onednn_works(), able]
+    names = _ABLE["onednn" in libraries_here(), able]
     outputs = rows.shape[0] if kind == "linear" else rows.shape[1]
     return choose_library(kind, x.shape[0], x.shape[1], outputs, _CANDIDATES[kind], names)
 

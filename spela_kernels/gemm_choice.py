@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spela_kernels.environment import choice_of, folder_of
+
 __all__ = ["LIBRARIES", "cache_folder", "choose_library", "machine_name", "pinned_library"]
 
 LIBRARIES = ("blas", "onednn", "compiled")
@@ -40,20 +42,19 @@ def pinned_library() -> str | None:
     Raises:
         ValueError: If it is neither auto nor one of `LIBRARIES`.
     """
-    name = os.environ.get("SPELA_CPU_GEMM", "auto")
-    if name != "auto" and name not in LIBRARIES:
-        raise ValueError(
-            f"unknown library {name!r} in SPELA_CPU_GEMM: use one of auto, {', '.join(LIBRARIES)}"
-        )
+    name = choice_of("SPELA_CPU_GEMM", LIBRARIES, "library")
     return None if name == "auto" else name
 
 
 def cache_folder() -> Path:
-    """Where choices are kept: SPELA_CACHE_DIR, else the user's cache folder."""
-    named = os.environ.get("SPELA_CACHE_DIR")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spela"
+    """Where choices are kept: SPELA_CACHE_DIR, else the user's cache folder.
+
+    Raises:
+        ValueError: If SPELA_CACHE_DIR is a file.
+    """
+    return folder_of(
+        "SPELA_CACHE_DIR", Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spela"
+    )
 
 
 @functools.cache

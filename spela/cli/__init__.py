@@ -1,5 +1,19 @@
 """The command line: demo, train, evaluate, predict, bench, info."""
 
-from spela.cli.main import app, main
+from __future__ import annotations
 
-__all__ = ["app", "main"]
+import sys
+
+from spela.cli.console import INTERRUPTED
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line. What it needs takes seconds to import, and Ctrl-C then is no traceback."""
+    try:
+        from spela.cli.commands import run
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    run()

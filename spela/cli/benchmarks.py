@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from spela.benchmarks import GROUPS, describe_machine, format_rows, run_groups
 from spela.benchmarks import to_json as measured_to_json
-from spela.cli.options import Threads
+from spela.cli.options import Threads, path_option, pick_device, set_threads
 from spela.modelled import DTYPES, format_table, model_steps, to_json
 from spela.training.records import write_atomically
 from spela_kernels.roofline import GPUS, LAUNCH_US, find_gpu
@@ -36,10 +35,13 @@ def bench(
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"For --model: {', '.join(DTYPES)}.")] = "float32",
     launch_us: Annotated[
-        float, typer.Option(min=0, help="For --model: assumed overhead of a launch, microseconds.")
+        float,
+        typer.Option(
+            min=0, max=1e6, help="For --model: assumed overhead of a launch, microseconds."
+        ),
     ] = LAUNCH_US,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the figures here.")
+        Path | None, path_option("--json", help="Also write the figures here.")
     ] = None,
 ) -> None:
     """Time training steps, epochs and memory against named baselines; ratios are theirs over ours."""
@@ -55,8 +57,8 @@ def bench(
 
 
 def _measured(groups: list[str], quick: bool, threads: int | None) -> dict[str, Any]:
-    if threads is not None:
-        torch.set_num_threads(threads)
+    pick_device("cpu")
+    set_threads(threads)
     machine = describe_machine()
     typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
     typer.echo(

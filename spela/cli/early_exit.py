@@ -7,6 +7,7 @@ from torch import nn
 
 from spela.data import Dataset
 from spela.network import SpelaSequential
+from spela.results.cells import change_text
 from spela.training import evaluate_early_exit
 
 __all__ = ["print_early_exit"]
@@ -42,11 +43,12 @@ def print_early_exit(net: nn.Module, dataset: Dataset, max_loss: float) -> None:
     )
     typer.echo(
         f"  multiply-adds a sample: {found.multiply_adds:,.0f} of {found.full_multiply_adds:,.0f}, "
-        f"{100 * found.saved:.1f} % saved"
+        f"{change_text(found.saved, 'saved', 'more', 1)}"
     )
     typer.echo(
         f"  wall time, batches of 1000: {1e3 * found.seconds:.1f} ms of "
-        f"{1e3 * found.full_seconds:.1f} ms, {100 * (1 - found.seconds / found.full_seconds):.1f} % saved"
+        f"{1e3 * found.full_seconds:.1f} ms, "
+        f"{change_text(1 - found.seconds / found.full_seconds, 'saved', 'more', 1)}"
     )
     for layer, leaving in enumerate(found.leaving, start=1):
         typer.echo(f"  layer {layer} answers {leaving:,} ({100 * leaving / count:.1f} %)")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spela.cli.options import RunDir
+from spela.cli.options import RunDir, path_option, pick_device
 from spela.export import FORMATS, KINDS, export_run
 from spela.export.onnx_file import OPSET
 
@@ -16,7 +16,7 @@ __all__ = ["export"]
 
 def export(
     run_dir: RunDir,
-    out: Annotated[Path, typer.Option(help="File to create or replace.")],
+    out: Annotated[Path, path_option(help="File to create or replace.")],
     what: Annotated[str, typer.Option(help=f"{' or '.join(KINDS)}.")] = "inference",
     format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "onnx",
     batch_size: Annotated[
@@ -28,6 +28,7 @@ def export(
     opset: Annotated[int, typer.Option(help="Of ONNX; older runtimes need a lower one.")] = OPSET,
 ) -> None:
     """Write the network or its training step for onnxruntime (onnx), PyTorch (pt2) or ExecuTorch (pte)."""
+    pick_device("cpu")
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
     program = export_run(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from tqdm import tqdm
 
-from spela.cli.options import DataRoot, Device, Threads, pick_device
+from spela.cli.options import DataRoot, Device, Threads, path_option, pick_device, set_threads
 from spela.data import dataset_names, default_data_root, load_images
 from spela.features import (
     Selection,
@@ -43,7 +42,7 @@ def features(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
     out: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             help="File to write (default: features/DATA-BACKBONE.safetensors in the data root)."
         ),
     ] = None,
@@ -52,8 +51,8 @@ def features(
     device: Device = "auto",
 ) -> None:
     """Extract pooled features with a pretrained backbone; the file is a dataset for `train --data`."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
+    where = pick_device(device)
     images = load_images(data, data_root)
     chosen = Selection(train_samples, test_samples, seed)
     extractor = load_backbone(backbone, size)
@@ -75,7 +74,7 @@ def features(
                 size,
                 chosen,
                 batch_size=batch_size,
-                device=pick_device(device),
+                device=where,
                 on_batch=advance,
             )
         save_features(out, found, facts)

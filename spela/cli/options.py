@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,29 +11,60 @@ import torch
 import typer
 from tqdm import tqdm
 
+from spela_kernels import select_backend, use_backend
+from spela_kernels.workers import check_workers
+
 __all__ = [
     "Backend",
     "DataRoot",
     "Device",
     "ProgressBar",
     "RunDir",
+    "Stopped",
     "Threads",
+    "chosen_backend",
+    "going_on",
+    "parse_path",
+    "path_option",
     "pick_device",
     "print_accuracy",
     "print_batch_statistics",
     "print_top5",
+    "set_threads",
 ]
+
+
+def parse_path(text: str | Path) -> Path:
+    """A path of the command line."""
+    if not str(text):  # would be taken for the current folder
+        raise typer.BadParameter("it is empty: name a folder or file")
+    return Path(text)
+
+
+def path_option(*names: str, help: str) -> Any:
+    """An option that is a path; an empty one is refused."""
+    return typer.Option(*names, help=help, parser=parse_path, metavar="PATH")
+
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option(help="Where datasets are, or are downloaded to (default: SPELA_DATA_ROOT)."),
+    path_option(help="Where datasets are, or are downloaded to (default: SPELA_DATA_ROOT)."),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's choice).")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads (default: torch's choice).")]
 Backend = Annotated[
-    str, typer.Option(help="Kernel back-end: auto, or a name that `spela info` lists.")
+    str | None,
+    typer.Option(
+        help="Kernel back-end: auto, or a name that `spela info` lists (default: SPELA_BACKEND)."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-RunDir = Annotated[Path, typer.Argument(help="Folder of a run.")]
+RunDir = Annotated[
+    Path, typer.Argument(help="Folder of a run.", parser=parse_path, metavar="RUN_DIR")
+]
+
+
+class Stopped(Exception):
+    """Ctrl-C in a command whose work can go on; the message says how."""
 
 
 class ProgressBar:
@@ -61,17 +94,47 @@ class ProgressBar:
         typer.echo(f"{epoch}  accuracy % {accuracy}  loss {loss}  {record['seconds']:.1f} s")
 
 
-def pick_device(name: str) -> torch.device:
-    """The named device; auto: a GPU where there is one. ValueError where it cannot be used."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@contextmanager
+def going_on(how: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C end the command with a line on how to go on; empty: there is no such way."""
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(how()) from None
+
+
+@contextmanager
+def chosen_backend(name: str | None) -> Iterator[None]:
+    """Compute on the back-end of --backend; None, where it is not given: what SPELA_BACKEND says."""
+    if name is None:
+        yield
+        return
+    with use_backend(name):
+        yield
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device; auto: a GPU where there is one.
+
+    ValueError where it cannot be used, or not by the back-end that is chosen.
+    """
+    if name == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
+    select_backend(device)
     return device
+
+
+def set_threads(number: int | None) -> None:
+    """What --threads says; None leaves torch's choice. ValueError for more than the machine can start."""
+    if number is not None:
+        torch.set_num_threads(check_workers(number, "--threads"))
 
 
 def print_accuracy(accuracy: list[float], vote: float) -> None:

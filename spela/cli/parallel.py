@@ -15,6 +15,8 @@ from spela.distributed import PARALLEL, LostRankError, Ranks
 
 __all__ = ["Parallel", "RankTimeout", "join", "main_first", "may_speak"]
 
+YEAR_S = 365 * 24 * 3600.0
+
 Parallel = Annotated[
     str | None,
     typer.Option(
@@ -22,7 +24,8 @@ Parallel = Annotated[
     ),
 ]
 RankTimeout = Annotated[
-    float, typer.Option(min=1, help="Seconds after which a silent process counts as lost.")
+    float,
+    typer.Option(min=1, max=YEAR_S, help="Seconds after which a silent process counts as lost."),
 ]
 
 _joined: list[Ranks] = []

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from spela.cli.options import DataRoot, pick_device
+from spela.cli.options import DataRoot, going_on, path_option, pick_device
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS, find_experiments
 from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import Outcome, writing_results
 from spela.results import check_readme, update_readme, write_pages
 from spela.results.cells import difference_text
+from spela_kernels.workers import check_workers
 
 __all__ = ["reproduce_command"]
 
@@ -41,11 +42,11 @@ def reproduce_command(
     ] = False,
     jobs: Annotated[
         int,
-        typer.Option(min=1, help="Runs at a time, one thread each; results do not depend on it."),
+        typer.Option(help="Runs at a time, one thread each; results do not depend on it."),
     ] = 1,
     out: Annotated[
         Path,
-        typer.Option(
+        path_option(
             help="Results folder: finished runs are kept; a table has what its last call asked for."
         ),
     ] = Path("results"),
@@ -55,7 +56,7 @@ def reproduce_command(
     ] = False,
     readme: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             help="Bring the main table between this file's results:begin and results:end up to date; "
             "rows that other folders know better stay."
         ),
@@ -81,6 +82,7 @@ def reproduce_command(
         download=download,
         device=str(pick_device(device)),
     )
+    check_workers(jobs, "--jobs")
     experiments = find_experiments(name)
     names = [row.name for experiment in experiments for row in experiment.rows]
     if rows != "*" and not any(fnmatchcase(row, rows) for row in names):
@@ -109,7 +111,8 @@ def reproduce_command(
                 rebuild(experiment, options)
                 continue
             typer.echo(f"== {experiment.name}: {experiment.title}")
-            table = reproduce(experiment, options, jobs, note)
+            with going_on(lambda: "the same command goes on"):
+                table = reproduce(experiment, options, jobs, note)
             _print_table(table)
             failed += sum(
                 row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]

@@ -19,16 +19,19 @@ from spela.cli.options import (
     Device,
     RunDir,
     Threads,
+    parse_path,
+    path_option,
     pick_device,
     print_accuracy,
     print_batch_statistics,
     print_top5,
+    set_threads,
 )
-from spela.data import dataset_names, default_data_root, is_available, prepare, read_inputs
+from spela.cli.settings import settings_in_force
+from spela.data import dataset_names, is_available, prepare, read_inputs
 from spela.experiments import LoadedRun, load_data, load_run
 from spela.training import batch_statistics_accuracy, evaluate
 from spela.training.records import write_atomically
-from spela_kernels import available_backends
 from spela_kernels.compiled_products import fits
 from spela_kernels.linear import compiled as rows
 from spela_kernels.pooling import compiled as maps
@@ -41,9 +44,9 @@ def _check_folder(run_dir: Path) -> None:
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
 
 
-def _loaded(run_dir: Path, device: str) -> LoadedRun:
+def _loaded(run_dir: Path, device: torch.device) -> LoadedRun:
     _check_folder(run_dir)
-    return load_run(run_dir, pick_device(device))
+    return load_run(run_dir, device)
 
 
 def evaluate_command(
@@ -69,9 +72,9 @@ def evaluate_command(
         raise ValueError("--exit-loss is measured on the test split: leave --split out")
     if exit_loss is not None and not 0 <= exit_loss <= 1:
         raise ValueError(f"--exit-loss must be a share in 0..1, such as 0.002, got {exit_loss}")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    loaded = _loaded(run_dir, device)
+    set_threads(threads)
+    where = pick_device(device)
+    loaded = _loaded(run_dir, where)
     checkpoint = loaded.checkpoint
     dataset = load_data(checkpoint.config, data_root, data)
     if dataset.sample_shape != checkpoint.sample_shape:
@@ -84,7 +87,7 @@ def evaluate_command(
             f"{dataset.name} has {dataset.num_classes} classes, the run was trained on "
             f"{len(checkpoint.class_names)}"
         )
-    dataset = dataset.to(pick_device(device))
+    dataset = dataset.to(where)
     x, y = dataset.test_x, dataset.test_y
     if split == "train":
         x, y = dataset.train_x, dataset.train_y
@@ -100,11 +103,19 @@ def evaluate_command(
 
 def predict(
     run_dir: RunDir,
-    file: Annotated[Path, typer.Argument(help="Image, folder of images, idx, .npy or .npz file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Image, folder of images, idx, .npy or .npz file.",
+            parser=parse_path,
+            metavar="FILE",
+        ),
+    ],
     device: Device = "auto",
 ) -> None:
     """Label samples: a line each with index, label, class name and score (cosine, or logit)."""
-    loaded = _loaded(run_dir, device)
+    where = pick_device(device)
+    loaded = _loaded(run_dir, where)
     names = loaded.checkpoint.class_names
     checkpoint = loaded.checkpoint
     inputs = read_inputs(file, checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype)
@@ -112,7 +123,7 @@ def predict(
     start = 0
     for chunk in inputs.split(1000):
         with torch.no_grad():
-            scores = loaded.net(prepare(chunk.to(pick_device(device))))
+            scores = loaded.net(prepare(chunk.to(where)))
         best = scores.max(dim=1)
         for offset, (label, score) in enumerate(
             zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -122,18 +133,22 @@ def predict(
 
 
 def info(
-    run_dir: Annotated[Path | None, typer.Argument(help="Folder of a run (optional).")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of a run (optional).", parser=parse_path, metavar="[RUN_DIR]"),
+    ] = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the run's model card, in Markdown.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="File for the model card (default: the terminal).")
+        Path | None, path_option(help="File for the model card (default: the terminal).")
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
     """Show versions, back-ends and datasets here, or what a run folder's checkpoint is."""
     if (card and run_dir is None) or (out is not None and not card):
         raise ValueError("a model card is written with: spela info DIR --card [--out FILE]")
+    pick_device("auto")
     if run_dir is not None:
         _check_folder(run_dir)
         facts = describe(run_dir)
@@ -155,13 +170,9 @@ def info(
         else "not all compiled (no C compiler that can, when this was installed)"
     )
     typer.echo(f"passes of the CPU back-end: {built}")
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    for name in devices:
-        typer.echo(f"device {name}: back-ends {', '.join(available_backends(name))}")
     typer.echo(f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores")
-    typer.echo(f"data root: {data_root or default_data_root()}")
+    for line in settings_in_force(data_root):
+        typer.echo(line)
     for name in dataset_names():
         found = "here" if is_available(name, data_root) else "downloaded when first used"
         typer.echo(f"  {name}: {found}")

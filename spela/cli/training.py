@@ -14,10 +14,14 @@ from spela.cli.options import (
     Device,
     ProgressBar,
     Threads,
+    chosen_backend,
+    going_on,
+    path_option,
     pick_device,
     print_accuracy,
     print_batch_statistics,
     print_top5,
+    set_threads,
 )
 from spela.cli.parallel import Parallel, RankTimeout, join, main_first
 from spela.data import Dataset, dataset_names, is_available, load_dataset
@@ -33,7 +37,7 @@ from spela.training import (
     TensorBoardListener,
     extension_note,
 )
-from spela_kernels import ACTIVATIONS, OBJECTIVES, select_backend, use_backend
+from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["demo", "train"]
 
@@ -48,17 +52,11 @@ def _train(
     out: Path,
     resume: bool,
     device: torch.device,
-    backend: str,
-    threads: int | None,
     ranks: Ranks | None = None,
     parallel: str = "",
     tensorboard: bool = False,
     extend: bool = False,
 ) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with use_backend(backend):
-        select_backend(device)  # refused before there is a folder
     shape = "x".join(map(str, dataset.sample_shape))
     start = shape if config.channels else str(dataset.num_features)
     sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
@@ -73,7 +71,7 @@ def _train(
         listeners.append(TensorBoardListener(out / "tensorboard"))
     listener = Listeners(listeners)
     folder = RunFolder(out) if ranks is None else SharedRunFolder(out, ranks)
-    with folder.writing(), use_backend(backend):
+    with folder.writing():
         if ranks is None:
             summary = run_training(
                 config,
@@ -98,15 +96,21 @@ def _train(
             ranks.leave()
             if not ranks.is_main:
                 return
-        report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
-    typer.echo("test accuracy:")
-    print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
-    print_top5(summary.get("top5_accuracy"))
-    print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
-    note = extension_note(config, summary.get("extended_at", []))
-    if note:
-        typer.echo(note)
-    typer.echo(f"run folder: {out}")
+        typer.echo("test accuracy:")
+        print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
+        print_top5(summary.get("top5_accuracy"))
+        print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
+        note = extension_note(config, summary.get("extended_at", []))
+        if note:
+            typer.echo(note)
+        typer.echo(f"run folder: {out}")
+        try:
+            report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
+        except OSError as error:
+            raise OSError(
+                f"the run is finished and safe, its report is not written ({error}): with room for it, the "
+                "same settings with --resume write it"
+            ) from error
     typer.echo(f"report:     {report}")
 
 
@@ -117,12 +121,14 @@ def _say(ranks: Ranks | None, line: str) -> None:
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="Run folder (default: a new runs/demo-N).")
+        Path | None, path_option(help="Run folder (default: a new runs/demo-N).")
     ] = None,
     data_root: DataRoot = None,
     threads: Threads = None,
 ) -> None:
     """Train a SPELA network on real images in about a minute and write a report."""
+    set_threads(threads)
+    where = pick_device("cpu")
     name = "fashion-mnist" if is_available("fashion-mnist", data_root) else "digits"
     if name == "digits":
         typer.echo(
@@ -137,7 +143,7 @@ def demo(
     epochs = 3 if name == "fashion-mnist" else 20
     config = make_config(name, "best", layers=(512, 512, 512), epochs=epochs)
     dataset = load_dataset(name, data_root, download=False)
-    _train(config, dataset, out, False, torch.device("cpu"), "auto", threads)
+    _train(config, dataset, out, False, where)
 
 
 def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
@@ -150,7 +156,7 @@ def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to create (or continue, with --resume).")],
+    out: Annotated[Path, path_option(help="Run folder to create (or continue, with --resume).")],
     data: Annotated[
         str,
         typer.Option(
@@ -243,7 +249,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     data_root: DataRoot = None,
     threads: Threads = None,
-    backend: Backend = "auto",
+    backend: Backend = None,
     device: Device = "auto",
     parallel: Parallel = None,
     rank_timeout: RankTimeout = 600.0,
@@ -293,21 +299,24 @@ def train(
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
     if parallel and (diagnostics or tensorboard):
         raise ValueError("--diagnostics and --tensorboard are for runs without --parallel")
-    # Joined after the checks of the folder, which rank 0 is then free to create.
-    ranks = join(parallel, device, rank_timeout)
-    where = pick_device(device) if ranks is None else ranks.device
-    with main_first(ranks):
-        dataset = load_data(config, data_root)
-    _train(
-        config,
-        dataset,
-        out,
-        resume,
-        where,
-        backend,
-        threads,
-        ranks,
-        parallel or "",
-        tensorboard,
-        extend=epochs is not None or head_epochs is not None,
-    )
+    set_threads(threads)
+    with (
+        going_on(lambda: "go on with --resume" if folder.holds_run() else ""),
+        chosen_backend(backend),
+    ):
+        # Joined after the checks of the folder, which rank 0 is then free to create.
+        ranks = join(parallel, device, rank_timeout)
+        where = pick_device(device if ranks is None else str(ranks.device))
+        with main_first(ranks):
+            dataset = load_data(config, data_root)
+        _train(
+            config,
+            dataset,
+            out,
+            resume,
+            where,
+            ranks,
+            parallel or "",
+            tensorboard,
+            extend=epochs is not None or head_epochs is not None,
+        )

@@ -119,6 +119,10 @@ def _read_images(files: list[Path], shape: tuple[int, ...]) -> Tensor:
 
 def _read_array(file: Path, shape: tuple[int, ...], train_dtype: torch.dtype | None) -> Tensor:
     suffix = file.suffix.lower()
+    if not file.exists():  # else whatever kind is tried last would be missed
+        raise ValueError(
+            f"{file} does not exist: give an image, a folder of images, an idx, .npy or .npz file"
+        )
     if suffix == ".npz":
         key = _choose_key(file)
         where, array = f"{file}: {key}", read_npz(file, key)

@@ -16,6 +16,7 @@ from pathlib import Path
 from spela.data.dataset import Dataset
 from spela.data.photos import PhotoSet
 from spela.data.reading import one_line
+from spela_kernels.environment import folder_of
 
 __all__ = ["Source", "default_data_root", "download_into", "first_folder_with", "socket_timeout"]
 
@@ -51,8 +52,12 @@ class Source:
 
 
 def default_data_root() -> Path:
-    """The folder for datasets: the environment's SPELA_DATA_ROOT, else ~/.cache/spela/data."""
-    return Path(os.environ.get("SPELA_DATA_ROOT") or "~/.cache/spela/data").expanduser()
+    """The folder for datasets: the environment's SPELA_DATA_ROOT, else ~/.cache/spela/data.
+
+    Raises:
+        ValueError: If SPELA_DATA_ROOT is a file.
+    """
+    return folder_of("SPELA_DATA_ROOT", Path("~/.cache/spela/data"))
 
 
 def first_folder_with(files: tuple[str, ...], folders: tuple[Path, ...]) -> Path | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from spela.baselines import BackpropSequential
 from spela.experiments.rivals import Network, build_rival
+from spela.grouping import most_groups
 from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
@@ -49,8 +50,10 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
         (`build_rival`). Dropout on the network's input stands first.
 
     Raises:
-        ValueError: If convolutions are asked for samples that are no images, or too small ones.
+        ValueError: If convolutions are asked for samples that are no images, or too small ones; or if a
+            layer has no room for as many class vectors.
     """
+    _check_room(config, num_classes)
     generator = torch.Generator().manual_seed(config.seed)
     if config.method not in ("spela", "backprop"):
         return build_rival(config, sample_shape, num_classes, generator)
@@ -86,6 +89,19 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
         output = _linear(width, num_classes, config, generator)
         return BackpropSequential(*modules, output)
     return SpelaSequential(*modules)
+
+
+def _check_room(config: RunConfig, num_classes: int) -> None:
+    """One dimension has two directions: more class vectors would coincide."""
+    groups = most_groups(parse_groups(config.groups, num_classes), num_classes)
+    rooms = [("layers", size, num_classes) for size in config.layers]
+    rooms += [("symmetric_dim", config.symmetric_dim, groups) for _ in config.channels]
+    for name, size, vectors in rooms:
+        if config.method == "spela" and size == 1 and vectors > 2:
+            raise ValueError(
+                f"{name} 1 has room for 2 classes or groups of classes, and there are {vectors}: use "
+                "2 or more"
+            )
 
 
 def least_weights(config: RunConfig, sample_shape: tuple[int, ...]) -> int:

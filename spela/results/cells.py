@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["COLUMNS", "cells", "deviation_text", "difference_text", "missing"]
+__all__ = ["COLUMNS", "cells", "change_text", "deviation_text", "difference_text", "missing"]
 
 COLUMNS = (
     "row",
@@ -33,6 +33,17 @@ def deviation_text(mean: float, deviation: float | None) -> str:
         ('90.30 ± 0.21', '90.30')
     """
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def change_text(share: float, less: str, more: str, digits: int = 0) -> str:
+    """How much less (a share above 0) or more (below 0), in percent, with the word that is true.
+
+    Example:
+        >>> change_text(0.667, "fewer", "more"), change_text(-0.227, "saved", "more", 1)
+        ('67 % fewer', '22.7 % more')
+    """
+    percent = round(100 * share, digits)
+    return f"{abs(percent):.{digits}f} % {more if percent < 0 else less}"
 
 
 def difference_text(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
-from spela.results.cells import cells
+from spela.results.cells import cells, change_text
 from spela.training.records import write_atomically
 
 __all__ = ["check_readme", "main_table", "update_readme"]
@@ -148,9 +148,11 @@ def _exit_summary(table: dict[str, Any]) -> list[str]:
         mine = [c for c in calibrated if (c["row"], c["data"]) == (row, data)]
         count = len(mine)
         lost = sum(c["accuracy"] - c["full_accuracy"] for c in mine) / count
-        saved = 100 * (1 - sum(c["multiply_adds"] for c in mine) / count)
-        faster = 100 * (1 - sum(c["early_ms"] / c["full_ms"] for c in mine) / count)
-        what = f"{saved:.0f} % fewer multiply-adds, {faster:.0f} % less time, {lost:+.2f} points"
+        saved = change_text(1 - sum(c["multiply_adds"] for c in mine) / count, "fewer", "more")
+        time = change_text(
+            1 - sum(c["early_ms"] / c["full_ms"] for c in mine) / count, "less", "more"
+        )
+        what = f"{saved} multiply-adds, {time} time, {lost:+.2f} points"
         lines.append(
             f"| {table['experiment']} | {row}, calibrated | {data} | | {count} | {what} | | | |"
         )

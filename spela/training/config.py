@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["RunConfig", "parse_groups"]
+
+# Weights are float32: numbers below its normal ones count as zero there, and larger ones as infinite.
+_LEAST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 # Of any size or count: beyond it nothing fits into memory, and libraries overflow.
 MOST = 2**31 - 1
@@ -191,12 +196,16 @@ class RunConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
         for name in ("lr", "scale", "conv_scale", "projection_std"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "lr_drop", "negative_slope", "noise"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("dropout", "input_dropout", "label_noise", "test_share"):
+            if not _LEAST <= getattr(self, name) <= _LARGEST:
+                raise ValueError(
+                    f"{name} must be a positive number that float32 holds, got {getattr(self, name)}"
+                )
+        for name in ("weight_decay", "lr_drop", "negative_slope", "noise"):
+            if not 0 <= getattr(self, name) <= _LARGEST:
+                raise ValueError(
+                    f"{name} must be 0 or more and in float32's range, got {getattr(self, name)}"
+                )
+        for name in ("momentum", "dropout", "input_dropout", "label_noise", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.binarise and (self.method != "spela" or self.channels):

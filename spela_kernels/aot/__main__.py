@@ -19,6 +19,7 @@ from spela_kernels.aot.compile import Row, compile_job
 from spela_kernels.aot.jobs import Job, plan
 from spela_kernels.aot.report import HEADER, failures, line
 from spela_kernels.architectures import ARCHITECTURES
+from spela_kernels.workers import check_workers
 
 __all__ = ["main"]
 
@@ -72,12 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         jobs = plan(given.targets, everything=given.all, kernels=given.kernels, cases=given.cases)
-        if not jobs or given.jobs < 1:
+        if not jobs:
             raise ValueError(
-                f"--jobs must be at least 1, got {given.jobs}"
-                if jobs
-                else f"no case has {given.cases!r} in its label: leave --cases out to see them"
+                f"no case has {given.cases!r} in its label: leave --cases out to see them"
             )
+        check_workers(given.jobs, "--jobs")
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

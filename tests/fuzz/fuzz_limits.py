@@ -1,6 +1,6 @@
 """What every fuzz test shares: how much to try, and a bound on memory.
 
-`make test` tries a fixed few examples, the same on every run. `SPELA_FUZZ=50 python -m pytest tests/fuzz`
+`make test` tries a fixed few examples, the same on every run. `FUZZ=50 python -m pytest tests/fuzz`
 tries fifty times as many, new ones on every run, and keeps failures in .hypothesis.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-TIMES = int(os.environ.get("SPELA_FUZZ", "1"))
+TIMES = int(os.environ.get("FUZZ", "1"))
 MEMORY = 512 * 2**20
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
-    """Settings of one fuzz test that tries `examples`, or as many more as SPELA_FUZZ says."""
+    """Settings of one fuzz test that tries `examples`, or as many more as FUZZ says."""
     return settings(
         max_examples=examples * TIMES,
         deadline=None,

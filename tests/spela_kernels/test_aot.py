@@ -341,7 +341,8 @@ def test_a_reader_who_leaves_early_ends_it_quietly() -> None:
         (["--targets", "sm_13"], "unknown target sm_13: use sm_75"),
         (["--targets", "sm_80", "--kernels", "nothing"], "unknown kernel nothing: use classes"),
         (["--targets", "sm_80", "--cases", "nothing"], "no case has 'nothing'"),
-        (["--targets", "sm_80", "--jobs", "0"], "--jobs must be at least 1"),
+        (["--targets", "sm_80", "--jobs", "0"], "--jobs must be in 1.."),
+        (["--targets", "sm_80", "--jobs", "100000"], "got 100000"),
     ],
 )
 def test_wrong_requests_are_explained(

@@ -156,11 +156,11 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     for name in ("reference", "fastest"):
         monkeypatch.setenv("SPELA_BACKEND", name)
-        backend._named.cache_clear()
+        backend.named_backend.cache_clear()
         if name == "reference":
             assert sk.select_backend(cpu) == "reference"
         else:
             with pytest.raises(ValueError, match="SPELA_BACKEND: use one of auto"):
                 sk.select_backend(cpu)
     monkeypatch.undo()
-    backend._named.cache_clear()
+    backend.named_backend.cache_clear()

@@ -162,7 +162,7 @@ def test_other_files(tmp_path):
     (tmp_path / "in.txt").write_text("hello world")
     with pytest.raises(ValueError, match="not a known kind of input"):
         read_inputs(tmp_path / "in.txt", (1, 6, 7))
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_inputs(tmp_path / "none", (1, 6, 7))
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="holds no PNG or JPEG"):

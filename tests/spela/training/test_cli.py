@@ -290,10 +290,10 @@ def test_commands_flush_denormal_numbers_and_their_caller_does_not(
 ) -> None:
     denormal = 1e-40
     held: list[float] = []
-    module = importlib.import_module("spela.cli.main")
+    module = importlib.import_module("spela.cli.commands")
     monkeypatch.setattr(module, "app", lambda **_: held.append(torch.tensor(denormal).item()))
     with pytest.raises(SystemExit) as left:
-        module.main()
+        module.run()
     assert left.value.code == 0
     assert held == [0.0]
     assert torch.tensor(denormal).item() > 0

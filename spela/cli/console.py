@@ -1,0 +1,31 @@
+"""The console that a command prints to: whatever characters it knows, and Ctrl-C's exit code."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["INTERRUPTED", "printing_anywhere"]
+
+# What shells report of a program that Ctrl-C ended: 128 and the signal's number.
+INTERRUPTED = 130
+
+
+@contextmanager
+def printing_anywhere() -> Iterator[None]:
+    """Print characters that the console's encoding lacks as escapes such as \\u96f6.
+
+    Names of classes and files may hold any, and a Windows console or pipe knows few: an error would end a
+    command half way.
+    """
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
