@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, HiddenLayer, step_on, weight_gradients
+from spela.baselines.hidden import Gradients, HiddenLayer, weight_gradients
+from spela.layers.steps import learning, step_on
 
 __all__ = ["MonoForwardLayer", "MonoForwardSequential"]
 
@@ -127,6 +128,7 @@ class MonoForwardSequential(nn.Sequential):
         """Loss (), weight and local gradient of every layer, for diagnostics."""
         return weight_gradients(self, self.local_gradients(x, target))
 
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step of every layer: losses (L,) from before the updates.
 

@@ -17,6 +17,7 @@ from spela.optim import LocalAdam
 from spela.streaming.checkpoint import Stream, read_stream, write_stream
 from spela.streaming.classes import ClassTable, Label
 from spela.streaming.replay import ReplayBuffer
+from spela_kernels.precision import without_inference
 
 __all__ = ["StreamPrediction", "StreamingClassifier"]
 
@@ -67,6 +68,7 @@ class StreamingClassifier:
         ['up']
     """
 
+    @without_inference
     def __init__(
         self,
         net: SpelaSequential,
@@ -92,6 +94,7 @@ class StreamingClassifier:
         """The labels met so far, in the order of their class indices."""
         return list(self.classes.labels)
 
+    @without_inference
     def observe(self, x: Tensor, y: object) -> Tensor:
         """Learn from new samples; labels not met before become classes.
 
@@ -192,6 +195,7 @@ class StreamingClassifier:
         )
 
     @classmethod
+    @without_inference
     def load(
         cls,
         path: str | Path,
