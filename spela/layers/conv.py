@@ -179,10 +179,10 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         bound = 1 / math.sqrt(self.weight[0].numel())
         for parameter in (self.weight, self.bias):
             if parameter is not None and not parameter.is_meta:
-                draw = torch.empty(parameter.shape, device=where)
+                draw = torch.empty(parameter.shape, dtype=torch.float32, device=where)
                 parameter.copy_(draw.uniform_(-bound, bound, generator=generator))
         if not self.projection.is_meta:
-            draw = torch.empty(self.projection.shape, device=where)
+            draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
             self.projection.copy_(draw.normal_(0.0, self.projection_std, generator=generator))
         if self.norm is not None:
             self.norm.reset_parameters()

@@ -121,7 +121,7 @@ class StreamingClassifier:
             targets = torch.cat([target, remembered[1]])
         # Dropout draws from torch's own generator, which is the caller's: it gets it back as it was.
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")))
             self._train_mode()
             try:
                 losses = self.net.local_step(prepare(inputs), targets, self.optimizer)
