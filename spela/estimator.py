@@ -23,6 +23,7 @@ from spela.calibration import fit_temperature
 from spela.data import epoch_generator
 from spela.fitting import build_rows_network, held_out, mean_scores, scoring_dtype, train_epoch
 from spela.optim import LocalAdam
+from spela_kernels.precision import without_inference
 
 __all__ = ["SpelaClassifier"]
 
@@ -126,6 +127,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
         self.device = device
 
+    @without_inference
     def fit(self, X: Any, y: Any) -> SpelaClassifier:
         """Train from the start.
 
@@ -157,6 +159,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         self._calibrate(*((x, target) if held is None else held))
         return self
 
+    @without_inference
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> SpelaClassifier:
         """Learn from one more mini-batch: one pass over it, in steps of `batch_size`.
 

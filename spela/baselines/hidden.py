@@ -28,6 +28,8 @@ class HiddenLayer(nn.Linear):
         gain: Weights start as U(+-gain / sqrt(I)): 1 is torch's default, sqrt(6) He's. The bias starts
             as torch's default.
         generator: Source of the initial weights; None: torch's default one.
+        device: Where the parameters live.
+        dtype: Their dtype; None: torch's default dtype.
 
     Raises:
         ValueError: For an activation that is not one of these.
@@ -50,8 +52,10 @@ class HiddenLayer(nn.Linear):
         negative_slope: float = 1e-3,
         gain: float = 1.0,
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         if get_activation(activation).needs_input:
             raise ValueError(
                 f"activation {activation!r} is not for this method, whose derivative is read off the "

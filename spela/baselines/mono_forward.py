@@ -47,8 +47,8 @@ class MonoForwardLayer(HiddenLayer):
     ) -> None:
         super().__init__(in_features, out_features, generator=generator, **settings)
         bound = 1 / math.sqrt(out_features)
-        draw = torch.empty(num_classes, out_features).uniform_(-bound, bound, generator=generator)
-        self.projection = nn.Parameter(draw)
+        draw = self.weight.detach().new_empty(num_classes, out_features)
+        self.projection = nn.Parameter(draw.uniform_(-bound, bound, generator=generator))
 
     def scores(self, y: Tensor) -> Tensor:
         """Goodness (B, C) of outputs (B, O)."""

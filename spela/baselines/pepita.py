@@ -64,7 +64,7 @@ class PepitaSequential(nn.Sequential):
             raise ValueError("the last module must be nn.Linear: its outputs are the logits")
         first = next(module for module in modules if isinstance(module, nn.Linear))
         bound = feedback_scale * math.sqrt(6 / first.in_features)
-        draw = torch.empty(first.in_features, modules[-1].out_features)
+        draw = first.weight.detach().new_empty(first.in_features, modules[-1].out_features)
         self.register_buffer("feedback", draw.uniform_(-bound, bound, generator=generator))
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:

@@ -27,6 +27,7 @@ from spela.training import (
     load_checkpoint,
     restore,
 )
+from spela_kernels.precision import without_inference
 
 __all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
 
@@ -65,6 +66,7 @@ def load_data(config: RunConfig, data_root: Path | None = None, name: str | None
     return dataset
 
 
+@without_inference
 def run(
     config: RunConfig,
     dataset: Dataset,
@@ -135,6 +137,7 @@ def _check_sizes(checkpoint: Checkpoint, file: Path) -> None:
         )
 
 
+@without_inference
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     """Read a run's network from its checkpoint, in eval mode.
 

@@ -158,12 +158,12 @@ def _classifier() -> list[Tensor]:
     return [*found, torch.from_numpy(model.partial_fit(rows, labels).predict_proba(rows))]
 
 
-def _run(folder: Path, model: str) -> list[Tensor]:
+def _run(folder: Path, model: str, recipe: str = "best") -> list[Tensor]:
     rng = np.random.default_rng(0)
     file = folder / "tiny.npz"
     np.savez(file, x=rng.random((40, 1, 8, 8), np.float32), y=np.arange(40) % 2)
     small = {"channels": (3,), "kernel_size": 3} if model == "cnn" else {"layers": (8, 6)}
-    config = make_config(str(file), model=model, epochs=2, noise=0.1, **small)
+    config = make_config(str(file), recipe, model=model, epochs=2, noise=0.1, **small)
     summary = run(config, load_dataset(file), folder / "run")
     return [torch.tensor(summary["test_accuracy"], dtype=torch.float64, device="cpu")]
 
@@ -178,6 +178,10 @@ WORK: dict[str, Callable[[Path], list[Tensor]]] = {
     "classifier": lambda _: _classifier(),
     "run": lambda folder: _run(folder, "mlp"),
     "run, convolution": lambda folder: _run(folder, "cnn"),
+    "run, backprop": lambda folder: _run(folder, "cnn", "backprop"),
+    "run, Forward-Forward": lambda folder: _run(folder, "mlp", "ff"),
+    "run, Mono-Forward": lambda folder: _run(folder, "mlp", "mono"),
+    "run, PEPITA": lambda folder: _run(folder, "mlp", "pepita"),
 }
 
 
