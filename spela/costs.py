@@ -49,7 +49,7 @@ def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Layer
         >>> layer_costs(net, (4,))
         [LayerCost(forward=64, scores=48), LayerCost(forward=128, scores=24)]
     """
-    parameter = next(net.parameters(), torch.empty(0))
+    parameter = next(net.parameters(), torch.empty(0, device="cpu"))
     x = torch.zeros(1, *sample_shape, dtype=parameter.dtype, device=parameter.device)
     costs, forward = [], 0
     modes = {module: module.training for module in net.modules()}

@@ -26,7 +26,7 @@ def flush_denormals() -> Iterator[None]:
         ...     torch.tensor(1e-40).item()
         0.0
     """
-    before = torch.tensor(1e-40).item() == 0.0
+    before = torch.tensor(1e-40, device="cpu").item() == 0.0
     torch.set_flush_denormal(True)
     try:
         yield

@@ -124,7 +124,7 @@ def mean_multiply_adds(
     """
     thresholds = exit_thresholds(policy, len(costs))
     spent = _spent(costs, thresholds)
-    return torch.tensor(spent, dtype=torch.float64)[layer.cpu()].mean().item()
+    return torch.tensor(spent, dtype=torch.float64, device="cpu")[layer.cpu()].mean().item()
 
 
 def _spent(costs: Sequence[LayerCost], thresholds: Sequence[float]) -> list[float]:
@@ -173,7 +173,7 @@ def _outcome(
     """Mean multiply-adds and mean loss."""
     samples = answers.margin.shape[1]
     loss, cost = 0.0, 0.0
-    waiting = torch.ones(samples, dtype=torch.bool)
+    waiting = torch.ones(samples, dtype=torch.bool, device="cpu")
     for layer, spent in enumerate(_spent(costs, thresholds)):
         leaves = waiting & (answers.margin[layer] >= thresholds[layer])
         loss += answers.loss[layer, leaves].sum().item()
@@ -191,14 +191,14 @@ def _best_threshold(
 ) -> float:
     """The threshold of one layer that minimises work + price * loss, the others as they are."""
     margin, samples = answers.margin, answers.margin.shape[1]
-    reached = torch.ones(samples, dtype=torch.bool)
+    reached = torch.ones(samples, dtype=torch.bool, device="cpu")
     for before in range(layer):
         reached &= margin[before] < thresholds[before]
     if not reached.any():
         return thresholds[layer]
     # What becomes of each sample that stays: the work from here on, and the loss.
-    stay_work = torch.zeros(samples, dtype=torch.float64)
-    stay_loss = torch.zeros(samples, dtype=torch.float64)
+    stay_work = torch.zeros(samples, dtype=torch.float64, device="cpu")
+    stay_loss = torch.zeros(samples, dtype=torch.float64, device="cpu")
     waiting, work = reached.clone(), 0.0
     for after in range(layer + 1, len(costs)):
         work += costs[after].forward

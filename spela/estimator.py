@@ -32,6 +32,7 @@ from spela.fitting import (
     train_epoch,
 )
 from spela.optim import LocalAdam
+from spela_kernels.precision import without_inference
 
 __all__ = ["SpelaClassifier"]
 
@@ -132,6 +133,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
         self.device = device
 
+    @without_inference
     def fit(self, X: Any, y: Any) -> SpelaClassifier:
         """Train from the start.
 
@@ -164,6 +166,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self._calibrate(*((x, target) if held is None else held))
         return self
 
+    @without_inference
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> SpelaClassifier:
         """Learn from one more mini-batch: one pass over it, in steps of `batch_size`.
 

@@ -120,7 +120,13 @@ def build_rows_network(
             if modules:
                 modules.append(RowNorm("rms"))
             layer = SpelaLinear(
-                features, size, num_classes, generator=generator, dtype=torch.float32, **settings
+                features,
+                size,
+                num_classes,
+                generator=generator,
+                device="cpu",
+                dtype=torch.float32,
+                **settings,
             )
             modules.append(layer)
             features = size

@@ -54,7 +54,7 @@ def class_grouping(
     low, high = _bounds(groups, num_classes)
     counts = torch.randint(low, high, (num_kernels, 1), generator=generator, device="cpu")
     shape = (num_kernels, num_classes)
-    order = torch.rand(shape, generator=generator, device="cpu").argsort(dim=1)
+    order = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
     draws = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     # In a random order, the first g_k classes take a group each, the others any.
     place = torch.arange(num_classes, device="cpu").expand(shape)

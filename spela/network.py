@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from spela.early_exit import ExitPolicy, Prediction, exit_thresholds, margin_and_label
 from spela.layers import Frozen, LocalLayer
+from spela.layers.steps import check_step, learning
+from spela_kernels.contracts import check_tensors
+from spela_kernels.precision import recordable
 
 __all__ = ["SpelaSequential"]
 
@@ -95,7 +98,8 @@ class SpelaSequential(nn.Sequential):
         Raises:
             ValueError: On a shape, device or label that does not fit.
         """
-        losses = []
+        check_tensors(x, target)
+        x, losses = recordable(x), []
         for module, is_local in self._checked():
             if is_local:
                 loss, x = module.local_loss(x, target)  # type: ignore[operator]
@@ -106,9 +110,13 @@ class SpelaSequential(nn.Sequential):
                     x = module(x.clone() if getattr(module, "inplace", False) else x)
         return torch.stack(losses)
 
-    @torch.no_grad()
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One training step: each layer is updated right after its own forward.
+
+        Nothing is stored for a backward pass, so it learns under `torch.no_grad` and `torch.inference_mode`
+        too. Parameters of other modules stay, and so does every `.grad`; the optimizer's step hooks are
+        called once for each layer that learns.
 
         Args:
             x: A batch of inputs.
@@ -119,7 +127,9 @@ class SpelaSequential(nn.Sequential):
             (L,) losses from before the updates, on the network's device.
 
         Raises:
-            ValueError: On a shape, device or label that does not fit.
+            ValueError: On a shape, device or label that does not fit, or if the optimizer cannot update one
+                of the layers: before any of them is updated.
+            TypeError: On dtypes that do not fit, or if x or target is no tensor.
 
         Example:
             >>> from spela.layers import SpelaLinear
@@ -129,8 +139,9 @@ class SpelaSequential(nn.Sequential):
             >>> net.local_step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), optimizer).shape
             torch.Size([1])
         """
-        losses = []
-        for module, is_local in self._checked():
+        modules, losses = list(self._checked()), []
+        check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
+        for module, is_local in modules:
             if is_local:
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
                 losses.append(loss)

@@ -1,22 +1,32 @@
 """Optimizers that know the fused update: torch.optim's SGD and Adam with local steps on top.
 
 State, hyper-parameters and LR schedulers are torch's, so `step()` on gradients and the fused local steps
-can be mixed and give the same numbers.
+can be mixed and give the same numbers, to rounding. One case apart: where a batch norm's factor is exactly
+0, all of a max-pooling window is its maximum, and the fused step takes another of its subgradients than
+autograd.
+
+Step hooks are called once for each layer that a local step trains, around all of its update, whatever the
+optimizer: torch's own call them in the `step` that the layer makes. A fused step has no gradients for a
+pre-hook to see.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from spela.layers.contract import FusedOptimizer, LocalLayer, not_held
+from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela.layers.steps import not_held
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
+from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.linear import Parameters
 from spela_kernels.rows import scalar_like
+from spela_kernels.rules import AdamRule, SgdRule, sgd_update_
 
 __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 
@@ -27,6 +37,7 @@ _NOT_FUSED = ("maximize", "dampening", "amsgrad", "decoupled_weight_decay", "dif
 # What a parameter group holds, and below what it must stay.
 _BOUNDS = {"lr": math.inf, "momentum": 1.0, "weight_decay": math.inf, "eps": math.inf, "betas": 1.0}
 
+_Result = TypeVar("_Result")
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
@@ -66,6 +77,17 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         if any(first.get(option) for option in _NOT_FUSED):
             return False
         return all(self._group_of(parameter) is first for parameter in parameters[1:])
+
+    def between_hooks(self, run: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+        """`run(*args, **kwargs)` between the hooks that torch calls around `step`."""
+        if not (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        ):
+            return run(*args, **kwargs)
+        return self.profile_hook_step(lambda optimizer: run(*args, **kwargs))(self)
 
     def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:
         """The state `name` of each parameter, None where there is no parameter or no state."""
@@ -116,6 +138,14 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
             if parameter is not None and self.state[parameter].get("momentum_buffer") is None:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return self._buffers("momentum_buffer", parameters)
+
+    def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """SGD's update of parameters in place: see `spela_kernels.rules.sgd_update_`."""
+        for parameter, gradient in gradients:
+            rule = self._rule(parameter)
+            (buffer,) = self._momenta(rule, parameter)
+            lr = rule.pop("lr")
+            sgd_update_(parameter, gradient, buffer, lr, SgdRule(**rule))
 
     def linear_step(
         self,
@@ -210,6 +240,17 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         for parameter in parameters:
             if parameter is not None:
                 self.state[parameter]["step"] += 1
+
+    def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Adam's update of parameters in place: see `spela_kernels.rules.adam_update_`."""
+        for parameter, gradient in gradients:
+            (first,), (second,) = self._moments(parameter)
+            rule = self._rule(parameter)
+            beta1, beta2 = rule["betas"]
+            self._count(parameter)
+            step = self.state[parameter]["step"]
+            adam = AdamRule(beta1, beta2, rule["eps"], rule["weight_decay"])
+            fused_adam_update_(parameter, gradient, first, second, step, rule["lr"], adam)
 
     def linear_step(
         self,

@@ -22,6 +22,7 @@ __all__ = [
     "check_projection",
     "check_state",
     "check_target",
+    "check_tensors",
 ]
 
 
@@ -202,6 +203,27 @@ def check_projection(
     _check_range("groups", groups, vectors.shape[1], "groups")
 
 
+def check_tensors(x: Tensor, target: Tensor) -> None:
+    """Refuse arrays and lists in place of a batch or its labels.
+
+    Args:
+        x: The batch.
+        target: Its labels.
+
+    Raises:
+        TypeError: If one is no tensor.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"`x` must be a tensor, got {type(x).__name__}: use torch.as_tensor(x) with the layer's dtype"
+        )
+    if not isinstance(target, Tensor):
+        raise TypeError(
+            f"`target` must be a tensor of int64 class indices, got {type(target).__name__}: use "
+            "torch.as_tensor(target)"
+        )
+
+
 def check_target(x: Tensor, target: Tensor) -> None:
     """Check the metadata of labels.
 
@@ -214,8 +236,9 @@ def check_target(x: Tensor, target: Tensor) -> None:
         TypeError: If labels are not int64.
     """
     if target.dim() != 1 or target.shape[0] != x.shape[0]:
+        one_hot = ": use target.argmax(dim=1)" if target.dim() == 2 else ""
         raise ValueError(
-            f"`target` must be one label per sample, ({x.shape[0]},), got {tuple(target.shape)}"
+            f"`target` must be one label per sample, ({x.shape[0]},), got {tuple(target.shape)}{one_hot}"
         )
     if target.dtype != torch.int64:
         raise TypeError(f"`target` must be int64 class indices, got {target.dtype}: use .long()")

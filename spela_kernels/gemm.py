@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ def onednn_works() -> bool:
         torch.ops.mkldnn, "_linear_pointwise"
     ):
         return False
-    x, weight, bias = torch.linspace(-1, 1, 15).view(5, 3), torch.eye(7, 3), torch.arange(7.0) - 3
+    own: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
+    x, weight = torch.linspace(-1, 1, 15, **own).view(5, 3), torch.eye(7, 3, **own)
+    bias = torch.arange(7.0, **own) - 3
     try:
         fused = _onednn(x, weight, bias, "leaky_relu", 0.25)
         turned = _onednn(x.T, fused.T, None, "identity", 0.0)
@@ -248,7 +251,7 @@ def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
 
 
 def _run_adam(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
-    first, second, one = torch.ones_like(weight), torch.ones_like(weight), torch.ones(())
+    first, second, one = torch.ones_like(weight), torch.ones_like(weight), weight.new_ones(())
     if library == "compiled":
         compiled_products.adam_product_(weight, dz, x, first, second, one, one, AdamRule())
         return

@@ -157,7 +157,7 @@ def _fastest(sizes: tuple[int, int, int], run: _Run, names: tuple[str, ...]) -> 
     batch, inputs, outputs = sizes
     shapes = ((batch, inputs), (outputs, inputs), (batch, outputs))
     # Filled without a random generator: a measurement must not move anybody's seed.
-    x, weight, dz = (torch.full(shape, 0.01) for shape in shapes)
+    x, weight, dz = (torch.full(shape, 0.01, dtype=torch.float32, device="cpu") for shape in shapes)
     best = dict.fromkeys(names, float("inf"))
     rounds, end = 0, time.perf_counter() + _SECONDS
     while rounds < _LEAST or (rounds < _MOST and time.perf_counter() < end):

@@ -1,6 +1,7 @@
 """Autocast: the layer input is cast, and with it the products; parameters, losses and state stay.
 
-Beside it, the decorators that enter a mode of torch only where it is not the current one.
+Beside it, the decorators that enter a mode of torch only where it is not the current one, and what is to be
+done about tensors that inference mode made.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_input", "autocast_is_on", "without_autocast", "without_grad"]
+__all__ = [
+    "autocast_input",
+    "autocast_is_on",
+    "made_in_inference",
+    "recordable",
+    "without_autocast",
+    "without_grad",
+    "without_inference",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -89,6 +98,59 @@ def without_grad(function: _Function) -> _Function:
         if not torch.is_grad_enabled():
             return function(*args, **kwargs)
         with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def made_in_inference(tensor: Tensor) -> bool:
+    """Whether a tensor was made under `torch.inference_mode`; torch.compile cannot ask, and sees none.
+
+    Example:
+        >>> made_in_inference(torch.ones(1))
+        False
+    """
+    return not torch.compiler.is_compiling() and tensor.is_inference()
+
+
+def recordable(tensor: Tensor) -> Tensor:
+    """A copy of a tensor that inference mode made, which autograd cannot save; others as they are.
+
+    Features of a frozen network are such tensors. Under inference mode itself nothing is saved or copied.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     features = torch.ones(1)
+        >>> features.is_inference(), recordable(features).is_inference()
+        (True, False)
+    """
+    if made_in_inference(tensor) and not torch.is_inference_mode_enabled():
+        return tensor.clone()
+    return tensor
+
+
+def without_inference(function: _Function) -> _Function:
+    """Decorator: `torch.inference_mode` is off inside, since what it makes could never be updated outside.
+
+    For what builds layers or lets them learn. torch.compile cannot ask for the mode, and traces as outside.
+
+    Args:
+        function: Any function.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     torch.ones(1).is_inference(), without_inference(torch.ones)(1).is_inference()
+        (True, False)
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
             return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]

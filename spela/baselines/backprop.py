@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spela.layers.steps import learning, step_on
+
 __all__ = ["BackpropSequential"]
 
 
@@ -30,10 +32,11 @@ class BackpropSequential(nn.Sequential):
         with torch.no_grad():
             return self(x).argmax(dim=1)
 
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step of backprop: loss (1,) from before the update."""
-        optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(self(x), target)
-        loss.backward()
-        optimizer.step()
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(self(x), target)
+        step_on(optimizer, zip(trained, torch.autograd.grad(loss, trained), strict=True))
         return loss.detach().reshape(1)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, HiddenLayer, step_on, weight_gradients
+from spela.baselines.hidden import Gradients, HiddenLayer, weight_gradients
+from spela.layers.steps import learning, step_on
 
 __all__ = ["ForwardForwardLayer", "ForwardForwardSequential"]
 
@@ -193,6 +194,7 @@ class ForwardForwardSequential(nn.Sequential):
             self, self.local_gradients(x, target, (target + 1) % self.num_classes)
         )
 
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step of every layer on the batch and its negatives: losses (L,) from before the updates.
 

@@ -1,4 +1,4 @@
-"""What the rivals' layers share: phi(x W^T + b) with its gradient by hand, and a step on given gradients."""
+"""What the rivals' layers share: phi(x W^T + b) with its gradient by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spela_kernels.activations import get_activation
 
-__all__ = ["Gradients", "HiddenLayer", "step_on", "weight_gradients"]
+__all__ = ["Gradients", "HiddenLayer", "weight_gradients"]
 
 Gradients = list[tuple[Tensor, Tensor]]
 
@@ -28,6 +28,8 @@ class HiddenLayer(nn.Linear):
         gain: Weights start as U(+-gain / sqrt(I)): 1 is torch's default, sqrt(6) He's. The bias starts
             as torch's default.
         generator: Source of the initial weights; None: torch's default one.
+        device: Where the parameters live.
+        dtype: Their dtype; None: torch's default dtype.
 
     Raises:
         ValueError: For an activation that is not one of these.
@@ -50,8 +52,10 @@ class HiddenLayer(nn.Linear):
         negative_slope: float = 1e-3,
         gain: float = 1.0,
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         if get_activation(activation).needs_input:
             raise ValueError(
                 f"activation {activation!r} is not for this method, whose derivative is read off the "
@@ -90,22 +94,6 @@ class HiddenLayer(nn.Linear):
     def extra_repr(self) -> str:
         """nn.Linear's line and the activation."""
         return f"{super().extra_repr()}, activation={self.activation}"
-
-
-def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Let any torch optimizer step on these gradients alone, and free them.
-
-    Torch's optimizers skip parameters without a gradient, so all others stay as they are.
-
-    Args:
-        optimizer: Holds the parameters.
-        gradients: Pairs of a parameter and its gradient.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    for parameter, gradient in gradients:
-        parameter.grad = gradient
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def weight_gradients(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, HiddenLayer, step_on, weight_gradients
+from spela.baselines.hidden import Gradients, HiddenLayer, weight_gradients
+from spela.layers.steps import learning, step_on
 
 __all__ = ["MonoForwardLayer", "MonoForwardSequential"]
 
@@ -46,8 +47,8 @@ class MonoForwardLayer(HiddenLayer):
     ) -> None:
         super().__init__(in_features, out_features, generator=generator, **settings)
         bound = 1 / math.sqrt(out_features)
-        draw = torch.empty(num_classes, out_features).uniform_(-bound, bound, generator=generator)
-        self.projection = nn.Parameter(draw)
+        draw = self.weight.detach().new_empty(num_classes, out_features)
+        self.projection = nn.Parameter(draw.uniform_(-bound, bound, generator=generator))
 
     def scores(self, y: Tensor) -> Tensor:
         """Goodness (B, C) of outputs (B, O)."""
@@ -127,6 +128,7 @@ class MonoForwardSequential(nn.Sequential):
         """Loss (), weight and local gradient of every layer, for diagnostics."""
         return weight_gradients(self, self.local_gradients(x, target))
 
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step of every layer: losses (L,) from before the updates.
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, step_on, weight_gradients
+from spela.baselines.hidden import Gradients, weight_gradients
+from spela.layers.steps import learning, step_on
 
 __all__ = ["PepitaSequential"]
 
@@ -63,7 +64,7 @@ class PepitaSequential(nn.Sequential):
             raise ValueError("the last module must be nn.Linear: its outputs are the logits")
         first = next(module for module in modules if isinstance(module, nn.Linear))
         bound = feedback_scale * math.sqrt(6 / first.in_features)
-        draw = torch.empty(first.in_features, modules[-1].out_features)
+        draw = first.weight.detach().new_empty(first.in_features, modules[-1].out_features)
         self.register_buffer("feedback", draw.uniform_(-bound, bound, generator=generator))
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
@@ -114,6 +115,7 @@ class PepitaSequential(nn.Sequential):
         """Loss (), weight and local gradient of every layer, for diagnostics."""
         return weight_gradients(self, self.local_gradients(x, target))
 
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step: the cross-entropy (1,) of the first pass, from before the update.
 

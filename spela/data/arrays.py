@@ -139,10 +139,12 @@ def split_indices(
         >>> split_indices(torch.tensor([0, 1, 0, 1, 0, 1]), every=3)
         (tensor([2, 3, 4, 5]), tensor([0, 1]))
     """
-    order = torch.arange(labels.numel())
+    order = torch.arange(labels.numel(), device="cpu")
     if seed is not None:
-        order = torch.randperm(labels.numel(), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(
+            labels.numel(), generator=torch.Generator().manual_seed(seed), device="cpu"
+        )
     order = order[torch.argsort(labels[order], stable=True)]
-    in_test = torch.zeros(labels.numel(), dtype=torch.bool)
+    in_test = torch.zeros(labels.numel(), dtype=torch.bool, device="cpu")
     in_test[order[::every]] = True
     return (~in_test).nonzero().flatten(), in_test.nonzero().flatten()

@@ -51,9 +51,9 @@ def _source(layout: _Layout) -> Source:
         return PhotoSet(
             name=layout.name,
             train_files=tuple(file for file, _ in train),
-            train_y=torch.tensor([label for _, label in train], dtype=torch.int64),
+            train_y=torch.tensor([label for _, label in train], dtype=torch.int64, device="cpu"),
             test_files=tuple(file for file, _ in test),
-            test_y=torch.tensor([label for _, label in test], dtype=torch.int64),
+            test_y=torch.tensor([label for _, label in test], dtype=torch.int64, device="cpu"),
             class_names=class_names,
             source=str(folder),
         )

@@ -73,7 +73,9 @@ def add_noise(dataset: Dataset, deviation: float, seed: int) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(x: Tensor) -> Tensor:
-        noise = deviation * torch.randn(x.shape, generator=generator)
+        noise = deviation * torch.randn(
+            x.shape, generator=generator, dtype=torch.float32, device="cpu"
+        )
         if x.dtype == torch.uint8:
             return x.add(255 * noise).round_().clamp_(0, 255).to(torch.uint8)
         return x + noise
@@ -108,8 +110,12 @@ def add_label_noise(dataset: Dataset, share: float, seed: int) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
     labels = dataset.train_y
     count = round(share * len(labels))
-    chosen = torch.randperm(len(labels), generator=generator)[:count].to(labels.device)
-    steps = torch.randint(1, dataset.num_classes, (count,), generator=generator).to(labels.device)
+    chosen = torch.randperm(len(labels), generator=generator, device="cpu")[:count].to(
+        labels.device
+    )
+    steps = torch.randint(1, dataset.num_classes, (count,), generator=generator, device="cpu").to(
+        labels.device
+    )
     noisy = labels.clone()
     noisy[chosen] = (labels[chosen] + steps) % dataset.num_classes
     return replace(dataset, train_y=noisy)
@@ -142,7 +148,7 @@ def split_anew(dataset: Dataset, test_share: float, seed: int) -> Dataset:
     x = torch.cat([dataset.train_x, dataset.test_x])
     y = torch.cat([dataset.train_y, dataset.test_y])
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(y), generator=generator).to(y.device)
+    order = torch.randperm(len(y), generator=generator, device="cpu").to(y.device)
     count = min(max(round(test_share * len(y)), 1), len(y) - 1)
     train, test = order[count:], order[:count]
     return replace(dataset, train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])

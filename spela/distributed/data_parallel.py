@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spela.distributed.joint import join_modules
 from spela.distributed.ranks import Pending, Ranks, Share
 from spela.layers import LocalLayer
+from spela.layers.steps import check_step, learning, step_on
 from spela.network import SpelaSequential
 
 __all__ = ["DataParallelSequential"]
@@ -73,7 +74,7 @@ class DataParallelSequential(SpelaSequential):
             for module in self._joint:
                 module.share = None
 
-    @torch.no_grad()
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step of all processes on a joint batch.
 
@@ -89,6 +90,7 @@ class DataParallelSequential(SpelaSequential):
             ValueError: On a shape, device or label that does not fit.
             LostRankError: If another process is gone.
         """
+        check_step(self.local_layers, optimizer)
         losses, sums = [], []
         with self._shared(x) as share:
             x, target = x[share.rows], target[share.rows]
@@ -101,7 +103,7 @@ class DataParallelSequential(SpelaSequential):
                     x = module(x)
         for started in sums:
             if started:
-                self._finish(started, optimizer)
+                step_on(optimizer, [(part.parameter, part.gradient.wait()) for part in started])
         return torch.stack(losses)
 
     def _start(
@@ -122,14 +124,6 @@ class DataParallelSequential(SpelaSequential):
                 gradient = torch.empty_like(parameter).copy_(gradient)
             sums.append(_Sum(parameter, self.ranks.start_sum(gradient)))
         return loss.detach(), y, sums
-
-    def _finish(self, sums: list[_Sum], optimizer: torch.optim.Optimizer) -> None:
-        """Update one layer: the optimizers of torch skip parameters without a gradient."""
-        optimizer.zero_grad(set_to_none=True)
-        for parameter, gradient in sums:
-            parameter.grad = gradient.wait()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
         """Scores (B, C) of every SPELA layer for a joint batch, the same on every process."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Ranks
 from spela.distributed.stages import stage_of_modules, trace
+from spela.layers import LocalLayer
+from spela.layers.steps import check_step, learning
 from spela.network import SpelaSequential
 
 __all__ = ["LayerParallelSequential"]
@@ -83,7 +85,7 @@ class LayerParallelSequential(SpelaSequential):
     def _received(self, x: Tensor) -> Tensor:
         return x if self._inlet is None else self._inlet.take(len(x))
 
-    @torch.no_grad()
+    @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """This process's part of one training step; its output goes to the next stage.
 
@@ -99,6 +101,8 @@ class LayerParallelSequential(SpelaSequential):
             ValueError: On a shape, device or label that does not fit.
             LostRankError: If a neighbour is gone.
         """
+        own = (m for m, stage in zip(self, self.stages, strict=True) if stage == self.ranks.rank)
+        check_step((m for m in own if isinstance(m, LocalLayer)), optimizer)
         losses: list[Tensor] = []
         for index, (module, is_local) in enumerate(self._checked()):
             if self.stages[index] != self.ranks.rank:

@@ -223,12 +223,12 @@ class Ranks:
         return told["value"]
 
     def _broadcast(self, message: bytes) -> bytes:
-        size = torch.tensor([len(message)])
+        size = torch.tensor([len(message)], device="cpu")
         with self.guard():
             dist.broadcast(size, 0)
         content = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else None
         if content is None or not self.is_main:
-            content = torch.empty(int(size), dtype=torch.uint8)
+            content = torch.empty(int(size), dtype=torch.uint8, device="cpu")
         with self.guard():
             dist.broadcast(content, 0)
         return bytes(content.numpy().tobytes())
@@ -242,11 +242,15 @@ class Ranks:
         own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         if not self.is_main:
             packed = torch.frombuffer(bytearray(safetensors.torch.save(own)), dtype=torch.uint8)
-            self.start_send(torch.tensor([len(packed)]), 0).wait()
+            self.start_send(torch.tensor([len(packed)], device="cpu"), 0).wait()
             self.start_send(packed, 0).wait()
             return {}
         for source in range(1, self.size):
-            size = self.start_receive(torch.zeros(1, dtype=torch.int64), source).wait()
-            content = self.start_receive(torch.empty(int(size), dtype=torch.uint8), source).wait()
+            size = self.start_receive(
+                torch.zeros(1, dtype=torch.int64, device="cpu"), source
+            ).wait()
+            content = self.start_receive(
+                torch.empty(int(size), dtype=torch.uint8, device="cpu"), source
+            ).wait()
             own |= safetensors.torch.load(content.numpy().tobytes())
         return own

@@ -94,11 +94,11 @@ def _exits(
     prices = layer_costs(net, tuple(x.shape[1:]))
     margins, answers = _margins(net, x)  # (L, N) each
     layers = len(margins)
-    last = torch.full((len(y),), layers - 1)
+    last = torch.full((len(y),), layers - 1, device="cpu")
     whole = mean_multiply_adds(prices, None, last)
 
     def point(policy: ExitPolicy) -> dict[str, Any]:
-        sure = margins >= torch.tensor([*policy.thresholds, -torch.inf])[:, None]
+        sure = margins >= margins.new_tensor([*policy.thresholds, -torch.inf])[:, None]
         layer = sure.int().argmax(dim=0)  # (N,) the first sure layer; the last one always is
         hits = answers.gather(0, layer[None])[0] == y
         share = torch.bincount(layer, minlength=layers).double() / len(y)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential
-from spela.experiments.rivals import Network, build_rival
+from spela.experiments.rivals import FLOAT32, Network, build_rival
 from spela.grouping import most_groups
 from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
@@ -28,7 +28,9 @@ class _Activation(nn.Module):
         super().__init__()
         self.name = config.activation
         slope = config.negative_slope
-        self.slope = nn.Parameter(torch.full((1,), slope)) if self.name == "prelu" else slope
+        self.slope = (
+            nn.Parameter(torch.full((1,), slope, **FLOAT32)) if self.name == "prelu" else slope
+        )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """phi(z)."""
@@ -82,6 +84,7 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
                 vectors=config.vectors,
                 init="kaiming_normal" if config.init == "kaiming-normal" else "kaiming_uniform",
                 generator=generator,
+                **FLOAT32,
             )
             modules.append(with_binary_weight(layer) if config.binarise == "all" else layer)
         width = size
@@ -159,8 +162,8 @@ def _convolutions(
             )
         if config.method == "backprop":
             modules += [
-                _torch_default(nn.Conv2d(channels, kernels, size), generator),
-                nn.BatchNorm2d(kernels),
+                _torch_default(nn.Conv2d(channels, kernels, size, **FLOAT32), generator),
+                nn.BatchNorm2d(kernels, **FLOAT32),
                 _Activation(config),
                 nn.MaxPool2d(POOL),
             ]
@@ -179,6 +182,7 @@ def _convolutions(
                 scale=config.conv_scale,
                 vectors=config.vectors,
                 generator=generator,
+                **FLOAT32,
             )
             modules.append(layer)
         shape = (kernels, *pooled)
@@ -187,7 +191,7 @@ def _convolutions(
 
 def _linear(width: int, size: int, config: RunConfig, generator: torch.Generator) -> nn.Module:
     """A backprop layer, initialised as the run says."""
-    layer = nn.Linear(width, size)
+    layer = nn.Linear(width, size, **FLOAT32)
     if config.init == "default":
         return _torch_default(layer, generator)
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from spela.layers import RowNorm
 from spela.network import SpelaSequential
 from spela.training import RunConfig
 
-__all__ = ["Network", "build_rival"]
+__all__ = ["FLOAT32", "Network", "build_rival"]
 
 Network = (
     SpelaSequential
@@ -31,6 +32,8 @@ Network = (
     | PepitaSequential
 )
 
+# Where and as what every network starts, whatever torch's defaults are.
+FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 _HE = math.sqrt(6)
 
 
@@ -62,6 +65,7 @@ def build_rival(
                 negative_slope=config.negative_slope,
                 gain=_HE,  # goodness starts at the threshold: samples of both kinds can move
                 generator=generator,
+                **FLOAT32,
             )
         if config.method == "mono":
             return MonoForwardLayer(
@@ -71,6 +75,7 @@ def build_rival(
                 activation=config.activation,
                 negative_slope=config.negative_slope,
                 generator=generator,
+                **FLOAT32,
             )
         return HiddenLayer(
             inputs,
@@ -80,18 +85,26 @@ def build_rival(
             negative_slope=config.negative_slope,
             gain=_HE,
             generator=generator,
+            **FLOAT32,
         )
 
     features = math.prod(sample_shape)
     modules, width = _stack(config, features, hidden)
     if config.method == "ff":
         net = ForwardForwardSequential(*modules, num_classes=num_classes)
-        net.embed(torch.zeros(1, features), torch.zeros(1, dtype=torch.int64))  # is there room?
+        label = torch.zeros(1, dtype=torch.int64, device="cpu")
+        net.embed(torch.zeros(1, features, **FLOAT32), label)  # is there room?
         return net
     if config.method == "mono":
         return MonoForwardSequential(*modules)
     output = HiddenLayer(
-        width, num_classes, bias=False, activation="identity", gain=_HE, generator=generator
+        width,
+        num_classes,
+        bias=False,
+        activation="identity",
+        gain=_HE,
+        generator=generator,
+        **FLOAT32,
     )
     return PepitaSequential(*modules, output, generator=generator)
 

@@ -28,6 +28,7 @@ from spela.training import (
     restore,
 )
 from spela.training.evidence import check_weights
+from spela_kernels.precision import without_inference
 
 __all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
 
@@ -67,6 +68,7 @@ def load_data(config: RunConfig, data_root: Path | None = None, name: str | None
     return dataset
 
 
+@without_inference
 def run(
     config: RunConfig,
     dataset: Dataset,
@@ -159,6 +161,7 @@ def _check_sizes(checkpoint: Checkpoint, file: Path) -> None:
         )
 
 
+@without_inference
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     """Read a run's network from its checkpoint, in eval mode.
 

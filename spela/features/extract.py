@@ -53,10 +53,10 @@ def select_samples(count: int, wanted: int | None, seed: int, where: str) -> Ten
         tensor([0, 4])
     """
     if wanted is None:
-        return torch.arange(count)
+        return torch.arange(count, device="cpu")
     if not 1 <= wanted <= count:
         raise ValueError(f"{where} must be between 1 and {count}, got {wanted}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     return order[:wanted].sort().values
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FusedOptimizer", "LocalLayer", "not_held", "owns", "step_by_gradient"]
+__all__ = ["FusedOptimizer", "LocalLayer"]
+
+_Result = TypeVar("_Result")
 
 
 class FusedOptimizer(ABC):
@@ -17,6 +20,14 @@ class FusedOptimizer(ABC):
     @abstractmethod
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
         """Whether these parameters of one layer share one set of hyper-parameters that the ops know."""
+
+    @abstractmethod
+    def between_hooks(self, run: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
+        """`run(*args, **kwargs)`, a layer's whole step, between the optimizer's step hooks."""
+
+    @abstractmethod
+    def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Update parameters in place with the gradients given, in no hooks; no `.grad` is touched."""
 
     @abstractmethod
     def linear_step(
@@ -62,56 +73,3 @@ class LocalLayer(nn.Module, ABC):
         self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
         """Loss () and output, both from before the update that `optimizer` makes in place."""
-
-
-def not_held(parameter: Tensor) -> ValueError:
-    """The error for a parameter that is to learn and is in no group of the optimizer."""
-    return ValueError(
-        f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}: build it "
-        "from net.parameters() of the network that is trained, or freeze that layer"
-    )
-
-
-def owns(layer: nn.Module, *names: str) -> bool:
-    """Whether these are the layer's own parameters (or None), and nothing computes them from others.
-
-    Pruning and reparametrisations such as weight norm put a computed tensor in a parameter's place, which
-    an update in place would not reach.
-
-    Args:
-        layer: Any module.
-        *names: Of its parameters.
-    """
-    return layer._parameters.keys() >= set(names)
-
-
-def step_by_gradient(
-    layer: LocalLayer, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
-) -> tuple[Tensor, Tensor]:
-    """The unfused local step: the layer's gradients, then `optimizer.step()` on them alone.
-
-    Args:
-        layer: The layer to train.
-        x: Its input.
-        target: (B,) int64 labels.
-        optimizer: Any torch optimizer that holds the layer's parameters. Parameters without a
-            gradient are skipped by torch's optimizers, so every other layer stays as it is.
-
-    Returns:
-        loss () and the layer output, both from before the update.
-
-    Raises:
-        ValueError: If the optimizer does not hold a parameter that is to learn.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for parameter in layer.parameters():
-        if parameter.requires_grad and id(parameter) not in held:
-            raise not_held(parameter)
-    optimizer.zero_grad(set_to_none=True)
-    with torch.enable_grad():
-        loss, y = layer.local_loss(x, target)
-    if loss.requires_grad:
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), y

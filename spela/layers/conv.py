@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from spela.grouping import Groups, class_grouping, group_vectors, most_groups
 from spela.layers.block import Stages, block_backward, block_forward
-from spela.layers.contract import FusedOptimizer, LocalLayer, owns, step_by_gradient
+from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
 from spela.layers.maps import convolved_size
+from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import check_directions, check_vectors
 from spela_kernels import projection_forward, projection_loss
-from spela_kernels.contracts import check_labels, check_target
+from spela_kernels.contracts import check_labels, check_target, check_tensors
 from spela_kernels.objectives import get_objective
-from spela_kernels.precision import autocast_is_on
+from spela_kernels.precision import autocast_is_on, made_in_inference, recordable, without_inference
 
 __all__ = ["SpelaConv2d"]
 
@@ -79,6 +80,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
     vectors: Tensor
     grouping: Tensor
 
+    @without_inference
     def __init__(
         self,
         in_channels: int,
@@ -177,10 +179,10 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         bound = 1 / math.sqrt(self.weight[0].numel())
         for parameter in (self.weight, self.bias):
             if parameter is not None and not parameter.is_meta:
-                draw = torch.empty(parameter.shape, device=where)
+                draw = torch.empty(parameter.shape, dtype=torch.float32, device=where)
                 parameter.copy_(draw.uniform_(-bound, bound, generator=generator))
         if not self.projection.is_meta:
-            draw = torch.empty(self.projection.shape, device=where)
+            draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
             self.projection.copy_(draw.normal_(0.0, self.projection_std, generator=generator))
         if self.norm is not None:
             self.norm.reset_parameters()
@@ -248,6 +250,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         return {"objective": self.objective, "scale": self.scale}
 
     def _check_target(self, x: Tensor, target: Tensor) -> None:
+        check_tensors(x, target)
         if x.shape[0] == 0:
             raise ValueError("`x` has no rows: a batch needs at least one sample")
         check_target(x, target)
@@ -277,16 +280,20 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         self._check_target(x, target)
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
-            y = self.forward(x.detach())
+            y = self.forward(recordable(x).detach())
             loss = projection_loss(y.flatten(2), *self._projector(), target, **self._criterion())
             return loss, y.detach()
 
         return call_with_hooks(self, x, run)
 
+    @learning
     def local_step(
         self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
-        """Forward and update in place; the projection's gradient is never stored.
+        """Forward and update in place, under `torch.no_grad` and `torch.inference_mode` too.
+
+        The projection's gradient is never stored. No `.grad` is read or changed, and the optimizer's step
+        hooks are called once: `spela.layers.steps`.
 
         Args:
             x: (B, in_channels, H, W).
@@ -305,7 +312,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         own = owns(self, "weight", "bias", "projection")
         own = own and (self.norm is None or owns(self.norm, "weight", "bias"))
         # In 16 bits, the fused step's moments and gradients would be float32.
-        own = own and self.weight.element_size() > 2
+        own = own and self.weight.element_size() > 2 and not made_in_inference(self.weight)
         if not (isinstance(optimizer, FusedOptimizer) and own) or not all(
             p.requires_grad and optimizer.can_fuse([p]) for p in parameters
         ):
@@ -316,19 +323,19 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
     def _fused_step(
         self, x: Tensor, target: Tensor, optimizer: FusedOptimizer
     ) -> tuple[Tensor, Tensor]:
-        assert isinstance(optimizer, torch.optim.Optimizer)
         self._check_input(x)
+        return optimizer.between_hooks(self._fused_update, x, target, optimizer)
+
+    def _fused_update(
+        self, x: Tensor, target: Tensor, optimizer: FusedOptimizer
+    ) -> tuple[Tensor, Tensor]:
         stages = Stages(self, self.norm, self.negative_slope, self.pool, self.pool_size)
         block = block_forward(stages, x)
         loss, dz = optimizer.projection_step(
             block.rows, *self._projector(), target, **self._criterion()
         )
-        optimizer.zero_grad(set_to_none=True)
         dy = dz.unflatten(2, self.output_size)
-        for parameter, gradient in block_backward(stages, block, dy).items():
-            parameter.grad = gradient
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.update(block_backward(stages, block, dy).items())
         return loss, block.y
 
     def extra_repr(self) -> str:

@@ -7,12 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spela.layers.contract import FusedOptimizer, LocalLayer, owns, step_by_gradient
+from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
+from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import check_directions, check_vectors, class_vectors
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
+from spela_kernels.contracts import check_tensors
 from spela_kernels.objectives import get_objective
+from spela_kernels.precision import made_in_inference, without_inference
 
 __all__ = ["SpelaLinear"]
 
@@ -62,6 +65,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
     vectors: Tensor
     init: str = "kaiming_uniform"  # on the class too: nn.Linear initialises before it is set
 
+    @without_inference
     def __init__(
         self,
         in_features: int,
@@ -121,7 +125,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         with torch.no_grad():
             # Drawn on the generator's device, so that a seed means the same weights everywhere.
             where = "cpu" if generator is None else generator.device
-            draw = torch.empty(self.weight.shape, device=where, dtype=torch.float32)
+            draw = torch.empty(self.weight.shape, dtype=torch.float32, device=where)
             if not self.weight.is_meta:
                 if self.init == "kaiming_normal":
                     draw.normal_(0.0, math.sqrt(2 / self.in_features), generator=generator)
@@ -182,6 +186,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
             >>> layer.weight.grad.shape
             torch.Size([8, 4])
         """
+        check_tensors(x, target)
         return call_with_hooks(
             self,
             x,
@@ -196,10 +201,13 @@ class SpelaLinear(LocalLayer, nn.Linear):
             ),
         )
 
+    @learning
     def local_step(
         self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
     ) -> tuple[Tensor, Tensor]:
-        """Forward and update in place.
+        """Forward and update in place, under `torch.no_grad` and `torch.inference_mode` too.
+
+        No `.grad` is read or changed, and the optimizer's step hooks are called once: `spela.layers.steps`.
 
         Args:
             x: (B, I).
@@ -221,14 +229,22 @@ class SpelaLinear(LocalLayer, nn.Linear):
             not isinstance(optimizer, FusedOptimizer)
             or not owns(self, "weight", "bias", "slope")
             or not all(trained)
+            or made_in_inference(weight)
             or not optimizer.can_fuse(parameters)
         ):
             return step_by_gradient(self, x, target, optimizer)
         return call_with_hooks(
             self,
             x,
-            lambda x: optimizer.linear_step(
-                x, weight, bias, slope, self.vectors, target, **self._settings()
+            lambda x: optimizer.between_hooks(
+                optimizer.linear_step,
+                x,
+                weight,
+                bias,
+                slope,
+                self.vectors,
+                target,
+                **self._settings(),
             ),
         )
 

@@ -17,6 +17,7 @@ from spela.optim import LocalAdam
 from spela.streaming.checkpoint import FileState, Stream, file_state, read_stream, write_stream
 from spela.streaming.classes import ClassTable, Label
 from spela.streaming.replay import ReplayBuffer
+from spela_kernels.precision import without_inference
 
 __all__ = ["StreamPrediction", "StreamingClassifier"]
 
@@ -67,6 +68,7 @@ class StreamingClassifier:
         ['up']
     """
 
+    @without_inference
     def __init__(
         self,
         net: SpelaSequential,
@@ -93,6 +95,7 @@ class StreamingClassifier:
         """The labels met so far, in the order of their class indices."""
         return list(self.classes.labels)
 
+    @without_inference
     def observe(self, x: Tensor, y: object) -> Tensor:
         """Learn from new samples; labels not met before become classes.
 
@@ -119,7 +122,7 @@ class StreamingClassifier:
             targets = torch.cat([target, remembered[1]])
         # Dropout draws from torch's own generator, which is the caller's: it gets it back as it was.
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")))
             self._train_mode()
             try:
                 losses = self.net.local_step(prepare(inputs), targets, self.optimizer)
@@ -199,6 +202,7 @@ class StreamingClassifier:
         )
 
     @classmethod
+    @without_inference
     def load(
         cls,
         path: str | Path,

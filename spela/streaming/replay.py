@@ -62,13 +62,13 @@ class ReplayBuffer:
     @property
     def x(self) -> Tensor:
         """(N, ...) samples kept, in the dtype they came in."""
-        return torch.empty(0) if self._room_x is None else self._room_x[: self._size]
+        return torch.empty(0, device="cpu") if self._room_x is None else self._room_x[: self._size]
 
     @property
     def y(self) -> Tensor:
         """(N,) int64 class indices of the samples kept."""
         if self._room_y is None:
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64, device="cpu")
         return self._room_y[: self._size]
 
     def check(self, x: Tensor) -> None:
@@ -116,11 +116,11 @@ class ReplayBuffer:
         Returns:
             x (N, ...), y (N,): copies.
         """
-        rows = torch.randperm(self._size, generator=self.generator)[:count]
+        rows = torch.randperm(self._size, generator=self.generator, device="cpu")[:count]
         return self.x[rows.to(self.x.device)], self.y[rows.to(self.y.device)]
 
     def _draw(self, below: int) -> int:
-        return int(torch.randint(below, (), generator=self.generator))
+        return int(torch.randint(below, (), generator=self.generator, device="cpu"))
 
     def _slot(self, label: int) -> int | None:
         """Where a new sample goes; None: nowhere."""
@@ -160,8 +160,8 @@ class ReplayBuffer:
         return {
             "x": self.x.cpu().contiguous(),
             "y": self.y.cpu(),
-            "seen": torch.tensor(self.seen, dtype=torch.int64),
-            "was_largest": torch.tensor(self._was_largest, dtype=torch.bool),
+            "seen": torch.tensor(self.seen, dtype=torch.int64, device="cpu"),
+            "was_largest": torch.tensor(self._was_largest, dtype=torch.bool, device="cpu"),
         }
 
     def load_state(self, state: dict[str, Tensor], device: torch.device) -> None:

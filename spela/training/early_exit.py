@@ -97,7 +97,7 @@ def evaluate_early_exit(
         raise ValueError(
             "early exit needs at least two samples: one to calibrate on, one to measure"
         )
-    order = torch.randperm(len(y), generator=epoch_generator(seed, 0)).to(y.device)
+    order = torch.randperm(len(y), generator=epoch_generator(seed, 0), device="cpu").to(y.device)
     halves = order.tensor_split(2)
     # As inputs already: neither way of predicting should be timed with the conversion.
     batches = [[b for b, _ in Batches(x[h], y[h], batch_size, shuffle=False)] for h in halves]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.linear.types import Gradient, Parameters
-from spela_kernels.precision import autocast_input, without_grad
+from spela_kernels.precision import autocast_input, recordable, without_grad
 from spela_kernels.rows import scalar_like
 
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
@@ -88,7 +88,7 @@ def linear_loss(
         (-1.0, False)
     """
     loss, y, *_ = loss_op(
-        autocast_input(x), weight, bias, slope, vectors, target,
+        autocast_input(recordable(x)), weight, bias, slope, recordable(vectors), recordable(target),
         activation, negative_slope, objective, scale,
     )  # fmt: skip
     return loss, y

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spela_kernels.precision import autocast_input, without_grad
+from spela_kernels.precision import autocast_input, recordable, without_grad
 from spela_kernels.projection.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.projection.types import Gradient
 from spela_kernels.rows import scalar_like
@@ -81,8 +81,9 @@ def projection_loss(
         tensor([[[-0.1024,  0.0768]]])
     """
     loss: Tensor = loss_op(
-        autocast_input(z), projection, vectors, groups, target, objective, scale
-    )[0]
+        autocast_input(recordable(z)), projection, recordable(vectors), recordable(groups),
+        recordable(target), objective, scale,
+    )[0]  # fmt: skip
     return loss
 
 

@@ -1,0 +1,224 @@
+"""The local step: when it learns, which parameters it may move, and what it leaves as it was.
+
+A step learns wherever it is called, under `torch.no_grad` and `torch.inference_mode` too, and in the same
+bits: nothing is stored for a backward pass, so people turn gradients off around it. It moves parameters of
+the layer that learns and of no other, and neither reads nor changes any `.grad`: gradients that a loss of the
+caller's left there, the layer's own included, wait for the caller's `optimizer.step()`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela_kernels.contracts import check_tensors
+from spela_kernels.precision import made_in_inference, recordable, without_inference
+
+__all__ = ["check_step", "learning", "not_held", "owns", "step_by_gradient", "step_on"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def learning(step: _Method) -> _Method:
+    """Decorator of a local step: gradients and inference mode are off inside, whatever is on outside.
+
+    Args:
+        step: (self, x, target, optimizer) -> anything. Tensors x and target that were made under
+            `torch.inference_mode` come as copies, since autograd could not save them.
+
+    Returns:
+        The same method.
+
+    Raises:
+        TypeError: If x or target is no tensor.
+
+    Example:
+        >>> @learning
+        ... def modes(self, x, target, optimizer):
+        ...     return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        >>> with torch.inference_mode():
+        ...     modes(None, torch.ones(1), torch.ones(1), None)
+        (False, False)
+    """
+
+    @functools.wraps(step)
+    @without_inference
+    def wrapped(self: Any, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Any:
+        check_tensors(x, target)
+        x, target = recordable(x), recordable(target)
+        if not torch.is_grad_enabled():
+            return step(self, x, target, optimizer)
+        with torch.no_grad():
+            return step(self, x, target, optimizer)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def not_held(parameter: Tensor) -> ValueError:
+    """The error for a parameter that is to learn and is in no group of the optimizer."""
+    return ValueError(
+        f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}: build it "
+        "from net.parameters() of the network that is trained, or freeze that layer"
+    )
+
+
+def owns(layer: nn.Module, *names: str) -> bool:
+    """Whether these are the layer's own parameters (or None), and nothing computes them from others.
+
+    Pruning and reparametrisations such as weight norm put a computed tensor in a parameter's place, which
+    an update in place would not reach.
+
+    Args:
+        layer: Any module.
+        *names: Of its parameters.
+    """
+    return layer._parameters.keys() >= set(names)
+
+
+@functools.cache
+def _refusal(kind: type) -> str | None:
+    """Why optimizers of a kind cannot make a local step, or None."""
+    if issubclass(kind, torch.optim.SparseAdam):
+        return "takes sparse gradients only"
+    step = inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
+    closure = step.get("closure")
+    if issubclass(kind, torch.optim.LBFGS) or (
+        closure is not None and closure.default is inspect.Parameter.empty
+    ):
+        return "calls the loss again and again"
+    return None
+
+
+def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -> None:
+    """Refuse, before any parameter moves, an optimizer that could not update one of the layers.
+
+    Args:
+        layers: All that the step is to train.
+        optimizer: What it was given.
+
+    Raises:
+        ValueError: If the optimizer does not hold a parameter that is to learn, such a parameter was made
+            under `torch.inference_mode`, or no step on given gradients is possible with it.
+        TypeError: If it is no optimizer.
+    """
+    kind = type(optimizer)
+    if not hasattr(kind, "step") or not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"`optimizer` must be an optimizer of net.parameters(), got {kind.__name__}: give LocalSGD, "
+            "LocalAdam or one of torch.optim"
+        )
+    reason = None if isinstance(optimizer, FusedOptimizer) else _refusal(kind)  # type: ignore[arg-type]
+    if reason is not None:
+        raise ValueError(
+            f"{kind.__name__} {reason}, so it cannot make a local step: use another optimizer, or train "
+            "by net.local_losses(x, target)"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for layer in layers:
+        # Walking through submodules takes long; a linear layer has none.
+        own = layer.parameters() if layer._modules else layer._parameters.values()
+        for parameter in own:
+            if parameter is None or not parameter.requires_grad:
+                continue
+            if id(parameter) not in held:
+                raise not_held(parameter)
+            _check_updatable(parameter)
+
+
+def _check_updatable(parameter: Tensor) -> None:
+    if made_in_inference(parameter):
+        raise ValueError(
+            f"a parameter of shape {tuple(parameter.shape)} was made under torch.inference_mode() and "
+            "cannot learn: build, copy, move and load networks outside of it"
+        )
+
+
+def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let any torch optimizer step on these gradients alone; no `.grad` is another one afterwards.
+
+    Torch's optimizers skip parameters without a gradient, so all others stay as they are: neither momentum
+    nor weight decay moves them. The optimizer's step hooks are called by its own `step`.
+
+    Args:
+        optimizer: Holds the parameters.
+        gradients: Pairs of a parameter and its gradient; frozen parameters (requires_grad False) stay.
+
+    Raises:
+        ValueError: If a parameter was made under `torch.inference_mode`.
+
+    Example:
+        >>> ours, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+        >>> other.grad = torch.ones(1)
+        >>> step_on(torch.optim.SGD([ours, other], lr=0.5), [(ours, torch.ones(1))])
+        >>> ours.item(), ours.grad, other.item(), other.grad
+        (0.5, None, 1.0, tensor([1.]))
+    """
+    given = [(parameter, gradient) for parameter, gradient in gradients if parameter.requires_grad]
+    for parameter, _ in given:
+        _check_updatable(parameter)
+    pending = [
+        (parameter, parameter.grad)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    for parameter, _ in pending:
+        parameter.grad = None
+    try:
+        for parameter, gradient in given:
+            parameter.grad = _laid_out_like(parameter, gradient)
+        optimizer.step()
+    finally:
+        for parameter, _ in given:
+            parameter.grad = None
+        for parameter, kept in pending:
+            parameter.grad = kept
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the parameter's own strides: torch's fused optimizers walk both side by side."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def step_by_gradient(
+    layer: LocalLayer, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
+) -> tuple[Tensor, Tensor]:
+    """The unfused local step: the layer's gradients, then `optimizer.step()` on them alone.
+
+    Args:
+        layer: The layer to train; a frozen one only runs forward.
+        x: Its input.
+        target: (B,) int64 labels.
+        optimizer: Any torch optimizer that holds the layer's parameters.
+
+    Returns:
+        loss () and the layer output, both from before the update.
+
+    Raises:
+        ValueError: As `check_step`, or if no gradient reaches a parameter that is to learn.
+    """
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    if not trained:
+        return layer.local_loss(x, target)
+    check_step([layer], optimizer)
+    with torch.enable_grad():
+        loss, y = layer.local_loss(x, target)
+    found: Sequence[Tensor | None] = [None] * len(trained)
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
+    given = [(p, g) for p, g in zip(trained, found, strict=True) if g is not None]
+    if not given:
+        raise ValueError(
+            f"no gradient reaches the parameters of {type(layer).__name__}, so it would not learn: "
+            "something computes its weight from them without a graph; freeze the layer if that is meant"
+        )
+    step_on(optimizer, given)
+    return loss.detach(), y
