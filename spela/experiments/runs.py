@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def checked_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint:
         ValueError: If there is no readable checkpoint, or the run was started with other settings.
     """
     checkpoint = load_checkpoint(folder.checkpoint)
-    saved, asked = checkpoint.config.to_dict(), config.to_dict()
+    saved, asked = asdict(checkpoint.config), asdict(config)
     changed = [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]
     if changed:
         raise ValueError(
