@@ -25,6 +25,8 @@ def class_grouping(
 ) -> Tensor:
     """Sort the classes into groups at random, anew for every kernel, no group empty.
 
+    Uniform over the surjections of C classes onto g_k groups: each is as likely as any other.
+
     Args:
         num_kernels: K, at least 1.
         num_classes: C, at least 1.
@@ -54,12 +56,13 @@ def class_grouping(
     low, high = _bounds(groups, num_classes)
     counts = torch.randint(low, high, (num_kernels, 1), generator=generator, device="cpu")
     shape = (num_kernels, num_classes)
-    order = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").argsort(dim=1)
+    order = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
     draws = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
-    # In a random order, the first g_k classes take a group each, the others any.
-    place = torch.arange(num_classes, device="cpu").expand(shape)
-    taken = torch.where(place < counts, place, (draws * counts).long())
-    return torch.empty_like(taken).scatter_(1, order, taken)
+    blocks = _partitions(counts[:, 0], draws)
+    # Blocks are numbered by their first class: groups are the same blocks, numbered at random.
+    place = torch.arange(num_classes, device="cpu")
+    number = order.masked_fill(place >= counts, 2.0).argsort(dim=1).argsort(dim=1)
+    return number.gather(1, blocks)
 
 
 def most_groups(groups: Groups, num_classes: int) -> int:
@@ -126,6 +129,33 @@ def group_vectors(
             )
         vectors[kernels, :count] = drawn
     return vectors
+
+
+def _partitions(counts: Tensor, draws: Tensor) -> Tensor:
+    """Uniform partitions of C classes into counts (K,) blocks, from uniform draws (K, C): (K, C) blocks.
+
+    Of the S(n, k) partitions of n classes into k blocks, S(n-1, k-1) leave the last class alone; in the
+    others it joins any of k blocks. Source: Stirling numbers of the second kind, S.
+    """
+    num_classes = draws.shape[1]
+    size = torch.arange(1, int(counts.max()) + 1, dtype=torch.float64, device="cpu")
+    # S(n, k) overflows, its ratios do not: ratio[k-1] is S(n, k) / S(n, k-1), alone[n, k-1] the
+    # share S(n, k-1) / S(n+1, k).
+    ratio = torch.zeros_like(size)
+    alone = torch.empty(num_classes, len(size), dtype=torch.float64, device="cpu")
+    for n in range(num_classes):
+        torch.reciprocal(1 + size * ratio, out=alone[n])
+        ratio[1:] = (1 + size[1:] * ratio[1:]) / (1 / ratio[:-1] + size[:-1])
+        ratio[0] = torch.inf  # S(n, 0) is 0 from n = 1 on
+    blocks = torch.empty(draws.shape, dtype=torch.int64, device="cpu")
+    left = counts.clone()
+    for n in reversed(range(num_classes)):
+        share = alone[n, left - 1]
+        joined = ((draws[:, n] - share) / (1 - share) * left).long()
+        own = draws[:, n] < share
+        blocks[:, n] = torch.where(own, left - 1, joined.clamp(max=left - 1))
+        left -= own.long()
+    return blocks
 
 
 def _bounds(groups: int | tuple[int, int] | None, num_classes: int) -> tuple[int, int]:

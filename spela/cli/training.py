@@ -187,6 +187,13 @@ def train(
         str | None,
         typer.Option(help="Class groups of a kernel: all, a number, or a range as 2:10."),
     ] = None,
+    share_groups: Annotated[
+        bool | None,
+        typer.Option(
+            "--share-groups/--own-groups",
+            help="All convolutions sort the classes alike, or each in its own way.",
+        ),
+    ] = None,
     conv_objective: Annotated[str | None, typer.Option(help="Of the convolutions.")] = None,
     conv_scale: Annotated[
         float | None, typer.Option(help="Factor of the convolutions' scores in softmax.")
@@ -217,6 +224,9 @@ def train(
     negative_slope: Annotated[float | None, typer.Option(help="Of leaky_relu.")] = None,
     vectors: Annotated[str | None, typer.Option(help="symmetric, gaussian, uniform.")] = None,
     init: Annotated[str | None, typer.Option(help="default, kaiming-normal.")] = None,
+    bias_init: Annotated[
+        str | None, typer.Option(help="default (zeros), uniform (as nn.Linear's).")
+    ] = None,
     normalize_input: Annotated[
         str | None, typer.Option(help="Row norm before every layer: none, unit, rms.")
     ] = None,
@@ -266,6 +276,7 @@ def train(
         symmetric_dim=symmetric_dim,
         projection_std=projection_std,
         groups=groups,
+        share_groups=share_groups,
         conv_objective=conv_objective,
         conv_scale=conv_scale,
         resize=resize,
@@ -279,6 +290,7 @@ def train(
         negative_slope=negative_slope,
         vectors=vectors,
         init=init,
+        bias_init=bias_init,
         normalize_input=normalize_input,
         precision=precision,
         dropout=dropout,

@@ -9,7 +9,7 @@ from torch import nn
 
 from spela.baselines import BackpropSequential
 from spela.experiments.rivals import FLOAT32, Network, build_rival
-from spela.grouping import most_groups
+from spela.grouping import Groups, class_grouping, most_groups
 from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
@@ -83,6 +83,7 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
                 scale=config.scale,
                 vectors=config.vectors,
                 init="kaiming_normal" if config.init == "kaiming-normal" else "kaiming_uniform",
+                bias_init="uniform" if config.bias_init == "uniform" else "zeros",
                 generator=generator,
                 **FLOAT32,
             )
@@ -152,6 +153,9 @@ def _convolutions(
         )
     modules: list[nn.Module] = []
     shape, size = sample_shape, config.kernel_size
+    groups: Groups = parse_groups(config.groups, num_classes)
+    if config.share_groups:  # narrower layers take the first kernels'
+        groups = class_grouping(max(config.channels), num_classes, groups, generator=generator)
     for kernels in config.channels:
         channels, height, width = shape
         pooled = (height - size + 1) // POOL, (width - size + 1) // POOL
@@ -176,7 +180,7 @@ def _convolutions(
                 pooled,
                 symmetric_dim=config.symmetric_dim,
                 projection_std=config.projection_std,
-                grouping=parse_groups(config.groups, num_classes),
+                grouping=groups[:kernels] if isinstance(groups, torch.Tensor) else groups,
                 pool_size=POOL,
                 objective=config.conv_objective,
                 scale=config.conv_scale,

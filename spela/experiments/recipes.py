@@ -16,6 +16,7 @@ _COMMON: dict[str, Any] = {
     "symmetric_dim": 100,
     "projection_std": 1.0,
     "groups": "",
+    "share_groups": False,
     "conv_objective": "mse",
     "conv_scale": 60.0,
     "layers": (1024, 1024, 1024),
@@ -33,6 +34,7 @@ _COMMON: dict[str, Any] = {
     "negative_slope": 1e-3,
     "vectors": "symmetric",
     "init": "default",
+    "bias_init": "default",
     "normalize_input": "none",
     "precision": "fp32",
     "dropout": 0.0,
@@ -80,9 +82,11 @@ _MLP: dict[str, dict[str, Any]] = {
         "normalize_input": "unit",
         "lr": 0.01,
     },
-    # The released MLP notebooks: raw inputs, log objective, SGD 2.5 less 0.1 every 10 epochs, no shuffle.
+    # The released MLP notebooks: raw inputs, log objective, SGD 2.5 less 0.1 every 10 epochs, no shuffle;
+    # their layers draw the weights anew and leave the biases as nn.Linear has them.
     "tmlr": {
         **_COMMON,
+        "bias_init": "uniform",
         "layers": (1024, 10),
         "epochs": 20,
         "shuffle": False,
@@ -192,9 +196,13 @@ _CNN: dict[str, dict[str, Any]] = {
         "lr": 3e-3,
         "schedule": "cosine",
     },
-    # The released CNN notebooks: mse on the convolutions, then a frozen CNN's head; Adam 0.1.
+    # The released CNN notebooks: mse on the convolutions, which share their class groups, then a frozen
+    # CNN's head; Adam 0.1.
     "cnn": {
         **_CNN_COMMON,
+        "share_groups": True,
+        "init": "kaiming-normal",
+        "bias_init": "uniform",
         "epochs": 15,
         "head_epochs": 10,
         "activation": "prelu",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def checked_checkpoint(folder: RunFolder, config: RunConfig, extend: bool = Fals
             other settings.
     """
     _, checkpoint = read_checkpoint(RunFolder(folder.path))
-    saved, asked = checkpoint.config.to_dict(), config.to_dict()
+    saved, asked = asdict(checkpoint.config), asdict(config)
     if extend and _is_longer(config, checkpoint):
         return checkpoint
     changed = [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]

@@ -20,13 +20,14 @@ from spela_kernels.precision import made_in_inference, without_inference
 __all__ = ["SpelaLinear"]
 
 INITS = ("kaiming_uniform", "kaiming_normal")
+BIAS_INITS = ("zeros", "uniform")
 
 
 class SpelaLinear(LocalLayer, nn.Linear):
     """y = phi(x W^T + b), trained to turn y towards the fixed vector of the sample's class.
 
     The loss is mean_i f(cos(y_i, v_label(i))), or a function of the cosines to all class vectors.
-    Weights are initialised with variance 2 / in_features, the bias with zeros. Class vectors are the
+    Weights are initialised with variance 2 / in_features. Class vectors are the
     buffer `vectors` and part of the state_dict.
 
     Args:
@@ -40,6 +41,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         scale: Factor of the cosines in `softmax`; other objectives ignore it.
         vectors: symmetric, gaussian or uniform, or a (C, O) tensor of rows to normalise.
         init: kaiming_uniform (U(+-sqrt(6 / in_features))) or kaiming_normal (N(0, 2 / in_features)).
+        bias_init: zeros, or uniform (U(+-1 / sqrt(in_features)), as nn.Linear's).
         generator: Source of the class vectors and initial weights; None: torch's default one.
         device: Where parameters and vectors live.
         dtype: Their dtype; None: torch's default dtype.
@@ -63,7 +65,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
     bias: nn.Parameter | None  # type: ignore[assignment]
     slope: nn.Parameter | None
     vectors: Tensor
-    init: str = "kaiming_uniform"  # on the class too: nn.Linear initialises before it is set
+    init: str = "kaiming_uniform"  # on the class too: nn.Linear initialises before they are set
+    bias_init: str = "zeros"
 
     @without_inference
     def __init__(
@@ -79,6 +82,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         scale: float = 20.0,
         vectors: str | Tensor = "symmetric",
         init: str = "kaiming_uniform",
+        bias_init: str = "zeros",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -92,6 +96,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         if init not in INITS:
             raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")
+        if bias_init not in BIAS_INITS:
+            raise ValueError(f"`bias_init` must be zeros or uniform, got {bias_init!r}")
         get_activation(activation)
         get_objective(objective)
         if not 0 < scale < math.inf:
@@ -105,6 +111,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         self.objective = objective
         self.scale = scale
         self.init = init
+        self.bias_init = bias_init
         slope = None
         if activation == "prelu":
             slope = nn.Parameter(self.weight.new_full((1,), negative_slope))
@@ -133,11 +140,17 @@ class SpelaLinear(LocalLayer, nn.Linear):
                     bound = math.sqrt(6 / self.in_features)
                     draw.uniform_(-bound, bound, generator=generator)
                 self.weight.copy_(draw)
-            if self.bias is not None:
+            if self.bias is None:
+                return
+            if self.bias_init == "zeros":
                 self.bias.zero_()
+            elif not self.bias.is_meta:
+                bound = 1 / math.sqrt(self.in_features)
+                draw = torch.empty(self.bias.shape, device=where)
+                self.bias.copy_(draw.uniform_(-bound, bound, generator=generator))
 
     def reset_parameters(self) -> None:
-        """Draw the weights again from torch's default generator and zero the bias."""
+        """Draw the weights and the bias again from torch's default generator."""
         self._initialise(None)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16"),
     "vectors": ("symmetric", "gaussian", "uniform"),
     "init": ("default", "kaiming-normal"),
+    "bias_init": ("default", "uniform"),
     "binarise": ("", "all", "last"),
 }
 
@@ -77,6 +78,7 @@ class RunConfig:
         projection_std: Standard deviation of the projections at the start.
         groups: Groups a kernel sorts the classes into: all (a class each), a number, or low:high to
             draw it from low..high-1; empty: from 2..C-1.
+        share_groups: Whether all convolutions sort the classes alike: kernel k of each into the same groups.
         conv_objective: Local objective of the convolutions.
         conv_scale: Factor of their scores in `softmax`, which are means over kernels and so smaller.
         layers: Output sizes of the linear layers; after convolutions they are the head.
@@ -97,6 +99,8 @@ class RunConfig:
         vectors: How class vectors are placed.
         init: Of the linear layers' weights: default (each method's own) or kaiming-normal (N(0, 2 / inputs),
             biases 0).
+        bias_init: Of the linear layers' biases: default (0 for SPELA's, else as `init` says) or uniform
+            (U(+-1 / sqrt(inputs)), torch's).
         normalize_input: Row norm before every linear layer: none, unit (1) or rms (sqrt(features)).
         precision: fp32, or bf16: products in bfloat16 over float32 weights and statistics; tests in fp32.
         dropout: Share of each hidden layer's inputs zeroed in training (not the network's input).
@@ -151,6 +155,9 @@ class RunConfig:
     schedule: str
     lr_drop: float
     diagnostics: bool
+    # Settings with a default are written only where they differ: runs from before they came keep their names.
+    share_groups: bool = False
+    bias_init: str = "default"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -208,6 +215,12 @@ class RunConfig:
         for name in ("momentum", "dropout", "input_dropout", "label_noise", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.bias_init != "default" and self.method != "spela":
+            raise ValueError(
+                f"bias_init is for SPELA's linear layers, not for method {self.method}"
+            )
+        if self.share_groups and (self.method != "spela" or not self.channels):
+            raise ValueError("share_groups is for SPELA's convolutions: use --model cnn")
         if self.binarise and (self.method != "spela" or self.channels):
             raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
 
@@ -217,8 +230,10 @@ class RunConfig:
         return self.epochs + self.head_epochs
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "layers": list(self.layers), "channels": list(self.channels)}
+        """Plain JSON values; without those at their default, for settings that have one."""
+        values = {**asdict(self), "layers": list(self.layers), "channels": list(self.channels)}
+        usual = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in values.items() if value != usual[name]}
 
     @classmethod
     def from_dict(cls, values: object) -> RunConfig:
@@ -231,6 +246,7 @@ class RunConfig:
             raise ValueError("a run's config must be a JSON object")
         kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
         known = {field.name: str(field.type) for field in fields(cls)}
+        values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values
         if set(values) != set(known):
             wrong = ", ".join(sorted(map(str, set(values) ^ set(known))))
             raise ValueError(f"a run's config has missing or unknown settings: {wrong}")

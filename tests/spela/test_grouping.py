@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from fractions import Fraction
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -46,6 +51,45 @@ def test_a_generator_decides_and_kernels_differ() -> None:
     assert torch.equal(first, class_grouping(50, 10, generator=_generator()))
     assert not torch.equal(first, class_grouping(50, 10, generator=_generator(1)))
     assert len(first.unique(dim=0)) == 50
+
+
+@pytest.mark.parametrize(("classes", "count"), [(1, 1), (4, 1), (3, 2), (4, 3), (5, 3), (4, 4)])
+def test_every_surjection_is_as_likely_as_any_other(classes: int, count: int) -> None:
+    onto = [f for f in product(range(count), repeat=classes) if len(set(f)) == count]
+    draws = 400 * len(onto)
+    grouping = class_grouping(draws, classes, count, generator=_generator())
+    seen = Counter(map(tuple, grouping.tolist()))
+    assert seen.keys() == set(onto)
+    squared = sum((seen[f] - 400) ** 2 / 400 for f in onto)
+    freedom = len(onto) - 1  # chi-square: mean `freedom`, variance twice that
+    assert squared < freedom + 4 * math.sqrt(2 * freedom) + 1e-9
+
+
+def test_groups_of_one_class_are_as_frequent_as_among_all_surjections() -> None:
+    # C = 10, g = 3: of 55,980 surjections 15,030 have a group of one class; 40,000 draws, 4 deviations.
+    grouping = class_grouping(40_000, 10, 3, generator=_generator())
+    sizes = torch.nn.functional.one_hot(grouping, 3).sum(dim=1)
+    share = (sizes == 1).any(dim=1).double().mean()
+    expected = 3 * 10 * (2**9 - 2) - 3 * 10 * 9  # those with two such groups were counted twice
+    assert expected == 15_030
+    assert abs(share - expected / 55_980) < 4 * math.sqrt(0.27 * 0.73 / 40_000)
+
+
+def test_many_classes_in_any_number_of_groups() -> None:
+    # P(class 0 is alone) = g S(C-1, g-1) / (g S(C-1, g-1) + g S(C-1, g)), from exact integers.
+    for classes, count in ((1200, 2), (1200, 1199), (300, 150)):
+        grouping = class_grouping(2000, classes, count, generator=_generator())
+        assert torch.equal(grouping.amax(dim=1), torch.full((2000,), count - 1))
+        sizes = torch.stack([torch.bincount(row, minlength=count) for row in grouping])
+        assert int(sizes.min()) >= 1
+        expected = _stirling(classes - 1, count - 1) / _stirling(classes, count)
+        alone = sizes.gather(1, grouping[:, :1]).eq(1).double().mean()
+        assert abs(alone - float(expected)) < 4 * math.sqrt(expected * (1 - expected) / 2000) + 1e-9
+
+
+def _stirling(size: int, blocks: int) -> Fraction:
+    signed = ((-1) ** j * math.comb(blocks, j) * (blocks - j) ** size for j in range(blocks + 1))
+    return Fraction(sum(signed), math.factorial(blocks))
 
 
 def test_classes_fall_into_groups_evenly() -> None:

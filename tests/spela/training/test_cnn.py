@@ -44,7 +44,8 @@ def test_the_head_learns_after_the_convolutions(
 ) -> None:
     out = tmp_path / "run"
     code, text, _ = _run(
-        f"{CNN} --recipe cnn --lr 0.01 --epochs 2 --head 10 --head-epochs 2 --out {out}", capsys
+        f"{CNN} --recipe cnn --channels 12,16 --lr 0.01 --epochs 2 --head 10 --head-epochs 2 --out {out}",
+        capsys,
     )
     assert code == 0
     assert "batch norm" in text
@@ -61,6 +62,41 @@ def test_the_head_learns_after_the_convolutions(
     code, text, _ = _run(f"evaluate {out} --threads 1", capsys)
     assert code == 0
     assert f"layer 3: {100 * summary['test_accuracy'][2]:.2f} %" in text
+
+
+def _convolutions(recipe: str, **settings: Any) -> list[SpelaConv2d]:
+    config = make_config("digits", recipe, model="cnn", kernel_size=3, symmetric_dim=9, **settings)
+    net = build_network(config, (1, 16, 16), 10)
+    return [module for module in net if isinstance(module, SpelaConv2d)]
+
+
+def test_the_released_recipe_shares_the_class_groups() -> None:
+    first, second = _convolutions("cnn", channels=(32, 32))
+    assert torch.equal(first.grouping, second.grouping)
+    wide, narrow = _convolutions("cnn", channels=(8, 32))
+    assert torch.equal(wide.grouping, narrow.grouping[:8])
+    for own in (
+        _convolutions("cnn", channels=(32, 32), share_groups=False),
+        _convolutions("best", channels=(32, 32)),
+    ):
+        assert not torch.equal(own[0].grouping, own[1].grouping)
+
+
+def test_the_command_line_says_whose_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"{CNN} --recipe cnn --lr 0.01 --epochs 1"
+    for option, same in (("", True), ("--own-groups", False)):
+        out = tmp_path / f"run{option}"
+        assert _run(f"{command} {option} --out {out}", capsys)[0] == 0
+        first, second = (
+            layer.grouping for layer in load_run(out).net if hasattr(layer, "grouping")
+        )
+        assert torch.equal(first, second[:6]) == same
+        assert json.loads((out / "config.json").read_text()).get("share_groups", False) == same
+    code, _, err = _run(f"train --data digits --share-groups --out {tmp_path / 'mlp'}", capsys)
+    assert code != 0
+    assert "share_groups is for SPELA's convolutions" in err
 
 
 def test_a_stopped_head_goes_on_with_the_same_bits(

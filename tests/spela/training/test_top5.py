@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spela.experiments import build_network, make_config
 from spela.layers import SpelaLinear
-from spela.training import evaluate
+from spela.training import RunConfig, evaluate
 
 
 class _Fixed(nn.Module):
@@ -52,6 +52,38 @@ def test_kaiming_normal() -> None:
     assert float(beyond) == pytest.approx(math.erfc(math.sqrt(1.5)), rel=0.1)
     with pytest.raises(ValueError, match="`init` must be one of kaiming_uniform, kaiming_normal"):
         SpelaLinear(4, 4, 2, init="xavier")
+
+
+def test_biases_start_as_the_recipe_says() -> None:
+    net = build_network(make_config("digits", "tmlr", layers=(4000,)), (50,), 10)
+    bias, weight = net[-1].bias.detach(), net[-1].weight.detach()
+    bound = 1 / math.sqrt(50)  # nn.Linear's
+    assert float(bias.abs().max()) <= bound
+    assert float(bias.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    zeros = build_network(make_config("digits", "best", layers=(4000,)), (50,), 10)
+    assert not zeros[-1].bias.any()
+    # Drawn after the layer's weights, which stay those of the seed.
+    config = make_config("digits", "tmlr", layers=(4000,), bias_init="default")
+    assert torch.equal(build_network(config, (50,), 10)[-1].weight, weight)
+    head = build_network(make_config("digits", "cnn", model="cnn", layers=(10,)), (1, 28, 28), 10)
+    assert float(head[-1].weight.detach().std()) == pytest.approx(math.sqrt(2 / 2048), rel=0.05)
+    assert head[-1].weight.abs().max() > math.sqrt(6 / 2048)  # normal, not uniform
+    assert head[-1].bias.all()
+    with pytest.raises(ValueError, match="`bias_init` must be zeros or uniform"):
+        SpelaLinear(4, 4, 2, bias_init="ones")
+
+
+def test_settings_at_their_default_leave_older_runs_their_name() -> None:
+    config = make_config("digits", "best")
+    settings = config.to_dict()
+    assert "bias_init" not in settings
+    assert "share_groups" not in settings
+    assert RunConfig.from_dict(settings) == config
+    other = make_config("digits", "tmlr")
+    assert other.to_dict()["bias_init"] == "uniform"
+    assert RunConfig.from_dict(other.to_dict()) == other
+    with pytest.raises(ValueError, match="missing or unknown settings: lr"):
+        RunConfig.from_dict({k: v for k, v in settings.items() if k != "lr"})
 
 
 @pytest.mark.parametrize("recipe", ["transfer", "transfer-backprop"])
