@@ -1,7 +1,7 @@
 """The activations phi of a SPELA layer and their derivatives.
 
 Where phi' follows from the output y, the pre-activation z need not be kept (`needs_input` False).
-Adding an activation is one row of `ACTIVATIONS`.
+Adding an activation is one row of `ACTIVATIONS`; `Activation.in_kernels` says who runs it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ class Activation:
         needs_input: True: `derivative` takes z. False: it takes y = phi(z).
         forward: (z, slope) -> y, any shape.
         derivative: (z or y, slope) -> phi'(z), same shape.
+        in_kernels: Whether the kernels hold these very functions under this name. A row without is run by
+            its functions: the CPU back-end calls them, and Triton leaves the call to the reference.
     """
 
     name: str
     needs_input: bool
     forward: Callable[[Tensor, Slope], Tensor]
     derivative: Callable[[Tensor, Slope], Tensor]
+    in_kernels: bool = False
 
 
 def _leaky(z: Tensor, slope: Slope) -> Tensor:
@@ -52,22 +55,41 @@ def _gelu_derivative(z: Tensor, slope: Slope) -> Tensor:
 ACTIVATIONS: dict[str, Activation] = {
     row.name: row
     for row in (
-        Activation("leaky_relu", False, _leaky, _leaky_derivative),
-        Activation("relu", False, lambda z, slope: z.relu(), lambda y, slope: (y > 0).to(y.dtype)),
-        Activation("tanh", False, lambda z, slope: z.tanh(), lambda y, slope: 1 - y * y),
+        Activation("leaky_relu", False, _leaky, _leaky_derivative, in_kernels=True),
+        Activation(
+            "relu",
+            False,
+            lambda z, slope: z.relu(),
+            lambda y, slope: (y > 0).to(y.dtype),
+            in_kernels=True,
+        ),
+        Activation(
+            "tanh", False, lambda z, slope: z.tanh(), lambda y, slope: 1 - y * y, in_kernels=True
+        ),
         # For z <= 0, y = exp(z) - 1, so phi' = exp(z) = y + 1 (alpha = 1, torch's default).
         Activation(
             "elu",
             False,
             lambda z, slope: torch.nn.functional.elu(z),
             lambda y, slope: torch.where(y > 0, torch.ones_like(y), y + 1),
+            in_kernels=True,
         ),
-        Activation("gelu", True, lambda z, slope: torch.nn.functional.gelu(z), _gelu_derivative),
         Activation(
-            "identity", False, lambda z, slope: z.clone(), lambda y, slope: torch.ones_like(y)
+            "gelu",
+            True,
+            lambda z, slope: torch.nn.functional.gelu(z),
+            _gelu_derivative,
+            in_kernels=True,
+        ),
+        Activation(
+            "identity",
+            False,
+            lambda z, slope: z.clone(),
+            lambda y, slope: torch.ones_like(y),
+            in_kernels=True,
         ),
         # A learnt slope may turn negative, and then the sign of y no longer tells the sign of z.
-        Activation("prelu", True, _leaky, _leaky_derivative),
+        Activation("prelu", True, _leaky, _leaky_derivative, in_kernels=True),
     )
 }
 

@@ -1,7 +1,8 @@
 """Which back-ends exist and which one runs: by device, SPELA_BACKEND or `use_backend`.
 
 Each op package (`linear`, ...) holds one module per back-end with the same functions; `select` returns
-the name of the module to call. `auto` takes the fastest available one for the tensor's device.
+the name of the module to call. `auto` takes the fastest available one for the tensor's device that can
+run the layer's objective and activation; one asked for by name refuses what it has no kernel for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from importlib.util import find_spec
 
 import torch
 
+from spela_kernels.contracts import Settings, without_kernels
 from spela_kernels.environment import choice_of
 
 __all__ = ["BACKENDS", "available_backends", "named_backend", "select_backend", "use_backend"]
@@ -88,25 +90,33 @@ def use_backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def select_backend(device: torch.device) -> str:
+def select_backend(device: torch.device, settings: Settings | None = None) -> str:
     """Name the back-end that ops on `device` run on now.
 
     Args:
         device: The device of the op's tensors.
+        settings: The layer's objective and activation; None: rows of the tables that every kernel has.
 
     Returns:
         A name from `BACKENDS`. A name asked for is never replaced by another.
 
     Raises:
-        ValueError: If SPELA_BACKEND is unknown, or the requested back-end cannot run on `device`.
+        ValueError: If SPELA_BACKEND is unknown, or the requested back-end cannot run on `device` or has no
+            kernel for the settings.
     """
-    name = _requested.get() or named_backend()
+    asked = _requested.get() or named_backend()
     available = _runnable(device.type)
-    if name == "auto":
-        return available[0]
+    name = available[0] if asked == "auto" else asked
     if name not in available:
         raise ValueError(
             f"back-end {name!r} cannot run on device {str(device)!r}: use one of "
             f"{', '.join(available)}, or move the tensors"
+        )
+    # The others call the rows' own functions where they have nothing faster.
+    if name == "triton" and settings is not None and (missing := without_kernels(settings)):
+        if asked == "auto":
+            return available[1]
+        raise ValueError(
+            f"back-end 'triton' has no kernel for {missing}: use 'auto' or {available[1]!r}"
         )
     return name

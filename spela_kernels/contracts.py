@@ -23,6 +23,7 @@ __all__ = [
     "check_state",
     "check_target",
     "check_tensors",
+    "without_kernels",
 ]
 
 
@@ -40,6 +41,20 @@ class Settings(NamedTuple):
     negative_slope: float = 1e-3
     objective: str = "log"
     scale: float = 20.0
+
+
+def without_kernels(settings: Settings) -> str | None:
+    """What of a layer's settings the kernels do not hold, in words; None where they hold all.
+
+    Example:
+        >>> without_kernels(Settings()) is None
+        True
+    """
+    if not get_objective(settings.objective).in_kernels:
+        return f"objective {settings.objective!r}"
+    if not get_activation(settings.activation).in_kernels:
+        return f"activation {settings.activation!r}"
+    return None
 
 
 def _check_matrix(name: str, tensor: Tensor, axes: str) -> None:

@@ -109,7 +109,7 @@ def _library(kind: str, x: Tensor, rows: Tensor, able: bool) -> str:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, slope: float | Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, slope: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """phi(x W^T + b), the activation inside the product where the library can.
 
@@ -117,7 +117,7 @@ def linear(
         x: (B, I) float.
         weight: (O, I) in the dtype of x.
         bias: (O,) or None, likewise.
-        activation: A name from `ACTIVATIONS`.
+        activation: A name from `ACTIVATIONS`; None: the product alone.
         slope: Of leaky_relu (a number) or prelu (a tensor).
 
     Returns:
@@ -128,23 +128,26 @@ def linear(
         >>> y
         tensor([[1., 1.]])
     """
-    phi = get_activation(activation)
+    phi = None if activation is None else get_activation(activation)
+    # What a library applies under this name; a row that is not in the kernels is left to its function.
+    name = "identity" if phi is None else phi.name if phi.in_kernels else ""
     library = _library("linear", x, weight, compiled_products.linear_fits(x, weight, bias))
     if library == "onednn":
-        fuses = activation in _FUSED
-        z = _onednn(x, weight, bias, activation if fuses else "identity", float(slope))
-        if fuses:
+        z = _onednn(x, weight, bias, name if name in _FUSED else "identity", float(slope))
+        if name in _FUSED:
             return z, z
     elif library == "compiled":
-        leaky = activation == "leaky_relu"
+        leaky = name == "leaky_relu"
         z = compiled_products.linear(x, weight, bias, float(slope) if leaky else 1.0)
-        if leaky or activation == "identity":
+        if leaky or name == "identity":
             return z, z
     else:
         z = torch.nn.functional.linear(x, weight, bias)
-        if activation == "leaky_relu":
+        if name == "leaky_relu":
             y = torch.nn.functional.leaky_relu_(z, float(slope))
             return y, y
+    if phi is None:
+        return z, z
     y = phi.forward(z, slope)
     return y, z if phi.needs_input else y
 

@@ -5,7 +5,7 @@ themselves, so the layer's gradient needs only `derivative`:
 
     dL/dy_i = ( q_i V - <q_i, s_i> y_i/|y_i| ) / |y_i|,   q = derivative / B
 
-Adding an objective is one row of `OBJECTIVES`.
+Adding an objective is one row of `OBJECTIVES`; `Objective.in_kernels` says who runs it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Objective:
         loss: (cosine, target (B,), scale) -> (B,) losses.
         derivative: (cosine, target (B,), scale) -> dloss/dcosine, shaped like `cosine`.
         source: Where it comes from.
+        in_kernels: Whether the kernels hold these very functions under this name. A row without is run by
+            its functions: the CPU back-end calls them, and Triton leaves the call to the reference.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Objective:
     loss: RowFunction
     derivative: RowFunction
     source: str
+    in_kernels: bool = False
 
 
 def _inside(c: Tensor) -> Tensor:
@@ -78,6 +81,7 @@ OBJECTIVES: dict[str, Objective] = {
             lambda c, target, scale: torch.log(2 - c),
             lambda c, target, scale: (c - 2).reciprocal(),
             "the released MLP code: log(2 - c)",
+            in_kernels=True,
         ),
         Objective(
             "cosine",
@@ -85,6 +89,7 @@ OBJECTIVES: dict[str, Objective] = {
             lambda c, target, scale: -c,
             lambda c, target, scale: torch.full_like(c, -1.0),
             "arXiv v2, Algorithm 1: -c",
+            in_kernels=True,
         ),
         Objective(
             "angular",
@@ -92,6 +97,7 @@ OBJECTIVES: dict[str, Objective] = {
             lambda c, target, scale: torch.log(1 + torch.acos(c.clamp(-1, 1)) / math.pi),
             _angular_derivative,
             "the angular ablation: log(1 + acos(c)/pi)",
+            in_kernels=True,
         ),
         Objective(
             "euclidean",
@@ -99,6 +105,7 @@ OBJECTIVES: dict[str, Objective] = {
             lambda c, target, scale: torch.log(1 + torch.sqrt((2 - 2 * c).clamp_min(0))),
             _euclidean_derivative,
             "the euclidean ablation: log(1 + |y/|y| - v|)",
+            in_kernels=True,
         ),
         Objective(
             "mse",
@@ -106,6 +113,7 @@ OBJECTIVES: dict[str, Objective] = {
             lambda c, target, scale: (1 - c) ** 2,
             lambda c, target, scale: -2 * (1 - c),
             "the released CNN code: (1 - c)^2",
+            in_kernels=True,
         ),
         Objective(
             "softmax",
@@ -113,6 +121,7 @@ OBJECTIVES: dict[str, Objective] = {
             _softmax_loss,
             _softmax_derivative,
             "not in the paper: cross-entropy of scale * cosines over all classes",
+            in_kernels=True,
         ),
     )
 }

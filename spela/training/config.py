@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -17,11 +18,11 @@ _LEAST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).m
 # Of any size or count: beyond it nothing fits into memory, and libraries overflow.
 MOST = 2**31 - 1
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, Collection[str]] = {
     "method": ("spela", "backprop", "ff", "pepita", "mono"),
-    "objective": tuple(OBJECTIVES),
-    "conv_objective": tuple(OBJECTIVES),
-    "activation": tuple(ACTIVATIONS),
+    "objective": OBJECTIVES,  # the tables themselves: a row may be added at any time
+    "conv_objective": OBJECTIVES,
+    "activation": ACTIVATIONS,
     "optimizer": ("sgd", "adam", "adamw"),
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
@@ -161,7 +162,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in tuple(choices):
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(choices)}"
                 )

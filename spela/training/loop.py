@@ -26,6 +26,7 @@ from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
 from spela_kernels import select_backend
+from spela_kernels.contracts import Settings
 
 __all__ = ["Listener", "Trainer", "TrainingDivergedError"]
 
@@ -218,7 +219,7 @@ class Trainer:
             **({"seconds_per_head_epoch": statistics.median(head)} if head else {}),
             # Runs of earlier versions have no such record.
             "peak_memory_bytes": records[0].get("peak_memory_bytes"),
-            "backend": select_backend(device) if self.config.method == "spela" else "torch",
+            "backend": self._backend(device),
             "seed": self.config.seed,
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -227,6 +228,14 @@ class Trainer:
             "dataset": self.dataset.name,
             "config": self.config.to_dict(),
         }
+
+    def _backend(self, device: torch.device) -> str:
+        """The one that ran the linear layers, or where there are none the convolutions."""
+        config = self.config
+        if config.method != "spela":
+            return "torch"
+        objective = config.objective if config.layers else config.conv_objective
+        return select_backend(device, Settings(config.activation, objective=objective))
 
     def _diagnostics(self) -> dict[str, Any]:
         if not self.config.diagnostics:

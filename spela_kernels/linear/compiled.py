@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
 from spela_kernels.gemm import linear, product
-from spela_kernels.objectives import COSINE_MARGIN
+from spela_kernels.objectives import COSINE_MARGIN, get_objective
 from spela_kernels.rows import NORM_EPS
 
 __all__ = ["RowStep", "is_built", "step_rows"]
@@ -70,6 +71,7 @@ def step_rows(y: Tensor, vectors: Tensor, target: Tensor, settings: Settings) ->
     """
     if (
         _rows is None
+        or not get_objective(settings.objective).in_kernels
         or not (settings.objective == "softmax" or settings.objective in _OBJECTIVES)
         or y.dtype != torch.float32
         or vectors.dtype != torch.float32
@@ -77,11 +79,12 @@ def step_rows(y: Tensor, vectors: Tensor, target: Tensor, settings: Settings) ->
         or not vectors.is_contiguous()
     ):
         return None
-    target, slope = target.contiguous(), settings.negative_slope
-    if settings.activation != "leaky_relu":
-        slope = _SLOPES.get(settings.activation, 1.0)
+    target, slope, activated = target.contiguous(), 1.0, False
+    if get_activation(settings.activation).in_kernels:
+        slopes = _SLOPES | {"leaky_relu": settings.negative_slope}
+        slope = slopes.get(settings.activation, 1.0)
+        activated = settings.activation in slopes
     run = _class_rows if settings.objective == "softmax" else _label_rows
-    activated = settings.activation == "leaky_relu" or settings.activation in _SLOPES
     return RowStep(*run(y, vectors, target, settings, slope), activated)
 
 
@@ -102,7 +105,7 @@ def _class_rows(
     y: Tensor, vectors: Tensor, target: Tensor, settings: Settings, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     (batch, outputs), classes = y.shape, vectors.shape[0]
-    dots, _ = linear(y, vectors, None, "identity", 0.0)  # (B, C)
+    dots, _ = linear(y, vectors, None, None, 0.0)  # (B, C)
     loss, factors, along = y.new_empty(()), y.new_empty(classes, batch), y.new_empty(batch)
     _rows.class_factors(
         y.data_ptr(), dots.data_ptr(), target.data_ptr(), batch, outputs, classes,

@@ -29,7 +29,8 @@ from spela_kernels.rules import AdamRule, SgdRule, sgd_update_
 __all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
 
 _aten = torch.ops.aten
-# dL/dy becomes dL/dz in place, by torch's own kernels; v is z where phi' needs it, else y.
+# dL/dy becomes dL/dz in place, by torch's own kernels; v is z where phi' needs it, else y. What has no row
+# here goes through the activation's derivative.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "leaky_relu": lambda dy, v, slope: _aten.leaky_relu_backward.grad_input(
         dy, v, slope, True, grad_input=dy
@@ -58,7 +59,7 @@ def _inverse(norm: Tensor) -> Tensor:
 
 
 def _class_cosines(wide: Tensor, inverse: Tensor, vectors: Tensor) -> Tensor:
-    dots, _ = linear(wide, vectors, None, "identity", 0.0)  # (B, C)
+    dots, _ = linear(wide, vectors, None, None, 0.0)  # (B, C)
     return dots.mul_(inverse[:, None])
 
 
@@ -103,9 +104,9 @@ def _output_gradient(
     """dL/dy (B, O) = (sum_j q_j v_j - <q, c> y/|y|) / |y| in two passes, from q = dL/dcosine."""
     objective = get_objective(settings.objective)
     wide, wide_vectors, inverse = widened(saved.y), widened(vectors), _inverse(saved.norm)
-    q = objective.derivative(saved.cosine, target, settings.scale).div_(len(target))
+    q = objective.derivative(saved.cosine, target, settings.scale) / len(target)
     if grad_loss is not None:
-        q.mul_(grad_loss)
+        q = q * grad_loss
     if objective.all_classes:
         along = (q * saved.cosine).sum(dim=1).mul_(inverse).mul_(inverse).neg_()
         return (wide * along[:, None]).addmm_(q * inverse[:, None], wide_vectors)
@@ -129,11 +130,14 @@ def _through_activation(
     """dL/dz in the memory of dy; `z` where phi' needs it."""
     phi = get_activation(settings.activation)
     v = widened(z if phi.needs_input else y)
-    if params.slope is None:
+    if phi.in_kernels and settings.activation in _BACKWARD:
         dz = _BACKWARD[settings.activation](dy, v, settings.negative_slope)
         return _Rows(dz, dz.sum(dim=0), None)
-    dslope = (dy * v.clamp_max(0)).sum().to(params.slope.dtype).reshape(1)
-    dz = dy.mul_(phi.derivative(v, widened(params.slope)))
+    slope = settings.negative_slope if params.slope is None else widened(params.slope)
+    dslope = None
+    if params.slope is not None:
+        dslope = (dy * v.clamp_max(0)).sum().to(params.slope.dtype).reshape(1)
+    dz = dy.mul_(phi.derivative(v, slope))
     return _Rows(dz, dz.sum(dim=0), dslope)
 
 

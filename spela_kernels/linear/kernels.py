@@ -218,6 +218,7 @@ def finalise_kernel(
                 own += tl.sum(tl.where(offs_c[None, :] == label[:, None], cosine, 0.0), axis=1)
                 peak = higher
         if target_ptr is not None:
+            tl.static_assert(OBJECTIVE == "softmax", "unknown all-class objective")
             loss = peak + tl.log(total) - SCALE * own
             drift = SCALE * (mean / total - own)  # <q, s>
     else:

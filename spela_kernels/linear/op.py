@@ -39,8 +39,8 @@ _NAMES = ("weight", "bias", "slope")
 _import = functools.cache(import_module)
 
 
-def _backend(x: Tensor) -> ModuleType:
-    return _import(_MODULES[select_backend(x.device)])
+def _backend(x: Tensor, settings: Settings) -> ModuleType:
+    return _import(_MODULES[select_backend(x.device, settings)])
 
 
 def _unpack(
@@ -63,7 +63,7 @@ def _unpack(
 
 def _forward(x, weight, bias, slope, vectors, *settings):  # type: ignore[no-untyped-def]
     params, bundle = _unpack(x, weight, bias, slope, vectors, None, settings)
-    return _backend(x).scores(x, params, vectors, bundle)
+    return _backend(x, bundle).scores(x, params, vectors, bundle)
 
 
 forward_op = torch.library.custom_op(
@@ -84,7 +84,7 @@ def _(x, weight, bias, slope, vectors, *settings):  # type: ignore[no-untyped-de
 
 def _loss(x, weight, bias, slope, vectors, target, *settings):  # type: ignore[no-untyped-def]
     params, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
-    return tuple(_backend(x).forward(x, params, vectors, target, bundle))
+    return tuple(_backend(x, bundle).forward(x, params, vectors, target, bundle))
 
 
 loss_op = torch.library.custom_op(
@@ -116,7 +116,7 @@ def _loss_backward(  # type: ignore[no-untyped-def]
 ):
     params, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
     saved = Forward(norm.new_empty(()), y, pre_activation, norm, cosine)
-    gradients = _backend(x).backward(x, params, vectors, target, bundle, saved, grad_loss)
+    gradients = _backend(x, bundle).backward(x, params, vectors, target, bundle, saved, grad_loss)
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -185,7 +185,7 @@ def _sgd(  # type: ignore[no-untyped-def]
         buffers = Parameters(m_weight, m_bias, m_slope)
         for name, buffer, parameter in zip(_NAMES, buffers, params, strict=True):
             check_state(f"momentum of {name}", buffer, parameter)
-    return _backend(x).sgd_step_(x, params, vectors, target, bundle, buffers, lr, rule)
+    return _backend(x, bundle).sgd_step_(x, params, vectors, target, bundle, buffers, lr, rule)
 
 
 sgd_op = _define_step(
@@ -207,7 +207,7 @@ def _adam(  # type: ignore[no-untyped-def]
     for name, m, v, parameter in zip(_NAMES, first, second, params, strict=True):
         check_state(f"exp_avg of {name}", m, parameter)
         check_state(f"exp_avg_sq of {name}", v, parameter)
-    backend = _backend(x)
+    backend = _backend(x, bundle)
     return backend.adam_step_(x, params, vectors, target, bundle, first, second, step, lr, rule)
 
 

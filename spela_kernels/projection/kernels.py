@@ -157,7 +157,7 @@ def classes_kernel(
     q_ptr,  # (B, C) fp32 or None: B dL/dS
     B, K, G, C,
     stride_gk, stride_gc, stride_t,
-    SCALE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    OBJECTIVE: tl.constexpr, SCALE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The class scores of one sample, their softmax and its loss; all classes at once."""
     row = tl.program_id(0).to(tl.int64)
@@ -179,6 +179,7 @@ def classes_kernel(
     if scores_ptr is not None:
         tl.store(scores_ptr + row * C + offs_c, score, mask=mask_c)
     if target_ptr is not None:
+        tl.static_assert(OBJECTIVE == "softmax", "unknown all-class objective")
         label = tl.load(target_ptr + row * stride_t)
         valid = (label >= 0) & (label < C) & (tl.sum(strays) == 0)
         own = offs_c == label

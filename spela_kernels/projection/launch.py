@@ -167,7 +167,7 @@ def launch_classes(call: Projection, cosine: Tensor, *, loss: bool, gradient: bo
                 cosine, call.groups, call.target, *_given(*result),
                 problem.batch, problem.kernels, problem.groups, problem.classes,
                 *call.groups.stride(), *strides(call.target, 1),
-                call.settings.scale, config.block_k, config.block_c,
+                call.settings.objective, call.settings.scale, config.block_k, config.block_c,
             ),
             config.num_warps,
         )  # fmt: skip

@@ -27,7 +27,6 @@ from spela_kernels.rules import AdamRule, SgdRule
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
-# A back-end without a row here has no projection of its own yet: the reference runs for it.
 _MODULES = {
     "triton": "spela_kernels.projection.triton_backend",
     "cpu": "spela_kernels.projection.cpu",
@@ -39,8 +38,8 @@ _UPDATED = "Tensor z, Tensor(a!) projection, Tensor vectors, Tensor groups, Tens
 _SETTINGS = "str objective, float scale"
 
 
-def _backend(z: Tensor) -> ModuleType:
-    return import_module(_MODULES[select_backend(z.device)])
+def _backend(z: Tensor, settings: Settings) -> ModuleType:
+    return import_module(_MODULES[select_backend(z.device, settings)])
 
 
 def _check(
@@ -60,7 +59,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _forward(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
     check_projection(z, projection, vectors, groups, Settings())
-    return _backend(z).scores(z, projection, vectors, groups)
+    return _backend(z, Settings()).scores(z, projection, vectors, groups)
 
 
 forward_op = torch.library.custom_op(
@@ -76,7 +75,7 @@ def _(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
 
 def _loss(z, projection, vectors, groups, target, *settings):  # type: ignore[no-untyped-def]
     bundle = _check(z, projection, vectors, groups, target, *settings)
-    return tuple(_backend(z).forward(z, projection, vectors, groups, target, bundle))
+    return tuple(_backend(z, bundle).forward(z, projection, vectors, groups, target, bundle))
 
 
 loss_op = torch.library.custom_op(
@@ -105,7 +104,7 @@ def _loss_backward(  # type: ignore[no-untyped-def]
 ):
     bundle = _check(z, projection, vectors, groups, target, *settings)
     saved = Forward(norm.new_empty(()), p, norm, cosine)
-    backend = _backend(z)
+    backend = _backend(z, bundle)
     return tuple(backend.backward(z, projection, vectors, groups, target, bundle, saved, grad_loss))
 
 
@@ -149,7 +148,7 @@ def _sgd(  # type: ignore[no-untyped-def]
     bundle = _check(z, projection, vectors, groups, target, *rest[-2:])
     check_state("momentum_buffer", momentum_buffer, projection)
     tensors = (z, projection, vectors, groups, target)
-    return _backend(z).sgd_step_(*tensors, bundle, momentum_buffer, lr, SgdRule(*rest[:-2]))
+    return _backend(z, bundle).sgd_step_(*tensors, bundle, momentum_buffer, lr, SgdRule(*rest[:-2]))
 
 
 sgd_op = torch.library.custom_op(
@@ -169,7 +168,7 @@ def _adam(  # type: ignore[no-untyped-def]
     check_state("exp_avg", exp_avg, projection)
     check_state("exp_avg_sq", exp_avg_sq, projection)
     tensors, rule = (z, projection, vectors, groups, target), AdamRule(*rest[:-2])
-    return _backend(z).adam_step_(*tensors, bundle, exp_avg, exp_avg_sq, step, lr, rule)
+    return _backend(z, bundle).adam_step_(*tensors, bundle, exp_avg, exp_avg_sq, step, lr, rule)
 
 
 adam_op = torch.library.custom_op(

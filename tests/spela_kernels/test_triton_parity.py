@@ -1,4 +1,4 @@
-"""Runs the interpreter tests in a process where TRITON_INTERPRET=1 holds from the start."""
+"""Runs the interpreter tests, and those of every back-end, in a process where TRITON_INTERPRET=1 holds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent / "interpreter"
+EVERY_BACKEND = FOLDER.parent / "test_added_rows.py"
 
 
 def test_kernels_match_the_oracle_in_the_interpreter() -> None:
@@ -17,7 +18,10 @@ def test_kernels_match_the_oracle_in_the_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("SPELA_BACKEND", None)
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", str(FOLDER), "-p", "no:cacheprovider", "--durations=5"],
+        [
+            *(sys.executable, "-m", "pytest", str(FOLDER), str(EVERY_BACKEND)),
+            *("-p", "no:cacheprovider", "--durations=5"),
+        ],
         env=environment,
         cwd=FOLDER.parents[2],
         capture_output=True,

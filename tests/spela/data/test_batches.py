@@ -122,7 +122,6 @@ def test_prepare():
 
 
 @pytest.mark.gpu
-@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cpu_generator_gives_the_same_order_on_a_gpu():
     x, y = _data(50)

@@ -73,7 +73,6 @@ def test_dataset_moves_and_shrinks():
 
 
 @pytest.mark.gpu
-@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_dataset_on_a_gpu():
     data = load_dataset("digits").to("cuda")
