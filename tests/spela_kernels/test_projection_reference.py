@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spela_kernels as sk
 from spela_kernels.contracts import Settings
 from spela_kernels.projection import reference
+from spela_kernels.projection.types import Call
 
 # B, K, D, d, and the number of groups of each kernel; 5 classes (as many groups at most)
 CASES = {
@@ -176,11 +177,10 @@ def test_nothing_grows_with_samples_times_parameters(objective: str) -> None:
     vectors = torch.randn(kernels, classes, dim)
     groups = torch.arange(classes).expand(kernels, classes)
     target = torch.arange(samples) % classes
-    settings = Settings(objective=objective)
+    call = Call(z, projection, vectors, groups, target, Settings(objective=objective))
     with _LargestTensor() as seen:
-        saved = reference.forward(z, projection, vectors, groups, target, settings)
-        reference.backward(z, projection, vectors, groups, target, settings, saved)
-        reference.scores(z, projection, vectors, groups)
+        reference.backward(call, reference.forward(call))
+        reference.scores(call)
     assert 0 < seen.elements <= max(z.numel(), projection.numel(), samples * kernels * dim)
 
 

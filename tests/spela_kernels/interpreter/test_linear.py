@@ -13,13 +13,13 @@ from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
 
 import spela_kernels as sk
-from spela_kernels.contracts import Settings
+from spela_kernels import launching
 from spela_kernels.guarding import warn_of_fallback
-from spela_kernels.linear import launch, reference, triton_backend
+from spela_kernels.linear import reference, triton_backend
 from spela_kernels.linear.parity import CASES, Case
-from spela_kernels.linear.types import Parameters
+from spela_kernels.linear.types import NO_BUFFERS, Parameters
 from spela_kernels.parity import counted_launches, mismatches
-from spela_kernels.rules import SgdRule
+from spela_kernels.rules import SgdRule, Step
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +41,9 @@ def test_every_tensor_is_as_close_to_float64_as_the_reference(case: Case) -> Non
     ids=["label", "softmax", "prelu"],
 )
 def test_a_step_is_three_launches(case: Case) -> None:
-    x, params, vectors, target = case.tensors(case.dtype)
-    settings = Settings(case.activation, objective=case.objective)
+    step = Step(SgdRule(), torch.tensor(0.1), NO_BUFFERS, NO_BUFFERS)
     with counted_launches() as names:
-        triton_backend.sgd_step_(
-            x, params, vectors, target, settings, None, torch.tensor(0.1), SgdRule()
-        )
+        triton_backend.step_(case.call(case.dtype), step)
     assert names == ["forward_kernel", "finalise_kernel", "update_kernel"]
 
 
@@ -72,16 +69,17 @@ def test_shuffled_programs_give_the_same_bits(name: str, monkeypatch: pytest.Mon
 def test_a_label_out_of_range_gives_a_nan_loss_and_teaches_nothing(objective: str) -> None:
     """On a GPU nobody reads the labels: the kernels must neither follow them nor hide them."""
     case = Case((12, 20, 18, 5), objective, "leaky_relu")
-    settings = Settings(objective=objective)
-    x, params, vectors, target = case.tensors(torch.float32)
-    bad = target.clone()
+    call = case.call(torch.float32)
+    params, bad = call.params, call.target.clone()
     bad[2], bad[7] = 5, -(2**40)
     keep = torch.tensor([row not in (2, 7) for row in range(12)])
-    tensors = (x[keep], params, vectors, target[keep], settings)
-    expected = reference.backward(*tensors, reference.forward(*tensors))
+    kept = call._replace(x=call.x[keep], target=call.target[keep])
+    expected = reference.backward(kept, reference.forward(kept))
     lr = torch.tensor(0.5)
     stepped = Parameters(*(None if p is None else p.clone() for p in params))  # type: ignore[arg-type]
-    loss, _ = triton_backend.sgd_step_(x, stepped, vectors, bad, settings, None, lr, SgdRule())
+    loss, _ = triton_backend.step_(
+        call._replace(params=stepped, target=bad), Step(SgdRule(), lr, NO_BUFFERS, NO_BUFFERS)
+    )
     assert loss.isnan()
     share = lr * keep.sum() / 12  # the mean stays over the whole batch
     torch.testing.assert_close(stepped.weight, params.weight - share * expected.weight)
@@ -93,15 +91,11 @@ def test_addresses_beyond_32_bits() -> None:
     far = 2**30 + 64
     x = torch.empty(2 * far + 16, dtype=torch.float16).as_strided((3, 8), (far, 1))
     case = Case((3, 8, 5, 2), "log", "leaky_relu", dtype=torch.float16)
-    near, params, vectors, target = case.tensors(torch.float16)
-    x.copy_(near)
-    settings = Settings()
-    saved = triton_backend.forward(x, params, vectors, target, settings)
-    gradient = triton_backend.backward(x, params, vectors, target, settings, saved)
-    expected = triton_backend.backward(
-        near, params, vectors, target, settings,
-        triton_backend.forward(near, params, vectors, target, settings),
-    )  # fmt: skip
+    near = case.call(torch.float16)
+    x.copy_(near.x)
+    call = near._replace(x=x)
+    gradient = triton_backend.backward(call, triton_backend.forward(call))
+    expected = triton_backend.backward(near, triton_backend.forward(near))
     assert torch.equal(gradient.weight, expected.weight)
     assert gradient.weight.abs().max() > 0
 
@@ -109,7 +103,7 @@ def test_addresses_beyond_32_bits() -> None:
 def _failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """`run` that runs out of shared memory the first `times` calls; counts the calls."""
     calls = [0]
-    run = launch.run
+    run = launching.run
 
     def maybe(*args: Any) -> None:
         calls[0] += 1
@@ -117,7 +111,7 @@ def _failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise OutOfResources(200_000, 100_000, "shared memory")
         run(*args)
 
-    monkeypatch.setattr(launch, "run", maybe)
+    monkeypatch.setattr(launching, "run", maybe)
     return calls
 
 

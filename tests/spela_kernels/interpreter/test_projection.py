@@ -12,12 +12,12 @@ from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
 
 import spela_kernels as sk
-from spela_kernels.contracts import Settings
+from spela_kernels import launching
 from spela_kernels.guarding import warn_of_fallback
 from spela_kernels.parity import counted_launches, mismatches
-from spela_kernels.projection import launch, reference, triton_backend
+from spela_kernels.projection import reference, triton_backend
 from spela_kernels.projection.parity import CASES, Case
-from spela_kernels.rules import SgdRule
+from spela_kernels.rules import SgdRule, Step
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +50,8 @@ def test_rows_without_direction_have_no_gradient() -> None:
 )
 def test_the_launches_of_a_step(name: str, expected: list[str]) -> None:
     case = CASES[name]
-    settings = Settings(objective=case.objective)
     with counted_launches() as names:
-        triton_backend.sgd_step_(
-            *case.tensors(case.dtype), settings, None, torch.tensor(0.1), SgdRule()
-        )
+        triton_backend.step_(case.call(case.dtype), Step(SgdRule(), torch.tensor(0.1), None, None))
     assert names == [f"{kernel}_kernel" for kernel in expected]
     assert len(names) == case.launches
 
@@ -80,15 +77,16 @@ def test_shuffled_programs_give_the_same_bits(name: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("objective", ["mse", "softmax"])
 def test_a_label_out_of_range_gives_a_nan_loss_and_teaches_nothing(objective: str) -> None:
     """On a GPU nobody reads the labels: the kernels must neither follow them nor hide them."""
-    settings = Settings(objective=objective)
-    z, projection, *fixed, target = Case((12, 3, 20, 18, 4, 5), objective).tensors(torch.float32)
-    bad = target.clone()
+    call = Case((12, 3, 20, 18, 4, 5), objective).call(torch.float32)
+    projection, bad = call.projection, call.target.clone()
     bad[2], bad[7] = 5, -(2**40)
     keep = torch.tensor([row not in (2, 7) for row in range(12)])
-    tensors = (z[keep], projection, *fixed, target[keep], settings)
-    expected = reference.backward(*tensors, reference.forward(*tensors))
+    kept = call._replace(z=call.z[keep], target=call.target[keep])
+    expected = reference.backward(kept, reference.forward(kept))
     stepped, lr = projection.clone(), torch.tensor(0.5)
-    loss, dz = triton_backend.sgd_step_(z, stepped, *fixed, bad, settings, None, lr, SgdRule())
+    loss, dz = triton_backend.step_(
+        call._replace(projection=stepped, target=bad), Step(SgdRule(), lr, None, None)
+    )
     assert loss.isnan()
     share = keep.sum() / 12  # the mean stays over the whole batch
     assert (dz[~keep] == 0).all()
@@ -98,13 +96,12 @@ def test_a_label_out_of_range_gives_a_nan_loss_and_teaches_nothing(objective: st
 
 @pytest.mark.parametrize("objective", ["mse", "softmax"])
 def test_a_group_out_of_range_gives_a_nan_loss_and_is_not_followed(objective: str) -> None:
-    settings = Settings(objective=objective)
-    case = Case((12, 3, 20, 18, 4, 5), objective)
-    z, projection, vectors, groups, target = case.tensors(torch.float32)
-    groups[1] = 2**40
-    stepped, lr = projection.clone(), torch.tensor(0.5)
-    tensors = (z, stepped, vectors, groups, target, settings)
-    loss, dz = triton_backend.sgd_step_(*tensors, None, lr, SgdRule())
+    call = Case((12, 3, 20, 18, 4, 5), objective).call(torch.float32)
+    call.groups[1] = 2**40
+    projection, lr = call.projection, torch.tensor(0.5)
+    stepped = projection.clone()
+    step = Step(SgdRule(), lr, None, None)
+    loss, dz = triton_backend.step_(call._replace(projection=stepped), step)
     assert loss.isnan()
     assert dz.isfinite().all()
     assert torch.equal(stepped[1], projection[1])
@@ -115,11 +112,12 @@ def test_addresses_beyond_32_bits() -> None:
     torch.use_deterministic_algorithms(False)  # filling would touch all of it
     far = 2**30 + 64
     z = torch.empty(2 * far + 16, dtype=torch.float16).as_strided((3, 2, 8), (far, 8, 1))
-    near, *rest = Case((3, 2, 8, 5, 2, 3), "mse", dtype=torch.float16).tensors(torch.float16)
-    z.copy_(near)
-    saved = triton_backend.forward(z, *rest, Settings())
-    gradient = triton_backend.backward(z, *rest, Settings(), saved)
-    expected = triton_backend.backward(near, *rest, Settings(), saved)
+    near = Case((3, 2, 8, 5, 2, 3), "mse", dtype=torch.float16).call(torch.float16)
+    z.copy_(near.z)
+    call = near._replace(z=z)
+    saved = triton_backend.forward(call)
+    gradient = triton_backend.backward(call, saved)
+    expected = triton_backend.backward(near, saved)
     assert torch.equal(gradient.projection, expected.projection)
     assert gradient.projection.abs().max() > 0
 
@@ -130,7 +128,7 @@ def test_out_of_resources_falls_back_once_told(
 ) -> None:
     warn_of_fallback.cache_clear()
     calls = [0]
-    run = launch.run
+    run = launching.run
 
     def maybe(*args: Any) -> None:
         calls[0] += 1
@@ -138,7 +136,7 @@ def test_out_of_resources_falls_back_once_told(
             raise OutOfResources(200_000, 100_000, "shared memory")
         run(*args)
 
-    monkeypatch.setattr(launch, "run", maybe)
+    monkeypatch.setattr(launching, "run", maybe)
     case = CASES["strided"]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -153,7 +151,7 @@ def test_out_of_resources_falls_back_once_told(
 def test_float64_bfloat16_and_very_long_rows_run_on_the_reference_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "run", lambda *args: pytest.fail("launched"))
+    monkeypatch.setattr(launching, "run", lambda *args: pytest.fail("launched"))
     short, long = CASES["zero-rows"], Case((5, 2, 7, 513, 3, 4), "mse")
     for case, dtype in ((short, torch.float64), (short, torch.bfloat16), (long, torch.float32)):
         kernel, same = case.run(triton_backend, dtype), case.run(reference, dtype)
