@@ -171,8 +171,8 @@ def finalise_kernel(
         B dL/dy = (q V - <q, s> y / n) / n = (pull - drift y / n) / n
 
     An objective of the label's cosine c has one q, f'(c): pull = f'(c) v, drift = f'(c) c. Cross-entropy of
-    SCALE s has q = SCALE (p - label's 1) with p = softmax(SCALE s), so drift = SCALE (<p, s> - c): the loop that
-    finds p's normaliser finds <p, s> (`mean`) too, and a second one multiplies q V. Then dL/dz = dL/dy phi'.
+    SCALE s has q = SCALE (p - label's 1) with p = softmax(SCALE s), so drift = SCALE (<p, s> - c): the loop
+    that finds p's normaliser finds <p, s> (`mean`) too, and a second one multiplies q V. dL/dz = dL/dy phi'.
 
     dL/dz is stored where every program of `update` would otherwise repeat work that does not fit it:
     the product q V of an all-class objective, and the sum over all of dz that prelu's slope needs.
