@@ -63,6 +63,9 @@ class Case(Protocol):
     def launches(self) -> int:
         """Kernels that a step launches."""
 
+    def call(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+        """The op's `Call`, on new tensors of the same numbers."""
+
     def run(
         self, backend: ModuleType, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from types import ModuleType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from spela_kernels.activations import ACTIVATIONS
 from spela_kernels.contracts import Settings
 from spela_kernels.linear.functional import linear_sgd_
 from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
+from spela_kernels.objectives import OBJECTIVES
 from spela_kernels.parity import every_second, make_state, make_step, unchanged
 
 __all__ = ["CASES", "LARGE", "QUICK", "Case"]
@@ -146,6 +149,10 @@ CASES = {
     ),
     "zero-rows": Case((18, 24, 20, 6), "log", "leaky_relu", layout="zero rows"),
 }
+# And whatever the tables hold, each row at least once.
+_ROWS = range(max(len(OBJECTIVES), len(ACTIVATIONS)))
+for _objective, _activation, _ in zip(cycle(OBJECTIVES), cycle(ACTIVATIONS), _ROWS, strict=False):
+    CASES[f"{_objective}-{_activation}"] = Case((18, 24, 20, 6), _objective, _activation, "adam")
 # Each of these has its own path through the kernels: label, all classes, learnt slope, odd strides.
 QUICK = ("ones", "primes-no-bias", "paper-head-fp16", "strided-fp16")
 # On a GPU also sizes with every tile full and several waves of programs: the paper's layers.

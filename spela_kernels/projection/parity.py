@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.contracts import Settings
-from spela_kernels.objectives import get_objective
+from spela_kernels.objectives import OBJECTIVES, get_objective
 from spela_kernels.parity import every_second, make_state, make_step, unchanged
 from spela_kernels.projection.functional import projection_sgd_
 from spela_kernels.projection.types import Call
@@ -134,6 +134,8 @@ CASES = {
     ),
     "zero-rows": Case((18, 3, 24, 20, 4, 6), "log", layout="zero rows"),
 }
+# And whatever the table holds.
+CASES |= {name: Case((18, 2, 24, 20, 4, 6), name, "nesterov") for name in OBJECTIVES}
 # Each of these has its own path through the kernels: label, all classes, odd strides.
 QUICK = ("ones", "primes", "paper-fp16", "strided-fp16")
 # On a GPU also sizes with every tile full and several waves of programs: the authors' layers.
