@@ -11,9 +11,9 @@ import torch
 from spela import symmetric_vectors
 from spela_kernels import gemm_choice
 from spela_kernels.compiled_products import fits
-from spela_kernels.gemm import adam_product_, add_product_, linear, onednn_works, product
+from spela_kernels.gemm import add_product_, linear, onednn_works, product, update_product_
 from spela_kernels.gemm_choice import LIBRARIES
-from spela_kernels.rules import AdamRule
+from spela_kernels.rules import AdamRule, Step
 
 
 @pytest.mark.parametrize("batch", [50, 512])
@@ -79,10 +79,10 @@ def test_adam_with_moments_of_dead_units(
     weight, second = torch.ones(1024, 1024), torch.ones(1024, 1024)
     first = torch.where(dz[0].bool(), 1.0, start)[:, None].repeat(1, 1024)
     monkeypatch.setattr(gemm_choice, "pinned_library", lambda: library)
-    step, lr, rule = torch.tensor(100.0), torch.tensor(1e-3), AdamRule()
+    step = Step(AdamRule(), torch.tensor(1e-3), first, second, torch.tensor(100.0))
     benchmark.group = "kernel adam 1024x1024/b50, half of the units dead"
     benchmark.extra_info |= {"variant": f"{library}, first moments {start:g}", "threads": 1}
-    benchmark(adam_product_, weight, dz, x, first, second, step, lr, rule)
+    benchmark(update_product_, weight, dz, x, step)
     assert torch.equal(weight[::2], torch.ones(512, 1024))
 
 

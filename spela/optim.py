@@ -23,10 +23,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.steps import not_held
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
-from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.linear import Parameters
 from spela_kernels.rows import scalar_like
-from spela_kernels.rules import AdamRule, SgdRule, sgd_update_
+from spela_kernels.rules import AdamRule, SgdRule, Step, fused_update_, update_
 
 __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 
@@ -140,12 +139,12 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
         return self._buffers("momentum_buffer", parameters)
 
     def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """SGD's update of parameters in place: see `spela_kernels.rules.sgd_update_`."""
+        """SGD's update of parameters in place: see `spela_kernels.rules.update_`."""
         for parameter, gradient in gradients:
             rule = self._rule(parameter)
             (buffer,) = self._momenta(rule, parameter)
             lr = rule.pop("lr")
-            sgd_update_(parameter, gradient, buffer, lr, SgdRule(**rule))
+            update_(parameter, gradient, Step(SgdRule(**rule), lr, buffer, None))
 
     def linear_step(
         self,
@@ -242,15 +241,15 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
                 self.state[parameter]["step"] += 1
 
     def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Adam's update of parameters in place: see `spela_kernels.rules.adam_update_`."""
+        """Adam's update of parameters in place: see `spela_kernels.rules.update_`."""
         for parameter, gradient in gradients:
             (first,), (second,) = self._moments(parameter)
             rule = self._rule(parameter)
             beta1, beta2 = rule["betas"]
             self._count(parameter)
-            step = self.state[parameter]["step"]
+            number = self.state[parameter]["step"]
             adam = AdamRule(beta1, beta2, rule["eps"], rule["weight_decay"])
-            fused_adam_update_(parameter, gradient, first, second, step, rule["lr"], adam)
+            fused_update_(parameter, gradient, Step(adam, rule["lr"], first, second, number))
 
     def linear_step(
         self,

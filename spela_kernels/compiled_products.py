@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spela_kernels.rules import AdamRule
+from spela_kernels.rules import AdamRule, Step
 
 __all__ = ["adam_product_", "fits", "linear", "linear_fits", "sgd_product_"]
 
@@ -106,40 +106,34 @@ def sgd_product_(weight: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: f
     )
 
 
-def adam_product_(
-    weight: Tensor,
-    dz: Tensor,
-    x: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    rule: AdamRule,
-) -> None:
+def adam_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | None]) -> None:
     """torch.optim.Adam's update of a weight with the gradient dz^T x, in place.
 
     Args:
-        weight, exp_avg, exp_avg_sq: (O, I) float32, updated; as the others, `fits` has taken them.
+        weight: (O, I) float32, updated; as the others and the step's two moments, `fits` has taken it.
         dz: (B, O) float32.
         x: (B, I) float32.
-        step: () number of this step, counted from 1.
-        lr: () learning rate.
-        rule: The other hyper-parameters.
+        step: Of an `AdamRule`, as in `rules.update_`.
 
-    Source: torch.optim.Adam; `rules.adam_update_`.
+    Source: torch.optim.Adam; `rules.update_`.
 
     Example:
         >>> weight, first, second = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1)
-        >>> ones, one, lr = torch.ones(2, 1), torch.tensor(1.0), torch.tensor(0.25)
-        >>> if fits(ones, ones, weight, first, second):
-        ...     adam_product_(weight, ones, ones, first, second, one, lr, AdamRule())
+        >>> step = Step(AdamRule(), torch.tensor(0.25), first, second, torch.tensor(1.0))
+        >>> if fits(torch.ones(2, 1), weight):
+        ...     adam_product_(weight, torch.ones(2, 1), torch.ones(2, 1), step)
         ...     assert weight == 0.75
     """
-    count = float(step)
+    rule, lr, first, second, number = step
+    assert isinstance(rule, AdamRule)
+    assert first is not None
+    assert second is not None
+    assert number is not None
+    count = float(number)
     sizes, scratch = _sizes(x, dz.shape[1])
     _products.adam(
         *sizes, scratch.data_ptr(), dz.data_ptr(), x.data_ptr(),
-        weight.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(),
+        weight.data_ptr(), first.data_ptr(), second.data_ptr(),
         1 - rule.beta1, 1 - rule.beta2, float(lr) / (1 - rule.beta1**count),
         (1 - rule.beta2**count) ** -0.5, rule.eps, rule.weight_decay,
     )  # fmt: skip

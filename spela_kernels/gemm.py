@@ -18,17 +18,16 @@ from torch import Tensor
 
 from spela_kernels import compiled_products
 from spela_kernels.activations import get_activation
-from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.gemm_choice import choose_library, pinned_library
-from spela_kernels.rules import AdamRule
+from spela_kernels.rules import AdamRule, Step, fused_update_
 
 __all__ = [
-    "adam_product_",
     "add_product_",
     "libraries_here",
     "linear",
     "onednn_works",
     "product",
+    "update_product_",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -195,37 +194,39 @@ def add_product_(total: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: fl
         total.add_(product(dz, x), alpha=alpha)
 
 
-def adam_product_(
-    weight: Tensor,
-    dz: Tensor,
-    x: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    rule: AdamRule,
-) -> None:
-    """torch.optim.Adam's update of a weight with the gradient dz^T x, in place.
+def update_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | None]) -> None:
+    """An optimizer's update of a weight with the gradient dz^T x, in place; inside the product where it can.
 
     Args:
         weight: (O, I), updated; float32 where dz and x are in 16 bits.
         dz: (B, O) float.
         x: (B, I) in the dtype of dz.
-        exp_avg, exp_avg_sq, step, lr, rule: As in `rules.adam_update_`.
+        step: As in `rules.update_`.
 
     Example:
-        >>> weight, first, second = torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1)
-        >>> ones, one, lr = torch.ones(2, 1), torch.tensor(1.0), torch.tensor(0.25)
-        >>> adam_product_(weight, ones, ones, first, second, one, lr, AdamRule())
+        >>> weight, ones, lr = torch.ones(1, 1), torch.ones(2, 1), torch.tensor(0.25)
+        >>> update_product_(weight, ones, ones, Step(SgdRule(), lr, None, None))
         >>> weight
-        tensor([[0.7500]])
+        tensor([[0.5000]])
     """
-    able = compiled_products.fits(x, dz, weight, exp_avg, exp_avg_sq)
-    if _library("adam", x, dz, able) == "compiled":
-        compiled_products.adam_product_(weight, dz, x, exp_avg, exp_avg_sq, step, lr, rule)
-    else:
-        gradient = product(dz, x).to(weight.dtype)
-        fused_adam_update_(weight, gradient, exp_avg, exp_avg_sq, step, lr, rule)
+    rule, lr, first, second, _ = step
+    if isinstance(rule, AdamRule):
+        assert first is not None
+        assert second is not None
+        able = compiled_products.fits(x, dz, weight, first, second)
+        if _library("adam", x, dz, able) == "compiled":
+            return compiled_products.adam_product_(weight, dz, x, step)
+    elif not rule.nesterov and weight.dtype == torch.promote_types(dz.dtype, torch.float32):
+        if first is None:
+            size = float(lr)
+            add_product_(weight, dz, x, beta=1 - size * rule.weight_decay, alpha=-size)
+        else:
+            add_product_(first, dz, x, beta=rule.momentum, alpha=1.0)
+            if rule.weight_decay != 0:
+                first.add_(weight, alpha=rule.weight_decay)
+            weight.add_(first, alpha=-float(lr))
+        return None
+    return fused_update_(weight, product(dz, x).to(weight.dtype), step)
 
 
 def _run_linear(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
@@ -255,14 +256,15 @@ def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
 
 def _run_adam(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     first, second, one = torch.ones_like(weight), torch.ones_like(weight), weight.new_ones(())
+    step: Step[Tensor | None] = Step(AdamRule(), one, first, second, one)
     if library == "compiled":
-        compiled_products.adam_product_(weight, dz, x, first, second, one, one, AdamRule())
+        compiled_products.adam_product_(weight, dz, x, step)
         return
     if library == "onednn":
         gradient = _onednn(dz.T, x.T, None, "identity", 0.0)
     else:
         gradient = torch.mm(dz.T, x)
-    fused_adam_update_(weight, gradient, first, second, one, one, AdamRule())
+    fused_update_(weight, gradient, step)
 
 
 _CANDIDATES = {

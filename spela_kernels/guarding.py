@@ -16,11 +16,13 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from spela_kernels.launching import architecture_of
+from spela_kernels.rules import Step
 
-__all__ = ["guarded", "on_device", "warn_of_fallback"]
+__all__ = ["guarded", "on_device", "step_on_device", "warn_of_fallback"]
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+_State = TypeVar("_State")
 
 
 @functools.lru_cache(maxsize=1)
@@ -38,6 +40,11 @@ def _supports(x: Tensor) -> bool:
 def on_device(x: Tensor, scalar: Tensor | None) -> Tensor | None:
     """The 0-d tensor where a kernel beside `x` can read it; one already there is not copied."""
     return None if scalar is None else scalar.to(x.device)
+
+
+def step_on_device(x: Tensor, step: Step[_State]) -> Step[_State]:
+    """The step with its two scalars where a kernel beside `x` can read them."""
+    return step._replace(lr=step.lr.to(x.device), number=on_device(x, step.number))
 
 
 def guarded(run: Callable[[], _Result], fallback: Callable[[], _Result], x: Tensor) -> _Result:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ __all__ = [
     "Launch",
     "Recording",
     "architecture_of",
-    "first_that_fits",
+    "launch",
     "record_launches",
     "run",
     "strides",
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 _VECTOR_BYTES = 16  # the widest load of one thread
-_Config = TypeVar("_Config")
 
 
 class Launch(NamedTuple):
@@ -121,15 +120,59 @@ def run(
     kernel[(programs,)](*arguments, **options)
 
 
-def first_that_fits(configs: tuple[_Config, ...], launch: Callable[[_Config], None]) -> None:
-    """Launch with the first config that the device has the resources for; the last one may raise."""
+class _Config(Protocol):
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def num_stages(self) -> int: ...
+    def programs(self, problem: Any) -> int: ...
+
+
+_AnyConfig = TypeVar("_AnyConfig", bound=_Config)
+
+
+def launch(
+    arch: Architecture,
+    kernel: Any,
+    problem: Any,
+    configs: tuple[_AnyConfig, ...],
+    arguments: Callable[..., tuple[Any, ...]],
+    scratch: Callable[[_AnyConfig], tuple[Tensor | None, ...]] = lambda config: (),
+) -> tuple[Any, ...]:
+    """Launch a kernel with the first config that the device has the resources for.
+
+    Args:
+        arch: The GPU.
+        kernel: The @triton.jit function.
+        problem: What the configs were chosen for.
+        configs: Best first.
+        arguments: The kernel's, of a config and what `scratch` gave for it.
+        scratch: Tensors whose size depends on the config.
+
+    Returns:
+        What `scratch` gave for the config that ran.
+
+    Raises:
+        OutOfResources: If none fits; nothing was launched.
+    """
     skipped = 0 if _recording is None else min(_recording.fallbacks, len(configs) - 1)
-    for config in configs[skipped:-1]:
+    for config in configs[skipped:]:
+        tensors = scratch(config)
         try:
-            return launch(config)
+            run(
+                arch,
+                kernel,
+                config.programs(problem),
+                arguments(config, *tensors),
+                config.num_warps,
+                config.num_stages,
+            )
         except OutOfResources:
-            continue
-    return launch(configs[-1])
+            if config is configs[-1]:
+                raise
+        else:
+            return tensors
+    raise AssertionError("a rule gives at least one config")
 
 
 def vector_width(*tensors: Tensor | None) -> int:

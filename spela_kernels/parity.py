@@ -9,7 +9,7 @@ Each op has its cases in a `parity.py` of its own. Imports no Triton: the tests 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = [
     "FLOOR",
@@ -28,8 +28,8 @@ __all__ = [
     "counted_launches",
     "every_second",
     "make_state",
+    "make_step",
     "mismatches",
-    "take_step",
     "unchanged",
 ]
 
@@ -62,6 +62,9 @@ class Case(Protocol):
     @property
     def launches(self) -> int:
         """Kernels that a step launches."""
+
+    def call(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+        """The op's `Call`, on new tensors of the same numbers."""
 
     def run(
         self, backend: ModuleType, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -104,28 +107,21 @@ def unchanged(tensors: Sequence[Tensor | None], before: Sequence[Tensor | None])
             raise RuntimeError(f"a read-only tensor of shape {tuple(now.shape)} changed")
 
 
-def take_step(
-    backend: ModuleType, rule: str, arguments: tuple[Any, ...], first: Any, second: Any
-) -> tuple[Tensor, Tensor]:
-    """One optimizer step of a back-end: its third by Adam, with a learning rate of 0.1.
+def make_step(rule: str, x: Tensor, first: Any, second: Any, none: Any = None) -> Step[Any]:
+    """A step of a rule: Adam's third, with a learning rate of 0.1.
 
     Args:
-        backend: A module with the reference's functions.
         rule: A name from `RULES`.
-        arguments: The op's own, of which the first is a tensor.
-        first, second: Optimizer state; only Adam uses the second, plain SGD none.
-
-    Returns:
-        What the back-end's step does.
+        x: A tensor of the op: its device, and its dtype where that is wide.
+        first, second: Optimizer state; only Adam uses the second, plain SGD neither.
+        none: What stands for state that a rule does not use.
     """
-    x, chosen = arguments[0], RULES[rule]
+    chosen = RULES[rule]
     wide = torch.promote_types(x.dtype, torch.float32)
-    lr, step = (torch.tensor(value, dtype=wide, device=x.device) for value in (0.1, 3.0))
+    lr, count = (torch.tensor(value, dtype=wide, device=x.device) for value in (0.1, 3.0))
     if isinstance(chosen, AdamRule):
-        stepped = backend.adam_step_(*arguments, first, second, step, lr, chosen)
-    else:
-        stepped = backend.sgd_step_(*arguments, first if chosen.momentum else None, lr, chosen)
-    return stepped
+        return Step(chosen, lr, first, second, count)
+    return Step(chosen, lr, first if chosen.momentum else none, none)
 
 
 def mismatches(backend: ModuleType, case: Case, device: torch.device | str = "cpu") -> list[str]:
@@ -176,9 +172,7 @@ def counted_launches() -> Iterator[list[str]]:
 
         return counted
 
-    with ExitStack() as patches:
-        for op in OPS:
-            # Only here: it needs triton, which is absent on some machines.
-            launch = import_module(f"spela_kernels.{op}.launch")
-            patches.enter_context(patch.object(launch, "run", counting(launch.run)))
+    # Only here: it needs triton, which is absent on some machines.
+    launching = import_module("spela_kernels.launching")
+    with patch.object(launching, "run", counting(launching.run)):
         yield names

@@ -63,18 +63,19 @@ def without_autocast(function: _Function) -> _Function:
     """Decorator: autocast is off inside, so that torch's products there keep the dtypes they are given.
 
     Args:
-        function: Takes the layer input as its first argument.
+        function: Takes a call of an op first, a tuple that begins with the layer input.
 
     Returns:
         The same function; nothing is entered where autocast is off.
     """
 
     @functools.wraps(function)
-    def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not autocast_is_on(x.device.type):
-            return function(x, *args, **kwargs)
-        with torch.autocast(x.device.type, enabled=False):
-            return function(x, *args, **kwargs)
+    def wrapped(call: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
+        device = call[0].device.type
+        if not autocast_is_on(device):
+            return function(call, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(call, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
 

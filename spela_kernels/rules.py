@@ -1,14 +1,17 @@
-"""The update rules of the fused steps, and their arithmetic in plain PyTorch: torch.optim's SGD and Adam."""
+"""The optimizers' update rules, for every back-end: their constants, their state, and the update in torch.
+
+A `Step` travels from the ops to the kernels; `update_` is the reference's arithmetic, `fused_update_` the
+same in as few passes over memory as torch has operators for.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
-__all__ = ["AdamRule", "SgdRule", "Step", "adam_update_", "sgd_update_"]
+__all__ = ["AdamRule", "SgdRule", "Step", "fused_update_", "update_"]
 
 
 class SgdRule(NamedTuple):
@@ -28,94 +31,103 @@ class AdamRule(NamedTuple):
     weight_decay: float = 0.0
 
 
-@dataclass(frozen=True)
-class Step:
-    """What an update kernel does with a gradient; the defaults store it."""
-
-    kind: str = "gradient"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    beta1: float = 0.0
-    beta2: float = 0.0
-    eps: float = 0.0
-    lr: Tensor | None = None
-    step: Tensor | None = None
-    grad_loss: Tensor | None = None
-
-    @property
-    def constants(self) -> tuple[Any, ...]:
-        """The kernel's constexprs; log(beta) because 1 - beta^step cancels in fp32."""
-        logs = (math.log(max(beta, 1e-30)) for beta in (self.beta1, self.beta2))
-        return (
-            self.kind, self.momentum, self.weight_decay, self.nesterov,
-            self.beta1, self.beta2, *logs, self.eps,
-        )  # fmt: skip
+_Buffers = TypeVar("_Buffers")
 
 
-def sgd_update_(
-    parameter: Tensor, gradient: Tensor, momentum_buffer: Tensor | None, lr: Tensor, rule: SgdRule
-) -> None:
-    """One SGD update in place.
+class Step(NamedTuple, Generic[_Buffers]):
+    """One update: a rule, its learning rate, and the optimizer's buffers of what is updated.
+
+    A buffer is a tensor shaped like the one parameter, or a tuple of such for several of them.
+    """
+
+    rule: SgdRule | AdamRule
+    lr: Tensor  # ()
+    first: _Buffers  # SGD's momentum (None: plain) or Adam's first moments
+    second: _Buffers  # Adam's second moments; None for SGD
+    number: Tensor | None = None  # () of this step, counted from 1; for Adam
+
+
+def update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]) -> None:
+    """One step of torch.optim's SGD or Adam, in place.
 
     Args:
         parameter: Any shape, updated.
         gradient: Shaped like it.
-        momentum_buffer: Shaped like it, updated; None: plain SGD.
-        lr: () learning rate.
-        rule: The other hyper-parameters.
+        step: Rule, learning rate and buffers, which are updated.
 
-    Source: torch.optim.SGD.
+    Source: torch.optim.SGD, torch.optim.Adam.
 
     Example:
-        >>> import torch
         >>> parameter = torch.tensor([1.0])
-        >>> sgd_update_(parameter, torch.tensor([2.0]), None, torch.tensor(0.25), SgdRule())
+        >>> update_(parameter, torch.tensor([2.0]), Step(SgdRule(), torch.tensor(0.25), None, None))
         >>> parameter
         tensor([0.5000])
     """
+    rule, lr, first, second, number = step
     if rule.weight_decay != 0:
         gradient = gradient + rule.weight_decay * parameter
-    if momentum_buffer is not None:
-        momentum_buffer.mul_(rule.momentum).add_(gradient)
-        gradient = gradient + rule.momentum * momentum_buffer if rule.nesterov else momentum_buffer
-    parameter.sub_(lr * gradient)
+    if isinstance(rule, SgdRule):
+        if first is not None:
+            first.mul_(rule.momentum).add_(gradient)
+            gradient = gradient + rule.momentum * first if rule.nesterov else first
+        parameter.sub_(lr * gradient)
+        return
+    assert first is not None
+    assert second is not None
+    assert number is not None
+    exact = number.double()  # 0-d: widens nothing, and keeps float64 steps exact
+    correction1, correction2 = 1 - rule.beta1**exact, 1 - rule.beta2**exact
+    first.mul_(rule.beta1).add_(gradient, alpha=1 - rule.beta1)
+    second.mul_(rule.beta2).addcmul_(gradient, gradient, value=1 - rule.beta2)
+    denominator = (second / correction2).sqrt_().add_(rule.eps)
+    parameter.sub_(((lr / correction1) * first).div_(denominator))
 
 
-def adam_update_(
-    parameter: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    rule: AdamRule,
-) -> None:
-    """One Adam update in place.
+def fused_update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]) -> None:
+    """`update_` in one operator on the CPU: plain SGD, and Adam by torch's fused kernel.
 
     Args:
-        parameter: Any shape, updated.
-        gradient: Shaped like it.
-        exp_avg, exp_avg_sq: The two moments, shaped like it, updated.
-        step: () number of this step, counted from 1.
-        lr: () learning rate.
-        rule: The other hyper-parameters.
-
-    Source: torch.optim.Adam.
+        parameter, gradient, step: As in `update_`, which runs for other rules, and where dtypes or strides
+            differ: torch's kernel walks the four tensors side by side.
 
     Example:
-        >>> import torch
         >>> parameter, first, second = torch.ones(1), torch.zeros(1), torch.zeros(1)
-        >>> one, lr = torch.tensor(1.0), torch.tensor(0.25)
-        >>> adam_update_(parameter, torch.tensor([2.0]), first, second, one, lr, AdamRule())
+        >>> step = Step(AdamRule(), torch.tensor(0.25), first, second, torch.tensor(1.0))
+        >>> fused_update_(parameter, torch.tensor([2.0]), step)
         >>> parameter
         tensor([0.7500])
     """
-    exact_step = step.double()  # 0-d: widens nothing, and keeps float64 steps exact
-    correction1, correction2 = 1 - rule.beta1**exact_step, 1 - rule.beta2**exact_step
-    if rule.weight_decay != 0:
-        gradient = gradient + rule.weight_decay * parameter
-    exp_avg.mul_(rule.beta1).add_(gradient, alpha=1 - rule.beta1)
-    exp_avg_sq.mul_(rule.beta2).addcmul_(gradient, gradient, value=1 - rule.beta2)
-    denominator = (exp_avg_sq / correction2).sqrt_().add_(rule.eps)
-    parameter.sub_(((lr / correction1) * exp_avg).div_(denominator))
+    rule, lr, first, second, number = step
+    if rule == _PLAIN:
+        parameter.add_(gradient, alpha=-float(lr))
+    elif isinstance(rule, AdamRule) and _alike(parameter, gradient, first, second):
+        assert first is not None
+        assert second is not None
+        assert number is not None
+        # What torch.optim.Adam(fused=True) calls; torch's function around it takes longer than a small layer.
+        torch._fused_adam_(
+            [parameter],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [number.float()],
+            lr=lr,
+            beta1=rule.beta1,
+            beta2=rule.beta2,
+            weight_decay=rule.weight_decay,
+            eps=rule.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+    else:
+        update_(parameter, gradient, step)
+
+
+_PLAIN = SgdRule()
+
+
+def _alike(parameter: Tensor, *others: Tensor | None) -> bool:
+    """Whether the tensors lie side by side in memory: one dtype, one set of strides."""
+    dtype, strides = parameter.dtype, parameter.stride()
+    return all(t is not None and t.dtype == dtype and t.stride() == strides for t in others)

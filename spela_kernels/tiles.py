@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from spela_kernels.architectures import Architecture
 
-__all__ = ["count_tiles", "fitting", "power"]
+__all__ = ["ReductionLoop", "count_tiles", "fitting", "power", "reduction_loop"]
 
 
 class _HasSharedBytes(Protocol):
@@ -41,3 +41,42 @@ def fitting(configs: list[_Config], problem: Any, arch: Architecture) -> tuple[_
     if not found:
         raise ValueError(f"no tile fits {arch.shared_bytes} bytes of shared memory on {arch.name}")
     return found
+
+
+class ReductionLoop(NamedTuple):
+    """How a product's loop over its reduced axis takes its operands."""
+
+    depth: int  # elements of that axis at a time
+    num_stages: int
+    prefetch: bool  # the next tiles into registers during the product
+
+
+def reduction_loop(
+    size: int,
+    itemsize: int,
+    arch: Architecture,
+    *,
+    fp32: int = 32,
+    deepest: int = 64,
+    has_registers: bool = True,
+) -> ReductionLoop:
+    """The loop of a forward product.
+
+    Args:
+        size: Of the reduced axis.
+        itemsize: Bytes an element of the operands, the wider.
+        arch: The GPU.
+        fp32: Depth of three-part products.
+        deepest: What the op's tile leaves room for.
+        has_registers: Whether its tile leaves registers for the next tiles.
+    """
+    if not arch.matrix_units:
+        # An FMA product holds whole rows of its operands in registers: short reductions.
+        depth, stages, prefetch = 16, 1, has_registers
+    elif itemsize == 4:
+        # Three-part products split operands in registers, past which cp.async cannot reach without
+        # bank conflicts: the next tiles are fetched into registers during the product instead.
+        depth, stages, prefetch = fp32, 1, arch.async_copies and has_registers
+    else:
+        depth, stages, prefetch = 64, 4 if arch.async_copies else 2, False
+    return ReductionLoop(min(depth, power(size, 16, 64), deepest), stages, prefetch)

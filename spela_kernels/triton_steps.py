@@ -3,12 +3,28 @@
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
+from spela_kernels.rules import AdamRule, SgdRule
 from spela_kernels.triton_math import expm1
 
-__all__ = ["apply_step", "ordered_sum"]
+__all__ = ["apply_step", "ordered_sum", "step_constants"]
+
+
+def step_constants(rule: SgdRule | AdamRule | None) -> tuple[object, ...]:
+    """The constexprs of `apply_step` for a rule; None stores the gradient."""
+    kind, sgd, adam = "gradient", SgdRule(), AdamRule(0.0, 0.0, 0.0)
+    if isinstance(rule, SgdRule):
+        kind, sgd = "sgd", rule
+    elif rule is not None:
+        kind, adam = "adam", rule
+        sgd = SgdRule(weight_decay=rule.weight_decay)
+    # log(beta), because 1 - beta^step cancels in fp32
+    logs = (math.log(max(beta, 1e-30)) for beta in (adam.beta1, adam.beta2))
+    return (kind, *sgd, adam.beta1, adam.beta2, *logs, adam.eps)
 
 
 @triton.jit

@@ -16,7 +16,9 @@ from spela.export.program import (
 )
 from spela.layers import LocalLayer, SpelaConv2d
 from spela.network import SpelaSequential
+from spela_kernels.contracts import Settings
 from spela_kernels.projection import reference as projection
+from spela_kernels.projection.types import Call
 
 __all__ = ["inference_program", "layer_scores"]
 
@@ -39,7 +41,9 @@ def layer_scores(layer: LocalLayer, y: Tensor) -> Tensor:
         (B, C) scores.
     """
     if isinstance(layer, SpelaConv2d):
-        return projection.scores(y.flatten(2), layer.projection, layer.vectors, layer.grouping)
+        return projection.scores(
+            Call(y.flatten(2), layer.projection, layer.vectors, layer.grouping, None, Settings())
+        )
     return layer.scores(y)
 
 

@@ -25,6 +25,7 @@ from spela.layers import LocalLayer, SpelaLinear
 from spela.network import SpelaSequential
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import Parameters, reference
+from spela_kernels.linear.types import Call
 
 __all__ = ["train_step_program"]
 
@@ -73,8 +74,9 @@ def _linear_gradients(
     names = [f"{name}.{field}" for field in Parameters._fields]
     own = Parameters(*(weights.get(key, getattr(layer, key.split(".")[-1])) for key in names))
     settings = Settings(layer.activation, layer.negative_slope, layer.objective, layer.scale)
-    saved = reference.forward(x, own, layer.vectors, target, settings)
-    gradients = reference.backward(x, own, layer.vectors, target, settings, saved)
+    call = Call(x, own, layer.vectors, target, settings)
+    saved = reference.forward(call)
+    gradients = reference.backward(call, saved)
     found = {key: g for key, g in zip(names, gradients, strict=True) if g is not None}
     return saved.loss, saved.y, found
 

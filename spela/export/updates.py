@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.optim import LocalAdam, LocalSGD
-from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
+from spela_kernels.rules import AdamRule, SgdRule, Step, update_
 
 __all__ = ["Update", "optimizer_state", "update_of"]
 
@@ -45,11 +45,12 @@ class Update:
     ) -> None:
         """One update in place, of the parameter and of its entries in `state`."""
         if isinstance(self.rule, SgdRule):
-            sgd_update_(parameter, gradient, state.get(f"{name}.momentum_buffer"), lr, self.rule)
-            return
-        step = state[f"{name}.step"].add_(1)
-        moments = state[f"{name}.exp_avg"], state[f"{name}.exp_avg_sq"]
-        adam_update_(parameter, gradient, *moments, step, lr, self.rule)
+            step = Step(self.rule, lr, state.get(f"{name}.momentum_buffer"), None)
+        else:
+            count = state[f"{name}.step"].add_(1)
+            moments = state[f"{name}.exp_avg"], state[f"{name}.exp_avg_sq"]
+            step = Step(self.rule, lr, *moments, count)
+        update_(parameter, gradient, step)
 
 
 def update_of(optimizer: torch.optim.Optimizer) -> Update:

@@ -13,10 +13,9 @@ from spela_kernels.aot.cases import Case, dtypes, labelled, shaped, variants
 from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import triton_backend
-from spela_kernels.linear.launch import Layer
-from spela_kernels.linear.types import Parameters
+from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Parameters
 from spela_kernels.objectives import OBJECTIVES
-from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = ["linear_cases"]
 
@@ -30,7 +29,6 @@ CLASSES = (
 )
 
 Shape = tuple[int, int, int, int]  # B, I, O, C
-Call = Callable[[Layer], object]
 
 PAPER: Shape = (50, 784, 1024, 10)
 SHAPES: tuple[Shape, ...] = (
@@ -42,12 +40,12 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
-def _layer(shape: Shape, dtype: torch.dtype, objective: str, activation: str, mixed: bool) -> Layer:
+def _call(shape: Shape, dtype: torch.dtype, objective: str, activation: str, mixed: bool) -> Call:
     """`mixed`: the input alone is in `dtype`, the parameters in float32."""
     batch, inputs, outputs, classes = shape
     own = torch.float32 if mixed else dtype
     slope = shaped(1, dtype=own) if activation == "prelu" else None
-    return Layer(
+    return Call(
         shaped(batch, inputs, dtype=dtype),
         Parameters(shaped(outputs, inputs, dtype=own), shaped(outputs, dtype=own), slope),
         shaped(classes, outputs, dtype=own),
@@ -56,39 +54,28 @@ def _layer(shape: Shape, dtype: torch.dtype, objective: str, activation: str, mi
     )
 
 
-def _buffers(layer: Layer) -> Parameters:
-    weight, bias, slope = (None if p is None else torch.empty_like(p) for p in layer.params)
-    assert weight is not None
-    return Parameters(weight, bias, slope)
+def _buffers(call: Call) -> Buffers:
+    weight, bias, slope = (None if p is None else torch.empty_like(p) for p in call.params)
+    return weight, bias, slope
 
 
-def _inputs(layer: Layer) -> tuple[torch.Tensor, Parameters, torch.Tensor, torch.Tensor, Settings]:
-    assert layer.target is not None
-    return layer.x, layer.params, layer.vectors, layer.target, layer.settings
+def _gradient(call: Call) -> object:
+    return triton_backend.backward(call, triton_backend.forward(call), shaped())
 
 
-def _scores(layer: Layer) -> object:
-    return triton_backend.scores(layer.x, layer.params, layer.vectors, layer.settings)
-
-
-def _gradient(layer: Layer) -> object:
-    saved = triton_backend.forward(*_inputs(layer))
-    return triton_backend.backward(*_inputs(layer), saved, shaped())
-
-
-def _sgd(layer: Layer, momentum: float = 0.0, nesterov: bool = False) -> object:
-    buffers = _buffers(layer) if momentum else None
+def _sgd(call: Call, momentum: float = 0.0, nesterov: bool = False) -> object:
+    buffers = _buffers(call) if momentum else NO_BUFFERS
     rule = SgdRule(momentum, nesterov=nesterov)
-    return triton_backend.sgd_step_(*_inputs(layer), buffers, shaped(), rule)
+    return triton_backend.step_(call, Step(rule, shaped(), buffers, NO_BUFFERS))
 
 
-def _adam(layer: Layer) -> object:
-    buffers, step, lr = _buffers(layer), shaped(), shaped()
-    return triton_backend.adam_step_(*_inputs(layer), buffers, buffers, step, lr, AdamRule())
+def _adam(call: Call) -> object:
+    first, second = _buffers(call), _buffers(call)
+    return triton_backend.step_(call, Step(AdamRule(), shaped(), first, second, shaped()))
 
 
-RULES: dict[str, Call] = {
-    "scores": _scores,
+RULES: dict[str, Callable[[Call], object]] = {
+    "scores": triton_backend.scores,
     "gradient": _gradient,
     "sgd": _sgd,
     "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
@@ -107,7 +94,7 @@ def _case(
 ) -> Case:
     return labelled(
         ("linear", rule, shape, dtype, "mixed" * mixed, objective, activation),
-        lambda: RULES[rule](_layer(shape, dtype, objective, activation, mixed)),
+        lambda: RULES[rule](_call(shape, dtype, objective, activation, mixed)),
         fallbacks,
     )
 

@@ -13,13 +13,12 @@ from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.objectives import OBJECTIVES
 from spela_kernels.projection import triton_backend
-from spela_kernels.projection.launch import Projection
-from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.projection.types import Call
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = ["projection_cases"]
 
 Shape = tuple[int, int, int, int, int, int]  # B, K, D, d, G, C
-Call = Callable[[Projection], object]
 
 FIRST: Shape = (64, 128, 900, 100, 9, 10)  # the authors' CIFAR network
 SHAPES: tuple[Shape, ...] = (
@@ -34,11 +33,11 @@ SHAPES: tuple[Shape, ...] = (
 )
 
 
-def _projection(shape: Shape, dtype: torch.dtype, objective: str, mixed: bool) -> Projection:
+def _call(shape: Shape, dtype: torch.dtype, objective: str, mixed: bool) -> Call:
     """`mixed`: z alone is in `dtype`, the rest in float32."""
     batch, kernels, size, dim, groups, classes = shape
     own = torch.float32 if mixed else dtype
-    return Projection(
+    return Call(
         shaped(batch, kernels, size, dtype=dtype),
         shaped(kernels, size, dim, dtype=own),
         shaped(kernels, groups, dim, dtype=own),
@@ -48,40 +47,27 @@ def _projection(shape: Shape, dtype: torch.dtype, objective: str, mixed: bool) -
     )
 
 
-def _inputs(
-    call: Projection,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Settings]:
-    assert call.target is not None
-    return call.z, call.projection, call.vectors, call.groups, call.target, call.settings
-
-
-def _buffer(call: Projection) -> torch.Tensor:
+def _buffer(call: Call) -> torch.Tensor:
     """Optimizer state, in float32 as the optimizers keep it."""
     return torch.empty_like(call.projection, dtype=torch.float32)
 
 
-def _scores(call: Projection) -> object:
-    return triton_backend.scores(call.z, call.projection, call.vectors, call.groups)
+def _gradient(call: Call) -> object:
+    return triton_backend.backward(call, triton_backend.forward(call), shaped())
 
 
-def _gradient(call: Projection) -> object:
-    saved = triton_backend.forward(*_inputs(call))
-    return triton_backend.backward(*_inputs(call), saved, shaped())
+def _sgd(call: Call, momentum: float = 0.0, nesterov: bool = False) -> object:
+    buffer, rule = _buffer(call) if momentum else None, SgdRule(momentum, nesterov=nesterov)
+    return triton_backend.step_(call, Step(rule, shaped(), buffer, None))
 
 
-def _sgd(call: Projection, momentum: float = 0.0, nesterov: bool = False) -> object:
-    buffer = _buffer(call) if momentum else None
-    rule = SgdRule(momentum, nesterov=nesterov)
-    return triton_backend.sgd_step_(*_inputs(call), buffer, shaped(), rule)
-
-
-def _adam(call: Projection) -> object:
+def _adam(call: Call) -> object:
     first, second = _buffer(call), _buffer(call)
-    return triton_backend.adam_step_(*_inputs(call), first, second, shaped(), shaped(), AdamRule())
+    return triton_backend.step_(call, Step(AdamRule(), shaped(), first, second, shaped()))
 
 
-RULES: dict[str, Call] = {
-    "scores": _scores,
+RULES: dict[str, Callable[[Call], object]] = {
+    "scores": triton_backend.scores,
     "gradient": _gradient,
     "sgd": _sgd,
     "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
@@ -99,7 +85,7 @@ def _case(
 ) -> Case:
     return labelled(
         ("projection", rule, shape, dtype, "mixed" * mixed, objective),
-        lambda: RULES[rule](_projection(shape, dtype, objective, mixed)),
+        lambda: RULES[rule](_call(shape, dtype, objective, mixed)),
         fallbacks,
     )
 

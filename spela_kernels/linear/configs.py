@@ -1,6 +1,7 @@
 """Tile sizes, warps and stages of the linear kernels by shape, dtype and architecture. Pure Python.
 
-Each `pick_*` rule returns its choices best first: a launch that runs out of resources takes the next.
+Each `pick_*` rule takes a problem and a GPU and returns the configs that fit it, best first and at least one:
+a launch that runs out of resources takes the next.
 Axes: B batch, I in, O out, C classes.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spela_kernels.architectures import Architecture
-from spela_kernels.tiles import count_tiles, fitting, power
+from spela_kernels.tiles import count_tiles, fitting, power, reduction_loop
 
 __all__ = [
     "FinaliseConfig",
@@ -72,17 +73,19 @@ class ForwardConfig:
 
 @dataclass(frozen=True)
 class FinaliseConfig:
-    """block_b rows a program, block_c classes and block_o columns of dL/dz at a time."""
+    """block_b rows a program, block_c classes at a time, and block_o columns of dL/dz if that is stored."""
 
     block_b: int
     block_o: int
     block_c: int
     num_warps: int
     precision: str
+    stores_dz: bool
+    num_stages: int = 1
 
-    def programs(self, problem: Problem, stores_dz: bool) -> int:
+    def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
-        tiles_o = count_tiles(problem.outputs, self.block_o) if stores_dz else 1
+        tiles_o = count_tiles(problem.outputs, self.block_o) if self.stores_dz else 1
         return count_tiles(problem.batch, self.block_b) * tiles_o
 
     def shared_bytes(self, problem: Problem) -> int:
@@ -129,13 +132,6 @@ def _busy(
 def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, ...]:
     """Choices for the forward kernel.
 
-    Args:
-        problem: The layer step.
-        arch: The GPU.
-
-    Returns:
-        Configs that fit `arch`, best first, at least two.
-
     Example:
         >>> from spela_kernels.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
@@ -163,49 +159,34 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         axis=1 if problem.all_classes else 0,
     )
     block_c = power(problem.classes, 16, 32)
-    if not arch.matrix_units:
-        # An FMA product holds whole rows of its operands in registers: short reductions.
-        block_i, stages, prefetch = 16, 1, True
-    elif problem.itemsize == 4:
-        # Three-part products split operands in registers, past which cp.async cannot reach without
-        # bank conflicts: the next tiles are fetched into registers during the product instead.
-        block_i, stages, prefetch = (
-            (64 if block_b * block_o <= 64 * 16 else 32),
-            1,
-            arch.async_copies,
-        )
-    else:
-        block_i, stages, prefetch = 64, 4 if arch.async_copies else 2, False
-    block_i = min(block_i, power(problem.inputs, 16, 64))
+    loop = reduction_loop(
+        problem.inputs, problem.itemsize, arch, fp32=64 if block_b * block_o <= 64 * 16 else 32
+    )
     warps = 8 if block_b * block_o > 64 * 64 else 4
     precision = arch.fp32_dot
     configs = [
-        ForwardConfig(block_b, block_o, block_i, block_c, warps, stages, precision, prefetch),
-        ForwardConfig(min(block_b, 32), min(block_o, 32), min(block_i, 32), 16, 4, 1, precision),
+        ForwardConfig(
+            block_b, block_o, loop.depth, block_c, warps, loop.num_stages, precision, loop.prefetch
+        ),
+        ForwardConfig(min(block_b, 32), min(block_o, 32), min(loop.depth, 32), 16, 4, 1, precision),
         ForwardConfig(16, 16, 16, 16, 4, 1, precision),
     ]
     return fitting(configs, problem, arch)
 
 
 @lru_cache(maxsize=1024)
-def pick_finalise(problem: Problem, arch: Architecture) -> tuple[FinaliseConfig, ...]:
-    """Choices for the finalise kernel.
-
-    Args:
-        problem: The layer step.
-        arch: The GPU.
-
-    Returns:
-        Configs that fit `arch`, best first, at least one.
-    """
+def pick_finalise(
+    problem: Problem, arch: Architecture, stores_dz: bool
+) -> tuple[FinaliseConfig, ...]:
+    """Choices for the finalise kernel; `stores_dz`: whether it leaves dL/dz."""
     block_b = 16 if problem.all_classes else power(problem.batch, 16, 32)
     block_c = power(problem.classes, 16, 32 if arch.matrix_units else 16)
     # With dL/dz to write every program sums its rows' partials again: wide tiles, few programs. But y, z
     # and V have 64-bit addresses for each element, and a thread registers for 16 of them.
     block_o = power(problem.outputs, 16, 16 * 128 // block_b if arch.matrix_units else 32)
     configs = [
-        FinaliseConfig(block_b, block_o, block_c, 4, arch.fp32_dot),
-        FinaliseConfig(16, 16, 16, 4, arch.fp32_dot),
+        FinaliseConfig(block_b, block_o, block_c, 4, arch.fp32_dot, stores_dz),
+        FinaliseConfig(16, 16, 16, 4, arch.fp32_dot, stores_dz),
     ]
     return fitting(configs, problem, arch)
 
@@ -213,13 +194,6 @@ def pick_finalise(problem: Problem, arch: Architecture) -> tuple[FinaliseConfig,
 @lru_cache(maxsize=1024)
 def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...]:
     """Choices for the gradient/update kernel.
-
-    Args:
-        problem: The layer step.
-        arch: The GPU.
-
-    Returns:
-        Configs that fit `arch`, best first, at least two.
 
     Example:
         >>> from spela_kernels.architectures import find_architecture

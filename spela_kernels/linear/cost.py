@@ -125,8 +125,8 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
 
 def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
-    stores_dz = p.all_classes
-    programs = config.programs(p, stores_dz)
+    stores_dz = config.stores_dz
+    programs = config.programs(p)
     tiles_b = tiles(p.batch, config.block_b)
     tiles_o = programs // tiles_b
     columns = _class_columns(step)
@@ -223,10 +223,13 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
     """
     forward = pick_forward(step.problem, arch)[0]
     partials = tiles(step.problem.outputs, forward.block_o)
+    all_classes = (
+        step.problem.all_classes
+    )  # with a learnt slope, dL/dz is stored for the others too
     return StepCost(
         (
             _forward(step, forward, arch),
-            _finalise(step, pick_finalise(step.problem, arch)[0], partials, arch),
+            _finalise(step, pick_finalise(step.problem, arch, all_classes)[0], partials, arch),
             _update(step, pick_update(step.problem, arch)[0], arch),
         ),
     )

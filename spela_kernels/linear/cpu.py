@@ -16,17 +16,15 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.contracts import Settings
-from spela_kernels.fused_rules import fused_adam_update_
-from spela_kernels.gemm import adam_product_, add_product_, linear, product
+from spela_kernels.gemm import linear, product, update_product_
 from spela_kernels.linear.compiled import step_rows
-from spela_kernels.linear.types import Forward, Gradient, Parameters
+from spela_kernels.linear.types import Buffers, Call, Forward, Gradient, step_of
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
 from spela_kernels.rows import NORM_EPS, widened
-from spela_kernels.rules import AdamRule, SgdRule, sgd_update_
+from spela_kernels.rules import Step, fused_update_
 
-__all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
+__all__ = ["backward", "forward", "scores", "step_"]
 
 _aten = torch.ops.aten
 # dL/dy becomes dL/dz in place, by torch's own kernels; v is z where phi' needs it, else y. What has no row
@@ -45,7 +43,8 @@ _BACKWARD: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-def _activate(x: Tensor, params: Parameters, settings: Settings) -> tuple[Tensor, Tensor]:
+def _activate(call: Call) -> tuple[Tensor, Tensor]:
+    x, params, settings = call.x, call.params, call.settings
     weight, bias = params.weight, params.bias
     if weight.dtype != x.dtype:
         weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -64,19 +63,17 @@ def _class_cosines(wide: Tensor, inverse: Tensor, vectors: Tensor) -> Tensor:
 
 
 @without_autocast
-def scores(
-    x: Tensor, params: Parameters, vectors: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor]:
+def scores(call: Call) -> tuple[Tensor, Tensor]:
     """Layer output (B, O) and its cosines to every class vector (B, C)."""
-    y, _ = _activate(x, params, settings)
+    y, _ = _activate(call)
     wide = widened(y)
     inverse = _inverse(torch.linalg.vector_norm(wide, dim=1))
-    return y, _class_cosines(wide, inverse, widened(vectors))
+    return y, _class_cosines(wide, inverse, widened(call.vectors))
 
 
-def _statistics(
-    y: Tensor, z: Tensor, vectors: Tensor, target: Tensor, settings: Settings
-) -> Forward:
+def _statistics(call: Call, y: Tensor, z: Tensor) -> Forward:
+    _, _, vectors, target, settings = call
+    assert target is not None
     objective = get_objective(settings.objective)
     wide, wide_vectors = widened(y), widened(vectors)
     norm = torch.linalg.vector_norm(wide, dim=1)
@@ -91,17 +88,15 @@ def _statistics(
 
 
 @without_autocast
-def forward(
-    x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, settings: Settings
-) -> Forward:
+def forward(call: Call) -> Forward:
     """y = phi(x W^T + b), its row norms and cosines, and the mean loss."""
-    return _statistics(*_activate(x, params, settings), vectors, target, settings)
+    return _statistics(call, *_activate(call))
 
 
-def _output_gradient(
-    vectors: Tensor, target: Tensor, settings: Settings, saved: Forward, grad_loss: Tensor | None
-) -> Tensor:
+def _output_gradient(call: Call, saved: Forward, grad_loss: Tensor | None) -> Tensor:
     """dL/dy (B, O) = (sum_j q_j v_j - <q, c> y/|y|) / |y| in two passes, from q = dL/dcosine."""
+    _, _, vectors, target, settings = call
+    assert target is not None
     objective = get_objective(settings.objective)
     wide, wide_vectors, inverse = widened(saved.y), widened(vectors), _inverse(saved.norm)
     q = objective.derivative(saved.cosine, target, settings.scale) / len(target)
@@ -124,10 +119,9 @@ class _Rows(NamedTuple):
     dslope: Tensor | None  # (1,) of prelu
 
 
-def _through_activation(
-    dy: Tensor, y: Tensor, z: Tensor, params: Parameters, settings: Settings
-) -> _Rows:
+def _through_activation(call: Call, dy: Tensor, y: Tensor, z: Tensor) -> _Rows:
     """dL/dz in the memory of dy; `z` where phi' needs it."""
+    params, settings = call.params, call.settings
     phi = get_activation(settings.activation)
     v = widened(z if phi.needs_input else y)
     if phi.in_kernels and settings.activation in _BACKWARD:
@@ -142,104 +136,39 @@ def _through_activation(
 
 
 @without_autocast
-def backward(
-    x: Tensor,
-    params: Parameters,
-    vectors: Tensor,
-    target: Tensor,
-    settings: Settings,
-    saved: Forward,
-    grad_loss: Tensor | None = None,
-) -> Gradient:
+def backward(call: Call, saved: Forward, grad_loss: Tensor | None = None) -> Gradient:
     """Gradients of grad_loss * loss (None: 1) for weight, bias and slope, from what `forward` saved."""
-    dy = _output_gradient(vectors, target, settings, saved, grad_loss)
-    rows = _through_activation(dy, saved.y, saved.pre_activation, params, settings)
-    return _gradients(x, params, rows)
-
-
-def _gradients(x: Tensor, params: Parameters, rows: _Rows) -> Gradient:
+    x, params = call.x, call.params
+    dy = _output_gradient(call, saved, grad_loss)
+    rows = _through_activation(call, dy, saved.y, saved.pre_activation)
     dweight = product(rows.dz.to(x.dtype), x).to(params.weight.dtype)
     dbias = None if params.bias is None else rows.dbias.to(params.bias.dtype)
     return Gradient(dweight, dbias, rows.dslope)
 
 
-def _forward_and_rows(
-    x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor, _Rows]:
+def _forward_and_rows(call: Call) -> tuple[Tensor, Tensor, _Rows]:
     """Loss (), y (B, O) and the gradients between the two products of a fused step."""
-    y, z = _activate(x, params, settings)
-    done = step_rows(widened(y), widened(vectors), target, settings)
+    assert call.target is not None
+    y, z = _activate(call)
+    done = step_rows(widened(y), widened(call.vectors), call.target, call.settings)
     if done is None:
-        saved = _statistics(y, z, vectors, target, settings)
-        loss, dy = saved.loss, _output_gradient(vectors, target, settings, saved, None)
+        saved = _statistics(call, y, z)
+        loss, dy = saved.loss, _output_gradient(call, saved, None)
     elif done.activated:
         return done.loss, y, _Rows(done.gradient, done.total, None)
     else:
         loss, dy = done.loss, done.gradient
-    return loss, y, _through_activation(dy, y, z, params, settings)
+    return loss, y, _through_activation(call, dy, y, z)
 
 
 @without_autocast
-def sgd_step_(
-    x: Tensor,
-    params: Parameters,
-    vectors: Tensor,
-    target: Tensor,
-    settings: Settings,
-    momentum_buffers: Parameters | None,
-    lr: Tensor,
-    rule: SgdRule,
-) -> tuple[Tensor, Tensor]:
-    """Forward, closed-form gradient and torch.optim.SGD's update (dampening 0) in place."""
-    loss, y, rows = _forward_and_rows(x, params, vectors, target, settings)
-    buffers = momentum_buffers or Parameters(None, None, None)  # type: ignore[arg-type]
-    dz = rows.dz.to(x.dtype)
-    if rule.nesterov or params.weight.dtype != rows.dz.dtype:
-        gradient = product(dz, x).to(params.weight.dtype)
-        sgd_update_(params.weight, gradient, buffers.weight, lr, rule)
-    elif buffers.weight is None:
-        step = float(lr)
-        add_product_(params.weight, dz, x, beta=1 - step * rule.weight_decay, alpha=-step)
-    else:
-        add_product_(buffers.weight, dz, x, beta=rule.momentum, alpha=1.0)
-        if rule.weight_decay != 0:
-            buffers.weight.add_(params.weight, alpha=rule.weight_decay)
-        params.weight.add_(buffers.weight, alpha=-float(lr))
+def step_(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor]:
+    """Forward, closed-form gradient, update in place: loss () and y (B, O), both from before it."""
+    x, params = call.x, call.params
+    loss, y, rows = _forward_and_rows(call)
+    update_product_(params.weight, rows.dz.to(x.dtype), x, step_of(step, 0))
     if params.bias is not None:
-        dbias = rows.dbias.to(params.bias.dtype)
-        if rule == SgdRule():
-            params.bias.add_(dbias, alpha=-float(lr))
-        else:
-            sgd_update_(params.bias, dbias, buffers.bias, lr, rule)
+        fused_update_(params.bias, rows.dbias.to(params.bias.dtype), step_of(step, 1))
     if params.slope is not None and rows.dslope is not None:
-        sgd_update_(params.slope, rows.dslope, buffers.slope, lr, rule)
-    return loss, y
-
-
-@without_autocast
-def adam_step_(
-    x: Tensor,
-    params: Parameters,
-    vectors: Tensor,
-    target: Tensor,
-    settings: Settings,
-    exp_avgs: Parameters,
-    exp_avg_sqs: Parameters,
-    step: Tensor,
-    lr: Tensor,
-    rule: AdamRule,
-) -> tuple[Tensor, Tensor]:
-    """Forward, closed-form gradient and torch.optim.Adam's update in place; `step` counts from 1."""
-    loss, y, rows = _forward_and_rows(x, params, vectors, target, settings)
-    adam_product_(
-        params.weight, rows.dz.to(x.dtype), x, exp_avgs.weight, exp_avg_sqs.weight, step, lr, rule
-    )
-    for parameter, gradient, exp_avg, exp_avg_sq in (
-        (params.bias, rows.dbias, exp_avgs.bias, exp_avg_sqs.bias),
-        (params.slope, rows.dslope, exp_avgs.slope, exp_avg_sqs.slope),
-    ):
-        if parameter is None or gradient is None or exp_avg is None or exp_avg_sq is None:
-            continue
-        gradient = gradient.to(parameter.dtype)
-        fused_adam_update_(parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule)
+        fused_update_(params.slope, rows.dslope, step_of(step, 2))
     return loss, y

@@ -166,6 +166,14 @@ def finalise_kernel(
 ):  # fmt: skip
     """Row scalars of a block of rows; with `dz_ptr` also one (BLOCK_B, BLOCK_O) tile of dL/dz.
 
+    With a row's cosines s to the class vectors V, n = |y| and q = B dL/ds, as in `objectives.py`:
+
+        B dL/dy = (q V - <q, s> y / n) / n = (pull - drift y / n) / n
+
+    An objective of the label's cosine c has one q, f'(c): pull = f'(c) v, drift = f'(c) c. Cross-entropy of
+    SCALE s has q = SCALE (p - label's 1) with p = softmax(SCALE s), so drift = SCALE (<p, s> - c): the loop
+    that finds p's normaliser finds <p, s> (`mean`) too, and a second one multiplies q V. dL/dz = dL/dy phi'.
+
     dL/dz is stored where every program of `update` would otherwise repeat work that does not fit it:
     the product q V of an all-class objective, and the sum over all of dz that prelu's slope needs.
     """
@@ -196,7 +204,7 @@ def finalise_kernel(
         label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
 
     if ALL_CLASSES:
-        # Softmax over class tiles with a running maximum; `mean` becomes the mean cosine under it.
+        # Over class tiles with a running maximum of the logits: total = sum exp, mean = sum exp s.
         peak = tl.full((BLOCK_B,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_B,), tl.float32)
         mean = tl.zeros((BLOCK_B,), tl.float32)

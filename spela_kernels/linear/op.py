@@ -18,9 +18,9 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.backend import select_backend
 from spela_kernels.contracts import Settings, check_labels, check_linear, check_state, check_target
-from spela_kernels.linear.types import Forward, Parameters
+from spela_kernels.linear.types import NO_BUFFERS, Call, Forward, Parameters
 from spela_kernels.objectives import get_objective
-from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
@@ -39,11 +39,11 @@ _NAMES = ("weight", "bias", "slope")
 _import = functools.cache(import_module)
 
 
-def _backend(x: Tensor, settings: Settings) -> ModuleType:
-    return _import(_MODULES[select_backend(x.device, settings)])
+def _backend(call: Call) -> ModuleType:
+    return _import(_MODULES[select_backend(call.x.device, call.settings)])
 
 
-def _unpack(
+def _call(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -51,19 +51,19 @@ def _unpack(
     vectors: Tensor,
     target: Tensor | None,
     settings: tuple[Any, ...],
-) -> tuple[Parameters, Settings]:
+) -> Call:
     """Bundle and check what every op is given; labels' values only where that costs no wait."""
-    params, bundle = Parameters(weight, bias, slope), Settings(*settings)
+    bundle = Settings(*settings)
     check_linear(x, weight, bias, slope, vectors, bundle)
     if target is not None:
         check_target(x, target)
         check_labels(target, vectors.shape[0])
-    return params, bundle
+    return Call(x, Parameters(weight, bias, slope), vectors, target, bundle)
 
 
 def _forward(x, weight, bias, slope, vectors, *settings):  # type: ignore[no-untyped-def]
-    params, bundle = _unpack(x, weight, bias, slope, vectors, None, settings)
-    return _backend(x, bundle).scores(x, params, vectors, bundle)
+    call = _call(x, weight, bias, slope, vectors, None, settings)
+    return _backend(call).scores(call)
 
 
 forward_op = torch.library.custom_op(
@@ -76,15 +76,15 @@ forward_op = torch.library.custom_op(
 
 @forward_op.register_fake
 def _(x, weight, bias, slope, vectors, *settings):  # type: ignore[no-untyped-def]
-    _unpack(x, weight, bias, slope, vectors, None, settings)
+    _call(x, weight, bias, slope, vectors, None, settings)
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.new_empty(x.shape[0], weight.shape[0])
     return y, x.new_empty(x.shape[0], vectors.shape[0], dtype=wide)
 
 
 def _loss(x, weight, bias, slope, vectors, target, *settings):  # type: ignore[no-untyped-def]
-    params, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
-    return tuple(_backend(x, bundle).forward(x, params, vectors, target, bundle))
+    call = _call(x, weight, bias, slope, vectors, target, settings)
+    return tuple(_backend(call).forward(call))
 
 
 loss_op = torch.library.custom_op(
@@ -97,7 +97,7 @@ loss_op = torch.library.custom_op(
 
 @loss_op.register_fake
 def _(x, weight, bias, slope, vectors, target, *settings):  # type: ignore[no-untyped-def]
-    _, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
+    bundle = _call(x, weight, bias, slope, vectors, target, settings).settings
     rows, wide = x.shape[0], torch.promote_types(x.dtype, torch.float32)
     y = x.new_empty(rows, weight.shape[0])
     needs_input = get_activation(bundle.activation).needs_input
@@ -114,9 +114,9 @@ def _(x, weight, bias, slope, vectors, target, *settings):  # type: ignore[no-un
 def _loss_backward(  # type: ignore[no-untyped-def]
     grad_loss, x, weight, bias, slope, vectors, target, y, pre_activation, norm, cosine, *settings
 ):
-    params, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
+    call = _call(x, weight, bias, slope, vectors, target, settings)
     saved = Forward(norm.new_empty(()), y, pre_activation, norm, cosine)
-    gradients = _backend(x, bundle).backward(x, params, vectors, target, bundle, saved, grad_loss)
+    gradients = _backend(call).backward(call, saved, grad_loss)
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
@@ -158,7 +158,7 @@ loss_op.register_autograd(_local_gradient, setup_context=_save_for_backward)
 
 
 def _step_fake(x, weight, bias, slope, vectors, target, *rest):  # type: ignore[no-untyped-def]
-    _unpack(x, weight, bias, slope, vectors, target, rest[-4:])
+    _call(x, weight, bias, slope, vectors, target, rest[-4:])
     wide = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty((), dtype=wide), x.new_empty(x.shape[0], weight.shape[0])
 
@@ -178,14 +178,13 @@ def _define_step(name: str, run: Callable[..., Any], schema: str) -> Callable[..
 def _sgd(  # type: ignore[no-untyped-def]
     x, weight, bias, slope, vectors, target, m_weight, m_bias, m_slope, lr, *rest
 ):
-    rule, settings = SgdRule(*rest[:-4]), rest[-4:]
-    params, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
-    buffers = None
+    call = _call(x, weight, bias, slope, vectors, target, rest[-4:])
+    buffers = NO_BUFFERS
     if m_weight is not None:
-        buffers = Parameters(m_weight, m_bias, m_slope)
-        for name, buffer, parameter in zip(_NAMES, buffers, params, strict=True):
+        buffers = (m_weight, m_bias, m_slope)
+        for name, buffer, parameter in zip(_NAMES, buffers, call.params, strict=True):
             check_state(f"momentum of {name}", buffer, parameter)
-    return _backend(x, bundle).sgd_step_(x, params, vectors, target, bundle, buffers, lr, rule)
+    return _backend(call).step_(call, Step(SgdRule(*rest[:-4]), lr, buffers, NO_BUFFERS))
 
 
 sgd_op = _define_step(
@@ -201,14 +200,12 @@ def _adam(  # type: ignore[no-untyped-def]
     x, weight, bias, slope, vectors, target, m_weight, m_bias, m_slope, v_weight, v_bias, v_slope,
     step, lr, *rest
 ):  # fmt: skip
-    rule, settings = AdamRule(*rest[:-4]), rest[-4:]
-    params, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
-    first, second = Parameters(m_weight, m_bias, m_slope), Parameters(v_weight, v_bias, v_slope)
-    for name, m, v, parameter in zip(_NAMES, first, second, params, strict=True):
+    call = _call(x, weight, bias, slope, vectors, target, rest[-4:])
+    first, second = (m_weight, m_bias, m_slope), (v_weight, v_bias, v_slope)
+    for name, m, v, parameter in zip(_NAMES, first, second, call.params, strict=True):
         check_state(f"exp_avg of {name}", m, parameter)
         check_state(f"exp_avg_sq of {name}", v, parameter)
-    backend = _backend(x, bundle)
-    return backend.adam_step_(x, params, vectors, target, bundle, first, second, step, lr, rule)
+    return _backend(call).step_(call, Step(AdamRule(*rest[:-4]), lr, first, second, step))
 
 
 adam_op = _define_step(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from types import ModuleType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from spela_kernels.activations import ACTIVATIONS
 from spela_kernels.contracts import Settings
 from spela_kernels.linear.functional import linear_sgd_
-from spela_kernels.linear.types import Parameters
-from spela_kernels.parity import every_second, make_state, take_step, unchanged
+from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
+from spela_kernels.objectives import OBJECTIVES
+from spela_kernels.parity import every_second, make_state, make_step, unchanged
 
 __all__ = ["CASES", "LARGE", "QUICK", "Case"]
 
@@ -41,6 +44,11 @@ class Case:
     params_dtype: torch.dtype | None = None
     op: ClassVar[str] = "linear"
     launches: ClassVar[int] = 3
+
+    def call(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Call:
+        """The case as back-ends take it, on new tensors; arguments as `tensors`."""
+        settings = Settings(self.activation, objective=self.objective)
+        return Call(*self.tensors(dtype, device), settings)
 
     def tensors(
         self, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -81,25 +89,23 @@ class Case:
         self, backend: ModuleType, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
         """Scores, forward, gradients, and a step with its state, as `parity.Case` says."""
-        x, params, vectors, target = self.tensors(dtype, device)
-        settings = Settings(self.activation, objective=self.objective)
-        fixed = [x, vectors, target]
+        call = self.call(dtype, device)
+        params, fixed = call.params, [call.x, call.vectors, call.target]
         before = [None if t is None else t.clone() for t in (*fixed, *params)]
         results: dict[str, Tensor] = {}
 
         def note(group: str, **tensors: Tensor | None) -> None:
             results.update({f"{group}.{k}": t for k, t in tensors.items() if t is not None})
 
-        arguments = (x, params, vectors, target, settings)
-        _, scores = backend.scores(x, params, vectors, settings)
-        saved = backend.forward(*arguments)
+        _, scores = backend.scores(call)
+        saved = backend.forward(call)
         grad_loss = torch.full_like(saved.loss, 2.0)
         note("forward", scores=scores, **saved._asdict())
-        note("gradient", **backend.backward(*arguments, saved, grad_loss)._asdict())
+        note("gradient", **backend.backward(call, saved, grad_loss)._asdict())
         unchanged([*fixed, *params], before)
 
         first, second = _states(params, 1), _states(params, 2)
-        loss, y = take_step(backend, self.rule, arguments, first, second)
+        loss, y = backend.step_(call, make_step(self.rule, call.x, first, second, NO_BUFFERS))
         note("step", loss=loss, y=y)
         note("first", **first._asdict())
         note("second", **second._asdict())
@@ -143,6 +149,10 @@ CASES = {
     ),
     "zero-rows": Case((18, 24, 20, 6), "log", "leaky_relu", layout="zero rows"),
 }
+# And whatever the tables hold, each row at least once.
+_ROWS = range(max(len(OBJECTIVES), len(ACTIVATIONS)))
+for _objective, _activation, _ in zip(cycle(OBJECTIVES), cycle(ACTIVATIONS), _ROWS, strict=False):
+    CASES[f"{_objective}-{_activation}"] = Case((18, 24, 20, 6), _objective, _activation, "adam")
 # Each of these has its own path through the kernels: label, all classes, learnt slope, odd strides.
 QUICK = ("ones", "primes-no-bias", "paper-head-fp16", "strided-fp16")
 # On a GPU also sizes with every tile full and several waves of programs: the paper's layers.

@@ -9,23 +9,21 @@ Axes: B batch, I in, O out, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.contracts import Settings
-from spela_kernels.linear.types import Forward, Gradient, Parameters
+from spela_kernels.linear.types import Buffers, Call, Forward, Gradient, step_of
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
 from spela_kernels.rows import cosine_gradient, unit_rows, widened
-from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
+from spela_kernels.rules import Step, update_
 
-__all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
+__all__ = ["backward", "forward", "scores", "step_"]
 
 
-def _activate(x: Tensor, params: Parameters, settings: Settings) -> tuple[Tensor, Tensor]:
+def _activate(call: Call) -> tuple[Tensor, Tensor]:
+    x, params, settings = call.x, call.params, call.settings
     bias = None if params.bias is None else params.bias.to(x.dtype)
     z = torch.nn.functional.linear(x, params.weight.to(x.dtype), bias)  # (B, O)
     slope = settings.negative_slope if params.slope is None else params.slope.to(x.dtype)
@@ -33,22 +31,20 @@ def _activate(x: Tensor, params: Parameters, settings: Settings) -> tuple[Tensor
 
 
 @without_autocast
-def scores(
-    x: Tensor, params: Parameters, vectors: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor]:
+def scores(call: Call) -> tuple[Tensor, Tensor]:
     """Layer output (B, O) and its cosines to every class vector (B, C)."""
-    y, _ = _activate(x, params, settings)
+    y, _ = _activate(call)
     unit, _ = unit_rows(widened(y))
-    return y, unit @ widened(vectors).T
+    return y, unit @ widened(call.vectors).T
 
 
 @without_autocast
-def forward(
-    x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, settings: Settings
-) -> Forward:
+def forward(call: Call) -> Forward:
     """y = phi(x W^T + b), its row norms and cosines, and the mean loss."""
+    _, _, vectors, target, settings = call
+    assert target is not None
     objective = get_objective(settings.objective)
-    y, z = _activate(x, params, settings)
+    y, z = _activate(call)
     unit, norm = unit_rows(widened(y))
     if objective.all_classes:
         cosine = unit @ widened(vectors).T  # (B, C)
@@ -60,16 +56,10 @@ def forward(
 
 
 @without_autocast
-def backward(
-    x: Tensor,
-    params: Parameters,
-    vectors: Tensor,
-    target: Tensor,
-    settings: Settings,
-    saved: Forward,
-    grad_loss: Tensor | None = None,
-) -> Gradient:
+def backward(call: Call, saved: Forward, grad_loss: Tensor | None = None) -> Gradient:
     """Gradients of grad_loss * loss (None: 1) for weight, bias and slope, from what `forward` saved."""
+    x, params, vectors, target, settings = call
+    assert target is not None
     objective, phi = get_objective(settings.objective), get_activation(settings.activation)
     y, cosine, norm, wide_vectors = widened(saved.y), saved.cosine, saved.norm, widened(vectors)
     q = objective.derivative(cosine, target, settings.scale) / y.shape[0]
@@ -93,46 +83,11 @@ def backward(
     return Gradient(dweight, dbias, dslope)
 
 
-def sgd_step_(
-    x: Tensor,
-    params: Parameters,
-    vectors: Tensor,
-    target: Tensor,
-    settings: Settings,
-    momentum_buffers: Parameters | None,
-    lr: Tensor,
-    rule: SgdRule,
-) -> tuple[Tensor, Tensor]:
-    """Forward, closed-form gradient and torch.optim.SGD's update (dampening 0) in place."""
-    saved = forward(x, params, vectors, target, settings)
-    gradients = backward(x, params, vectors, target, settings, saved)
-    buffers = momentum_buffers or (None,) * len(params)
-    for parameter, gradient, buffer in zip(params, gradients, buffers, strict=True):
+def step_(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor]:
+    """Forward, closed-form gradient, update in place: loss () and y (B, O), both from before it."""
+    saved = forward(call)
+    for index, gradient in enumerate(backward(call, saved)):
+        parameter = call.params[index]
         if parameter is not None and gradient is not None:
-            sgd_update_(parameter, gradient, buffer, lr, rule)
-    return saved.loss, saved.y
-
-
-def adam_step_(
-    x: Tensor,
-    params: Parameters,
-    vectors: Tensor,
-    target: Tensor,
-    settings: Settings,
-    exp_avgs: Parameters,
-    exp_avg_sqs: Parameters,
-    step: Tensor,
-    lr: Tensor,
-    rule: AdamRule,
-    update: Callable[..., None] = adam_update_,
-) -> tuple[Tensor, Tensor]:
-    """Forward, closed-form gradient and torch.optim.Adam's update in place; `step` counts from 1."""
-    saved = forward(x, params, vectors, target, settings)
-    gradients = backward(x, params, vectors, target, settings, saved)
-    for parameter, gradient, exp_avg, exp_avg_sq in zip(
-        params, gradients, exp_avgs, exp_avg_sqs, strict=True
-    ):
-        if parameter is None or gradient is None or exp_avg is None or exp_avg_sq is None:
-            continue
-        update(parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule)
+            update_(parameter, gradient, step_of(step, index))
     return saved.loss, saved.y

@@ -1,4 +1,7 @@
-"""The tuples that travel between the linear op and its back-ends."""
+"""The tuples that travel between the linear op and its back-ends.
+
+Axes: B batch, I in, O out, C classes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Forward", "Gradient", "Parameters"]
+from spela_kernels.contracts import Settings
+from spela_kernels.rules import Step
+
+__all__ = ["NO_BUFFERS", "Buffers", "Call", "Forward", "Gradient", "Parameters", "step_of"]
 
 
 class Parameters(NamedTuple):
@@ -15,6 +21,16 @@ class Parameters(NamedTuple):
     weight: Tensor  # (O, I)
     bias: Tensor | None  # (O,)
     slope: Tensor | None  # (1,), prelu only
+
+
+class Call(NamedTuple):
+    """A layer and the batch it is given: what a back-end's functions take."""
+
+    x: Tensor  # (B, I), in the parameters' dtype or in 16 bits under float32 ones
+    params: Parameters
+    vectors: Tensor  # (C, O)
+    target: Tensor | None  # (B,) int64 labels; None where scores alone are asked for
+    settings: Settings
 
 
 class Forward(NamedTuple):
@@ -33,3 +49,13 @@ class Gradient(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     slope: Tensor | None
+
+
+# One a parameter: weight, bias, slope; `Parameters` are such, where all have one.
+Buffers = tuple[Tensor | None, Tensor | None, Tensor | None]
+NO_BUFFERS: Buffers = (None, None, None)  # of a rule that keeps none
+
+
+def step_of(step: Step[Buffers], index: int) -> Step[Tensor | None]:
+    """A layer's step for one of its parameters: weight, bias or slope (0, 1, 2)."""
+    return Step(step.rule, step.lr, step.first[index], step.second[index], step.number)

@@ -1,6 +1,7 @@
 """Tile sizes, warps and stages of the projection kernels by shape, dtype and architecture. Pure Python.
 
-Each `pick_*` rule returns its choices best first: a launch that runs out of resources takes the next.
+Each `pick_*` rule takes a problem and a GPU and returns the configs that fit it, best first and at least one:
+a launch that runs out of resources takes the next.
 Axes: B batch, K kernels, D pooled map size, E symmetric dimension, G groups, C classes.
 """
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spela_kernels.architectures import Architecture
-from spela_kernels.tiles import count_tiles, fitting, power
+from spela_kernels.tiles import count_tiles, fitting, power, reduction_loop
 
 __all__ = [
     "LARGEST_DIM",
@@ -81,6 +82,11 @@ class ClassesConfig:
     block_k: int
     block_c: int
     num_warps: int
+    num_stages: int = 1
+
+    def programs(self, problem: Problem) -> int:
+        """Programs of the launch: one a sample."""
+        return problem.batch
 
     def shared_bytes(self, problem: Problem) -> int:
         """Upper bound: the reductions' scratch."""
@@ -96,6 +102,7 @@ class GradientConfig:
     block_c: int
     num_warps: int
     precision: str
+    num_stages: int = 1
 
     def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
@@ -146,13 +153,6 @@ def _rows(problem: Problem, arch: Architecture, most: int) -> int:
 def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, ...]:
     """Choices for the forward kernel.
 
-    Args:
-        problem: The projection step.
-        arch: The GPU.
-
-    Returns:
-        Configs that fit `arch`, best first, at least one.
-
     Example:
         >>> from spela_kernels.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
@@ -168,19 +168,19 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
     if arch.matrix_units and block_e <= 128:
         block_g = power(problem.groups, 16, 16 if problem.itemsize == 4 else 32)
     warps = 8 if block_b * block_e > 2048 else 4
-    if not arch.matrix_units:
-        # An FMA product holds whole rows of its operands in registers: short reductions.
-        block_d, stages, prefetch = 16, 1, block_b * block_e <= 4096
-    elif problem.itemsize == 4:
-        # Three-part products split operands in registers: the next tiles are fetched there meanwhile.
-        block_d, stages, prefetch = 32, 1, arch.async_copies and block_e <= 256
-    else:
-        block_d, stages, prefetch = 64, 4 if arch.async_copies else 2, False
-    block_d = min(block_d, power(problem.size, 16, 64), max(8192 // block_e, 16))
+    loop = reduction_loop(
+        problem.size,
+        problem.itemsize,
+        arch,
+        deepest=max(8192 // block_e, 16),
+        has_registers=block_e <= 256 if arch.matrix_units else block_b * block_e <= 4096,
+    )
     precision = arch.fp32_dot
     configs = [
-        ForwardConfig(block_b, block_d, block_e, block_g, warps, stages, precision, prefetch),
-        ForwardConfig(16, min(block_d, 32), block_e, min(block_g, 16), warps, 1, precision),
+        ForwardConfig(
+            block_b, loop.depth, block_e, block_g, warps, loop.num_stages, precision, loop.prefetch
+        ),
+        ForwardConfig(16, min(loop.depth, 32), block_e, min(block_g, 16), warps, 1, precision),
         ForwardConfig(16, 16, block_e, min(block_g, 16), warps, 1, precision),
     ]
     return fitting(configs, problem, arch)
@@ -188,15 +188,7 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
 
 @lru_cache(maxsize=1024)
 def pick_classes(problem: Problem, arch: Architecture) -> tuple[ClassesConfig, ...]:
-    """The choice for the kernel of class scores: a program per sample.
-
-    Args:
-        problem: The projection step.
-        arch: The GPU.
-
-    Returns:
-        One config.
-    """
+    """The choice for the kernel of class scores: a program per sample."""
     block_c = power(problem.classes, 16, 1 << 20)
     block_k = power(problem.kernels, 1, max(2048 // block_c, 1))
     return (ClassesConfig(block_k, block_c, 8 if block_c > 2048 else 4),)
@@ -204,15 +196,7 @@ def pick_classes(problem: Problem, arch: Architecture) -> tuple[ClassesConfig, .
 
 @lru_cache(maxsize=1024)
 def pick_gradient(problem: Problem, arch: Architecture) -> tuple[GradientConfig, ...]:
-    """Choices for the kernel of dp.
-
-    Args:
-        problem: The projection step.
-        arch: The GPU.
-
-    Returns:
-        Configs that fit `arch`, best first, at least one.
-    """
+    """Choices for the kernel of dp."""
     block_e = power(problem.dim, 16, LARGEST_DIM)
     block_b = _rows(problem, arch, most=max(4096 // block_e, 16))
     warps = 8 if block_b * block_e > 2048 else 4
@@ -227,13 +211,6 @@ def pick_gradient(problem: Problem, arch: Architecture) -> tuple[GradientConfig,
 @lru_cache(maxsize=1024)
 def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...]:
     """Choices for the kernel of dz and dP.
-
-    Args:
-        problem: The projection step.
-        arch: The GPU.
-
-    Returns:
-        Configs that fit `arch`, best first, at least two.
 
     Example:
         >>> from spela_kernels.architectures import find_architecture

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.architectures import Architecture
-from spela_kernels.contracts import Settings
-from spela_kernels.launching import architecture_of, first_that_fits, run, strides, vector_width
+from spela_kernels.launching import architecture_of, launch, strides, vector_width
 from spela_kernels.objectives import get_objective
 from spela_kernels.projection.configs import (
     ClassesConfig,
@@ -28,14 +27,15 @@ from spela_kernels.projection.configs import (
     pick_update,
 )
 from spela_kernels.projection.kernels import classes_kernel, forward_kernel, gradient_kernel
+from spela_kernels.projection.types import Call
 from spela_kernels.projection.update_kernel import update_kernel
 from spela_kernels.rules import Step
+from spela_kernels.triton_steps import step_constants
 
 __all__ = [
     "Classes",
+    "Plan",
     "Projected",
-    "Projection",
-    "Update",
     "launch_classes",
     "launch_forward",
     "launch_gradient",
@@ -62,176 +62,134 @@ class Classes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Update(Step):
-    """What the update kernel does with dP, and the projection's optimizer state."""
+class Plan:
+    """A call, and what its launches follow from."""
 
-    first: Tensor | None = None
-    second: Tensor | None = None
-
-    def one_layout(self) -> bool:
-        """Whether the state has one set of strides, as the kernel assumes."""
-        return self.second is None or (
-            self.first is not None and self.first.stride() == self.second.stride()
-        )
-
-
-@dataclass(frozen=True)
-class Projection:
-    """The tensors of a call and what follows from them."""
-
-    z: Tensor
-    projection: Tensor
-    vectors: Tensor
-    groups: Tensor
-    target: Tensor | None
-    settings: Settings
+    call: Call
 
     @functools.cached_property
     def arch(self) -> Architecture:
-        return architecture_of(self.z.device)
+        return architecture_of(self.call.z.device)
 
     @functools.cached_property
     def all_classes(self) -> bool:
-        return self.target is None or get_objective(self.settings.objective).all_classes
+        call = self.call
+        return call.target is None or get_objective(call.settings.objective).all_classes
 
     @functools.cached_property
     def problem(self) -> Problem:
-        batch, kernels, size = self.z.shape
-        groups, dim = self.vectors.shape[1:]
-        itemsize = max(self.z.element_size(), self.projection.element_size())
-        return Problem(batch, kernels, size, dim, groups, self.groups.shape[1], itemsize)
+        z, projection, vectors, groups, _, _ = self.call
+        itemsize = max(z.element_size(), projection.element_size())
+        batch, kernels, size = z.shape
+        compared, dim = vectors.shape[1:]
+        return Problem(batch, kernels, size, dim, compared, groups.shape[1], itemsize)
 
     def rows(self, *last: int, dtype: torch.dtype = torch.float32, used: bool = True) -> Tensor:
         """An unwritten (B, K, *last), or an empty tensor."""
-        shape = (*self.z.shape[:2], *last) if used else (0,)
-        return self.z.new_empty(shape, dtype=dtype)
+        z = self.call.z
+        return z.new_empty((*z.shape[:2], *last) if used else (0,), dtype=dtype)
 
 
 def _given(*tensors: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(tensor if tensor.numel() > 0 else None for tensor in tensors)
 
 
-def launch_forward(call: Projection, *, saves: bool, gradient: bool = False) -> Projected:
+def launch_forward(plan: Plan, *, saves: bool, gradient: bool = False) -> Projected:
     """Cosines; p and norm if `saves`; for label objectives the loss and, with `gradient`, dp."""
-    z, projection, vectors, groups, target = (
-        call.z, call.projection, call.vectors, call.groups, call.target,
-    )  # fmt: skip
-    problem, label = call.problem, not call.all_classes
-    p = call.rows(problem.dim, dtype=z.dtype, used=saves)
-    norm = call.rows(used=saves)
-    cosine = call.rows(*(() if label else (problem.groups,)), used=saves or not label)
-    dp = call.rows(problem.dim, dtype=z.dtype, used=gradient and label)
-    result: list[Projected] = []
+    z, projection, vectors, groups, target, settings = plan.call
+    problem, label = plan.problem, not plan.all_classes
+    p = plan.rows(problem.dim, dtype=z.dtype, used=saves)
+    norm = plan.rows(used=saves)
+    cosine = plan.rows(*(() if label else (problem.groups,)), used=saves or not label)
+    dp = plan.rows(problem.dim, dtype=z.dtype, used=gradient and label)
 
-    def launch(config: ForwardConfig) -> None:
-        programs = config.programs(problem)
-        shares = z.new_empty(programs if label else 0, dtype=torch.float32)
-        result[:] = [Projected(p, norm, cosine, shares, dp)]
-        run(
-            call.arch,
-            forward_kernel,
-            programs,
-            (
-                z, projection, vectors, groups, target, *_given(*result[0]),
-                *z.shape, problem.dim, problem.groups, problem.classes,
-                *z.stride(), *projection.stride(), *vectors.stride(),
-                *groups.stride(), *strides(target, 1),
-                call.settings.objective, call.all_classes, config.precision, config.prefetch,
-                vector_width(z), vector_width(projection, vectors, p, dp),
-                config.block_b, config.block_d, config.block_e, config.block_g,
-            ),
-            config.num_warps,
-            config.num_stages,
+    def loss_shares(config: ForwardConfig) -> tuple[Tensor]:
+        return (z.new_empty(config.programs(problem) if label else 0, dtype=torch.float32),)
+
+    def arguments(config: ForwardConfig, shares: Tensor) -> tuple[object, ...]:
+        return (
+            z, projection, vectors, groups, target, *_given(p, norm, cosine, shares, dp),
+            *z.shape, problem.dim, problem.groups, problem.classes,
+            *z.stride(), *projection.stride(), *vectors.stride(),
+            *groups.stride(), *strides(target, 1),
+            settings.objective, plan.all_classes, config.precision, config.prefetch,
+            vector_width(z), vector_width(projection, vectors, p, dp),
+            config.block_b, config.block_d, config.block_e, config.block_g,
         )  # fmt: skip
 
-    first_that_fits(pick_forward(problem, call.arch), launch)
-    return result[0]
+    configs = pick_forward(problem, plan.arch)
+    (shares,) = launch(plan.arch, forward_kernel, problem, configs, arguments, loss_shares)
+    return Projected(p, norm, cosine, shares, dp)
 
 
-def launch_classes(call: Projection, cosine: Tensor, *, loss: bool, gradient: bool) -> Classes:
+def launch_classes(plan: Plan, cosine: Tensor, *, loss: bool, gradient: bool) -> Classes:
     """Class scores where there are no labels, else the loss and q, each where asked for."""
-    problem = call.problem
+    _, _, _, groups, target, settings = plan.call
+    problem = plan.problem
     shape = (problem.batch, problem.classes)
     result = Classes(
-        cosine.new_empty(shape if call.target is None else 0),
+        cosine.new_empty(shape if target is None else 0),
         cosine.new_empty(problem.batch if loss else 0),
         cosine.new_empty(shape if gradient else 0),
     )
 
-    def launch(config: ClassesConfig) -> None:
-        run(
-            call.arch,
-            classes_kernel,
-            problem.batch,
-            (
-                cosine, call.groups, call.target, *_given(*result),
-                problem.batch, problem.kernels, problem.groups, problem.classes,
-                *call.groups.stride(), *strides(call.target, 1),
-                call.settings.objective, call.settings.scale, config.block_k, config.block_c,
-            ),
-            config.num_warps,
+    def arguments(config: ClassesConfig) -> tuple[object, ...]:
+        return (
+            cosine, groups, target, *_given(*result),
+            problem.batch, problem.kernels, problem.groups, problem.classes,
+            *groups.stride(), *strides(target, 1),
+            settings.objective, settings.scale, config.block_k, config.block_c,
         )  # fmt: skip
 
-    first_that_fits(pick_classes(problem, call.arch), launch)
+    launch(plan.arch, classes_kernel, problem, pick_classes(problem, plan.arch), arguments)
     return result
 
 
 def launch_gradient(
-    call: Projection, p: Tensor, norm: Tensor, cosine: Tensor, q: Tensor | None
+    plan: Plan, p: Tensor, norm: Tensor, cosine: Tensor, q: Tensor | None
 ) -> Tensor:
     """dp (B, K, E) from what `forward` saved: B K dL/dp."""
-    vectors, groups, problem = call.vectors, call.groups, call.problem
-    dp = torch.empty_like(p)
+    _, _, vectors, groups, target, settings = plan.call
+    problem, dp = plan.problem, torch.empty_like(p)
 
-    def launch(config: GradientConfig) -> None:
-        run(
-            call.arch,
-            gradient_kernel,
-            config.programs(problem),
-            (
-                p, norm, cosine, q, vectors, groups, call.target, dp,
-                problem.batch, problem.kernels, problem.dim, problem.groups, problem.classes,
-                *vectors.stride(), *groups.stride(), *strides(call.target, 1),
-                call.settings.objective, config.precision, vector_width(p, vectors),
-                config.block_b, config.block_e, config.block_c,
-            ),
-            config.num_warps,
+    def arguments(config: GradientConfig) -> tuple[object, ...]:
+        return (
+            p, norm, cosine, q, vectors, groups, target, dp,
+            problem.batch, problem.kernels, problem.dim, problem.groups, problem.classes,
+            *vectors.stride(), *groups.stride(), *strides(target, 1),
+            settings.objective, config.precision, vector_width(p, vectors),
+            config.block_b, config.block_e, config.block_c,
         )  # fmt: skip
 
-    first_that_fits(pick_gradient(problem, call.arch), launch)
+    launch(plan.arch, gradient_kernel, problem, pick_gradient(problem, plan.arch), arguments)
     return dp
 
 
 def launch_update(
-    call: Projection,
+    plan: Plan,
     dp: Tensor,
-    update: Update,
     output: Tensor,
+    *,
+    step: Step[Tensor | None] | None = None,
+    grad_loss: Tensor | None = None,
     shares: Tensor | None = None,
     loss: Tensor | None = None,
 ) -> Tensor:
-    """dz (B, K, D); dP is stored in `output`, or applied to it where it is the projection."""
-    z, projection, problem = call.z, call.projection, call.problem
-    dz = call.rows(problem.size, dtype=z.dtype)
+    """dz (B, K, D); dP is stored in `output`, or with a `step` applied to it, which is the projection."""
+    z, projection, problem = plan.call.z, plan.call.projection, plan.problem
+    first, second = (None, None) if step is None else (step.first, step.second)
+    rule, lr, number = (None, None, None) if step is None else (step.rule, step.lr, step.number)
+    dz = plan.rows(problem.size, dtype=z.dtype)
 
-    def launch(config: UpdateConfig) -> None:
-        run(
-            call.arch,
-            update_kernel,
-            config.programs(problem),
-            (
-                z, dp, projection, dz, output, update.first, update.second,
-                shares, loss, update.grad_loss, update.lr, update.step,
-                *z.shape, problem.dim, 0 if shares is None else shares.numel(),
-                *z.stride(), *projection.stride(), *output.stride(), *strides(update.first, 3),
-                *update.constants, config.precision,
-                vector_width(z, dz),
-                vector_width(dp, projection, output, update.first, update.second),
-                config.block_b, config.block_d, config.block_e,
-            ),
-            config.num_warps,
-            config.num_stages,
+    def arguments(config: UpdateConfig) -> tuple[object, ...]:
+        return (
+            z, dp, projection, dz, output, first, second, shares, loss, grad_loss, lr, number,
+            *z.shape, problem.dim, 0 if shares is None else shares.numel(),
+            *z.stride(), *projection.stride(), *output.stride(), *strides(first, 3),
+            *step_constants(rule), config.precision,
+            vector_width(z, dz), vector_width(dp, projection, output, first, second),
+            config.block_b, config.block_d, config.block_e,
         )  # fmt: skip
 
-    first_that_fits(pick_update(problem, call.arch), launch)
+    launch(plan.arch, update_kernel, problem, pick_update(problem, plan.arch), arguments)
     return dz

@@ -22,8 +22,8 @@ from spela_kernels.contracts import (
     check_target,
 )
 from spela_kernels.objectives import get_objective
-from spela_kernels.projection.types import Forward
-from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.projection.types import Call, Forward
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
@@ -38,19 +38,25 @@ _UPDATED = "Tensor z, Tensor(a!) projection, Tensor vectors, Tensor groups, Tens
 _SETTINGS = "str objective, float scale"
 
 
-def _backend(z: Tensor, settings: Settings) -> ModuleType:
-    return import_module(_MODULES[select_backend(z.device, settings)])
+def _backend(call: Call) -> ModuleType:
+    return import_module(_MODULES[select_backend(call.z.device, call.settings)])
 
 
-def _check(
-    z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor, target: Tensor, *settings: Any
-) -> Settings:
-    """Check what every op is given; values of labels only where that costs no wait."""
-    bundle = Settings(objective=settings[0], scale=settings[1])
+def _call(
+    z: Tensor,
+    projection: Tensor,
+    vectors: Tensor,
+    groups: Tensor,
+    target: Tensor | None,
+    settings: tuple[Any, ...] = (),
+) -> Call:
+    """Bundle and check what every op is given; labels' values only where that costs no wait."""
+    bundle = Settings(objective=settings[0], scale=settings[1]) if settings else Settings()
     check_projection(z, projection, vectors, groups, bundle)
-    check_target(z, target)
-    check_labels(target, groups.shape[1])
-    return bundle
+    if target is not None:
+        check_target(z, target)
+        check_labels(target, groups.shape[1])
+    return Call(z, projection, vectors, groups, target, bundle)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -58,8 +64,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _forward(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
-    check_projection(z, projection, vectors, groups, Settings())
-    return _backend(z, Settings()).scores(z, projection, vectors, groups)
+    call = _call(z, projection, vectors, groups, None)
+    return _backend(call).scores(call)
 
 
 forward_op = torch.library.custom_op(
@@ -69,13 +75,13 @@ forward_op = torch.library.custom_op(
 
 @forward_op.register_fake
 def _(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
-    check_projection(z, projection, vectors, groups, Settings())
+    _call(z, projection, vectors, groups, None)
     return z.new_empty(z.shape[0], groups.shape[1], dtype=_wide(z.dtype))
 
 
 def _loss(z, projection, vectors, groups, target, *settings):  # type: ignore[no-untyped-def]
-    bundle = _check(z, projection, vectors, groups, target, *settings)
-    return tuple(_backend(z, bundle).forward(z, projection, vectors, groups, target, bundle))
+    call = _call(z, projection, vectors, groups, target, settings)
+    return tuple(_backend(call).forward(call))
 
 
 loss_op = torch.library.custom_op(
@@ -88,7 +94,7 @@ loss_op = torch.library.custom_op(
 
 @loss_op.register_fake
 def _(z, projection, vectors, groups, target, *settings):  # type: ignore[no-untyped-def]
-    bundle = _check(z, projection, vectors, groups, target, *settings)
+    bundle = _call(z, projection, vectors, groups, target, settings).settings
     rows, wide = z.shape[:2], _wide(z.dtype)
     compared = (vectors.shape[1],) if get_objective(bundle.objective).all_classes else ()
     return (
@@ -102,10 +108,10 @@ def _(z, projection, vectors, groups, target, *settings):  # type: ignore[no-unt
 def _loss_backward(  # type: ignore[no-untyped-def]
     grad_loss, z, projection, vectors, groups, target, p, norm, cosine, *settings
 ):
-    bundle = _check(z, projection, vectors, groups, target, *settings)
-    saved = Forward(norm.new_empty(()), p, norm, cosine)
-    backend = _backend(z, bundle)
-    return tuple(backend.backward(z, projection, vectors, groups, target, bundle, saved, grad_loss))
+    call = _call(z, projection, vectors, groups, target, settings)
+    return tuple(
+        _backend(call).backward(call, Forward(norm.new_empty(()), p, norm, cosine), grad_loss)
+    )
 
 
 loss_backward_op = torch.library.custom_op(
@@ -138,17 +144,16 @@ loss_op.register_autograd(_gradient, setup_context=_save_for_backward)
 
 
 def _step_fake(z, projection, vectors, groups, target, *rest):  # type: ignore[no-untyped-def]
-    _check(z, projection, vectors, groups, target, *rest[-2:])
+    _call(z, projection, vectors, groups, target, rest[-2:])
     return z.new_empty((), dtype=_wide(z.dtype)), z.new_empty(z.shape)
 
 
 def _sgd(  # type: ignore[no-untyped-def]
     z, projection, vectors, groups, target, momentum_buffer, lr, *rest
 ):
-    bundle = _check(z, projection, vectors, groups, target, *rest[-2:])
+    call = _call(z, projection, vectors, groups, target, rest[-2:])
     check_state("momentum_buffer", momentum_buffer, projection)
-    tensors = (z, projection, vectors, groups, target)
-    return _backend(z, bundle).sgd_step_(*tensors, bundle, momentum_buffer, lr, SgdRule(*rest[:-2]))
+    return _backend(call).step_(call, Step(SgdRule(*rest[:-2]), lr, momentum_buffer, None))
 
 
 sgd_op = torch.library.custom_op(
@@ -164,11 +169,10 @@ sgd_op.register_fake(_step_fake)
 def _adam(  # type: ignore[no-untyped-def]
     z, projection, vectors, groups, target, exp_avg, exp_avg_sq, step, lr, *rest
 ):
-    bundle = _check(z, projection, vectors, groups, target, *rest[-2:])
+    call = _call(z, projection, vectors, groups, target, rest[-2:])
     check_state("exp_avg", exp_avg, projection)
     check_state("exp_avg_sq", exp_avg_sq, projection)
-    tensors, rule = (z, projection, vectors, groups, target), AdamRule(*rest[:-2])
-    return _backend(z, bundle).adam_step_(*tensors, bundle, exp_avg, exp_avg_sq, step, lr, rule)
+    return _backend(call).step_(call, Step(AdamRule(*rest[:-2]), lr, exp_avg, exp_avg_sq, step))
 
 
 adam_op = torch.library.custom_op(

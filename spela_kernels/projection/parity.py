@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from spela_kernels.contracts import Settings
-from spela_kernels.objectives import get_objective
-from spela_kernels.parity import every_second, make_state, take_step, unchanged
+from spela_kernels.objectives import OBJECTIVES, get_objective
+from spela_kernels.parity import every_second, make_state, make_step, unchanged
 from spela_kernels.projection.functional import projection_sgd_
+from spela_kernels.projection.types import Call
 
 __all__ = ["CASES", "LARGE", "QUICK", "Case"]
 
@@ -78,29 +79,33 @@ class Case:
             groups = groups.T.contiguous().T
         return z, projection, vectors, groups, target
 
+    def call(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Call:
+        """The case as back-ends take it, on new tensors; arguments as `tensors`."""
+        return Call(*self.tensors(dtype, device), Settings(objective=self.objective))
+
     def run(
         self, backend: ModuleType, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
         """Scores, forward, gradients, and a step with its state, as `parity.Case` says."""
-        z, projection, vectors, groups, target = tensors = self.tensors(dtype, device)
-        arguments = (*tensors, Settings(objective=self.objective))
+        call = self.call(dtype, device)
+        tensors = [tensor for tensor in call if isinstance(tensor, Tensor)]
+        z, projection, *fixed = tensors
         before = [tensor.clone() for tensor in tensors]
         results: dict[str, Tensor] = {}
 
         def note(group: str, **tensors: Tensor) -> None:
             results.update({f"{group}.{name}": tensor for name, tensor in tensors.items()})
 
-        saved = backend.forward(*arguments)
+        saved = backend.forward(call)
         grad_loss = torch.full_like(saved.loss, 2.0)
-        scores = backend.scores(z, projection, vectors, groups)
-        note("forward", scores=scores, **saved._asdict())
-        note("gradient", **backend.backward(*arguments, saved, grad_loss)._asdict())
+        note("forward", scores=backend.scores(call), **saved._asdict())
+        note("gradient", **backend.backward(call, saved, grad_loss)._asdict())
         unchanged(tensors, before)
 
         first, second = (make_state(torch.Generator().manual_seed(s), projection) for s in (1, 2))
-        loss, dz = take_step(backend, self.rule, arguments, first, second)
+        loss, dz = backend.step_(call, make_step(self.rule, z, first, second))
         note("step", loss=loss, dz=dz, first=first, second=second, projection=projection)
-        unchanged((z, vectors, groups, target), (before[0], *before[2:]))
+        unchanged((z, *fixed), (before[0], *before[2:]))
         return results
 
     def fused_step(self, device: torch.device | str) -> Callable[[], object]:
@@ -129,6 +134,8 @@ CASES = {
     ),
     "zero-rows": Case((18, 3, 24, 20, 4, 6), "log", layout="zero rows"),
 }
+# And whatever the table holds.
+CASES |= {name: Case((18, 2, 24, 20, 4, 6), name, "nesterov") for name in OBJECTIVES}
 # Each of these has its own path through the kernels: label, all classes, odd strides.
 QUICK = ("ones", "primes", "paper-fp16", "strided-fp16")
 # On a GPU also sizes with every tile full and several waves of programs: the authors' layers.

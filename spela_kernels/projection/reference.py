@@ -14,14 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spela_kernels.contracts import Settings
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
-from spela_kernels.projection.types import Forward, Gradient
+from spela_kernels.projection.types import Call, Forward, Gradient
 from spela_kernels.rows import cosine_gradient, unit_rows, widened
-from spela_kernels.rules import AdamRule, SgdRule, adam_update_, sgd_update_
+from spela_kernels.rules import Step, update_
 
-__all__ = ["adam_step_", "backward", "backward_rows", "forward", "scores", "sgd_step_"]
+__all__ = ["backward", "backward_rows", "forward", "scores", "step_"]
 
 
 def _by_kernel(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -43,23 +42,19 @@ def _label_vectors(vectors: Tensor, groups: Tensor, target: Tensor) -> Tensor:
 
 
 @without_autocast
-def scores(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
+def scores(call: Call) -> Tensor:
     """Class scores (B, C): cosines to the classes' vectors, averaged over kernels."""
+    z, projection, vectors, groups, _, _ = call
     unit, _ = unit_rows(widened(_by_kernel(z, projection.to(z.dtype))))
     cosine = _by_kernel(unit, widened(vectors).mT)  # (B, K, G)
     return cosine.flatten(1) @ _membership(groups, vectors)
 
 
 @without_autocast
-def forward(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-) -> Forward:
+def forward(call: Call) -> Forward:
     """p = z P, its norms and cosines, and the mean loss."""
+    z, projection, vectors, groups, target, settings = call
+    assert target is not None
     objective = get_objective(settings.objective)
     p = _by_kernel(z, projection.to(z.dtype))
     unit, norm = unit_rows(widened(p))
@@ -74,16 +69,10 @@ def forward(
 
 
 @without_autocast
-def backward_rows(
-    z: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-    saved: Forward,
-    grad_loss: Tensor | None = None,
-) -> Tensor:
+def backward_rows(call: Call, saved: Forward, grad_loss: Tensor | None = None) -> Tensor:
     """Gradient of grad_loss * loss (None: 1) for p (B, K, d), from what `forward` saved."""
+    z, _, vectors, groups, target, settings = call
+    assert target is not None
     objective, cosine = get_objective(settings.objective), saved.cosine
     factor = 1.0 if grad_loss is None else grad_loss
     if objective.all_classes:
@@ -98,55 +87,17 @@ def backward_rows(
 
 
 @without_autocast
-def backward(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-    saved: Forward,
-    grad_loss: Tensor | None = None,
-) -> Gradient:
+def backward(call: Call, saved: Forward, grad_loss: Tensor | None = None) -> Gradient:
     """Gradients of grad_loss * loss (None: 1) for z and the projection, from what `forward` saved."""
-    dp = backward_rows(z, vectors, groups, target, settings, saved, grad_loss)  # (B, K, d)
+    z, projection = call.z, call.projection
+    dp = backward_rows(call, saved, grad_loss)  # (B, K, d)
     dprojection = torch.bmm(z.permute(1, 2, 0), dp.transpose(0, 1)).to(projection.dtype)
     return Gradient(_by_kernel(dp, projection.to(z.dtype).mT), dprojection)
 
 
-def sgd_step_(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-    momentum_buffer: Tensor | None,
-    lr: Tensor,
-    rule: SgdRule,
-) -> tuple[Tensor, Tensor]:
-    """Loss and dz (B, K, D) from before torch.optim.SGD's update (dampening 0) of the projection."""
-    saved = forward(z, projection, vectors, groups, target, settings)
-    gradient = backward(z, projection, vectors, groups, target, settings, saved)
-    sgd_update_(projection, gradient.projection, momentum_buffer, lr, rule)
-    return saved.loss, gradient.z
-
-
-def adam_step_(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    rule: AdamRule,
-) -> tuple[Tensor, Tensor]:
-    """Loss and dz (B, K, D) from before torch.optim.Adam's update; `step` counts from 1."""
-    saved = forward(z, projection, vectors, groups, target, settings)
-    gradient = backward(z, projection, vectors, groups, target, settings, saved)
-    adam_update_(projection, gradient.projection, exp_avg, exp_avg_sq, step, lr, rule)
+def step_(call: Call, step: Step[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Forward, closed-form gradient, update in place: loss () and dz (B, K, D), both from before it."""
+    saved = forward(call)
+    gradient = backward(call, saved)
+    update_(call.projection, gradient.projection, step)
     return saved.loss, gradient.z

@@ -13,158 +13,89 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from spela_kernels.contracts import Settings
-from spela_kernels.guarding import guarded, on_device, warn_of_fallback
+from spela_kernels.guarding import guarded, on_device, step_on_device, warn_of_fallback
 from spela_kernels.projection import reference
 from spela_kernels.projection.configs import LARGEST_DIM
 from spela_kernels.projection.launch import (
-    Projection,
-    Update,
+    Plan,
     launch_classes,
     launch_forward,
     launch_gradient,
     launch_update,
 )
-from spela_kernels.projection.types import Forward, Gradient
-from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.projection.types import Call, Forward, Gradient
+from spela_kernels.rules import Step
 
-__all__ = ["adam_step_", "backward", "forward", "scores", "sgd_step_"]
+__all__ = ["backward", "forward", "scores", "step_"]
 
 _Result = TypeVar("_Result")
-_Stepped = tuple[Tensor, Tensor]
 
 
-def _run(call: Projection, run: Callable[[], _Result], fallback: Callable[[], _Result]) -> _Result:
-    if call.problem.dim > LARGEST_DIM:
+def _run(call: Call, run: Callable[[], _Result], fallback: Callable[[], _Result]) -> _Result:
+    if call.projection.shape[2] > LARGEST_DIM:
         warn_of_fallback(f"no kernels for a projection to more than {LARGEST_DIM} dimensions")
         return fallback()
     return guarded(run, fallback, call.z)
 
 
-def scores(z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor) -> Tensor:
+def scores(call: Call) -> Tensor:
     """Class scores (B, C): cosines to the classes' vectors, averaged over kernels."""
-    call = Projection(z, projection, vectors, groups, None, Settings())
 
     def run() -> Tensor:
-        cosine = launch_forward(call, saves=False).cosine
-        return launch_classes(call, cosine, loss=False, gradient=False).scores
+        plan = Plan(call._replace(target=None))
+        cosine = launch_forward(plan, saves=False).cosine
+        return launch_classes(plan, cosine, loss=False, gradient=False).scores
 
-    return _run(call, run, lambda: reference.scores(z, projection, vectors, groups))
+    return _run(call, run, lambda: reference.scores(call))
 
 
-def forward(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-) -> Forward:
+def forward(call: Call) -> Forward:
     """p = z P, its norms and cosines, and the mean loss (NaN if a label is none)."""
-    call = Projection(z, projection, vectors, groups, target, settings)
 
     def run() -> Forward:
-        p, norm, cosine, shares, _ = launch_forward(call, saves=True)
-        if call.all_classes:
-            shares = launch_classes(call, cosine, loss=True, gradient=False).shares
+        plan = Plan(call)
+        p, norm, cosine, shares, _ = launch_forward(plan, saves=True)
+        if plan.all_classes:
+            shares = launch_classes(plan, cosine, loss=True, gradient=False).shares
         return Forward(shares.sum(), p, norm, cosine)
 
-    return _run(
-        call, run, lambda: reference.forward(z, projection, vectors, groups, target, settings)
-    )
+    return _run(call, run, lambda: reference.forward(call))
 
 
-def backward(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-    saved: Forward,
-    grad_loss: Tensor | None = None,
-) -> Gradient:
+def backward(call: Call, saved: Forward, grad_loss: Tensor | None = None) -> Gradient:
     """Gradients of grad_loss * loss (None: 1) for z and the projection, from what `forward` saved."""
-    call = Projection(z, projection, vectors, groups, target, settings)
 
     def run() -> Gradient:
+        plan = Plan(call)
         p, norm, cosine = (tensor.contiguous() for tensor in saved[1:])
         q = None
-        if call.all_classes:
-            q = launch_classes(call, cosine, loss=False, gradient=True).q
-        dp = launch_gradient(call, p, norm, cosine, q)
-        dprojection = projection.new_empty(projection.shape)
-        update = Update(grad_loss=on_device(z, grad_loss))
-        return Gradient(launch_update(call, dp, update, dprojection), dprojection)
+        if plan.all_classes:
+            q = launch_classes(plan, cosine, loss=False, gradient=True).q
+        dp = launch_gradient(plan, p, norm, cosine, q)
+        dprojection = call.projection.new_empty(call.projection.shape)
+        dz = launch_update(plan, dp, dprojection, grad_loss=on_device(call.z, grad_loss))
+        return Gradient(dz, dprojection)
 
-    def fallback() -> Gradient:
-        return reference.backward(
-            z, projection, vectors, groups, target, settings, saved, grad_loss
-        )
-
-    return _run(call, run, fallback)
+    return _run(call, run, lambda: reference.backward(call, saved, grad_loss))
 
 
-def _step(call: Projection, update: Update, fallback: Callable[[], _Stepped]) -> _Stepped:
-    """Loss () and dz (B, K, D) from before the update."""
-    if not update.one_layout():
+def step_(call: Call, step: Step[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Forward, closed-form gradient, update in place: loss () and dz (B, K, D), both from before it."""
+    first, second = step.first, step.second
+    # The kernel has one set of strides for both buffers.
+    if first is not None and second is not None and first.stride() != second.stride():
         warn_of_fallback("optimizer buffers of one parameter differ in their strides")
-        return fallback()
+        return reference.step_(call, step)
 
-    def run() -> _Stepped:
-        p, norm, cosine, shares, dp = launch_forward(call, saves=call.all_classes, gradient=True)
-        if call.all_classes:
-            _, shares, q = launch_classes(call, cosine, loss=True, gradient=True)
-            dp = launch_gradient(call, p, norm, cosine, q)
+    def run() -> tuple[Tensor, Tensor]:
+        plan = Plan(call)
+        p, norm, cosine, shares, dp = launch_forward(plan, saves=plan.all_classes, gradient=True)
+        if plan.all_classes:
+            _, shares, q = launch_classes(plan, cosine, loss=True, gradient=True)
+            dp = launch_gradient(plan, p, norm, cosine, q)
         loss = shares.new_empty(())
-        return loss, launch_update(call, dp, update, call.projection, shares, loss)
+        placed = step_on_device(call.z, step)
+        dz = launch_update(plan, dp, call.projection, step=placed, shares=shares, loss=loss)
+        return loss, dz
 
-    return _run(call, run, fallback)
-
-
-def sgd_step_(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-    momentum_buffer: Tensor | None,
-    lr: Tensor,
-    rule: SgdRule,
-) -> tuple[Tensor, Tensor]:
-    """Loss and dz (B, K, D) from before torch.optim.SGD's update (dampening 0) of the projection."""
-    return _step(
-        Projection(z, projection, vectors, groups, target, settings),
-        Update("sgd", *rule, lr=on_device(z, lr), first=momentum_buffer),
-        lambda: reference.sgd_step_(
-            z, projection, vectors, groups, target, settings, momentum_buffer, lr, rule
-        ),
-    )
-
-
-def adam_step_(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    settings: Settings,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    rule: AdamRule,
-) -> tuple[Tensor, Tensor]:
-    """Loss and dz (B, K, D) from before torch.optim.Adam's update; `step` counts from 1."""
-    update = Update(
-        "adam", weight_decay=rule.weight_decay, beta1=rule.beta1, beta2=rule.beta2, eps=rule.eps,
-        lr=on_device(z, lr), step=on_device(z, step), first=exp_avg, second=exp_avg_sq,
-    )  # fmt: skip
-    return _step(
-        Projection(z, projection, vectors, groups, target, settings),
-        update,
-        lambda: reference.adam_step_(
-            z, projection, vectors, groups, target, settings, exp_avg, exp_avg_sq, step, lr, rule
-        ),
-    )
+    return _run(call, run, lambda: reference.step_(call, step))

@@ -31,9 +31,10 @@ from spela_kernels.aot.occupancy import MULTIPROCESSORS
 from spela_kernels.aot.report import failures
 from spela_kernels.aot.resources import amd_resources, nvidia_resources
 from spela_kernels.architectures import ARCHITECTURES, Architecture
+from spela_kernels.contracts import Settings
 from spela_kernels.launching import Launch, record_launches, run
 from spela_kernels.linear import triton_backend
-from spela_kernels.linear.types import Parameters
+from spela_kernels.linear.types import Call, Parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -283,16 +284,12 @@ def test_everything_meets_each_rule_in_each_dtype_and_in_every_smaller_tile() ->
 
 
 def test_fallback_tiles_are_planned() -> None:
-    inputs = (
-        shaped(512, 1024),
-        Parameters(shaped(1024, 1024), None, None),
-        shaped(10, 1024),
-    )
-    settings = triton_backend.Settings()
+    params = Parameters(shaped(1024, 1024), None, None)
+    call = Call(shaped(512, 1024), params, shaped(10, 1024), None, Settings())
     blocks = []
     for fallbacks in range(3):
         with record_launches(ARCHITECTURES["sm_80"], fallbacks) as recording:
-            triton_backend.scores(*inputs, settings)
+            triton_backend.scores(call)
         blocks.append(recording.launches[0].arguments[-4:-1])
     assert len(set(blocks)) == 3
 

@@ -14,7 +14,7 @@ from spela_kernels.compiled_products import adam_product_, fits, linear, linear_
 from spela_kernels.linear import cpu
 from spela_kernels.linear.parity import CASES, LARGE
 from spela_kernels.parity import mismatches
-from spela_kernels.rules import AdamRule, adam_update_
+from spela_kernels.rules import AdamRule, Step, update_
 
 ALL_CASES = {**CASES, **LARGE}
 BUILT = compiled_products._products is not None
@@ -113,8 +113,8 @@ def test_adam_against_float64(width: int, threads: int, shape: tuple[int, int, i
     rule, step, lr = AdamRule(0.8, 0.95, 1e-6, 0.01), torch.tensor(3.0), torch.tensor(0.02)
     exact = [t.double() for t in (weight, first, second)]
     gradient = dz.double().T @ x.double()
-    adam_update_(exact[0], gradient, exact[1], exact[2], step.double(), lr.double(), rule)
-    adam_product_(weight, dz, x, first, second, step, lr, rule)
+    update_(exact[0], gradient, Step(rule, lr.double(), exact[1], exact[2], step.double()))
+    adam_product_(weight, dz, x, Step(rule, lr, first, second, step))
     for ours, theirs in zip((weight, first, second), exact, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=2e-5, atol=2e-5)
 
@@ -126,7 +126,7 @@ def test_adam_moments_never_become_denormal(width: int) -> None:
     first, second = torch.full((7, 21), 1.05 * least), torch.full((7, 21), 1.0005 * least)
     first[1], second[2] = -2 * least, 2 * least
     first[3], second[4] = math.nan, math.nan
-    adam_product_(weight, dz, x, first, second, step, lr, AdamRule())
+    adam_product_(weight, dz, x, Step(AdamRule(), lr, first, second, step))
     expected = torch.zeros(2, 7, 21)
     expected[0, 1], expected[1, 2] = 0.9 * first.new_tensor(-2 * least), 0.999 * 2 * least
     expected[0, 3], expected[1, 4] = math.nan, math.nan

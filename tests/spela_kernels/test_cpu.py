@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import spela_kernels as sk
-from spela_kernels.fused_rules import fused_adam_update_
 from spela_kernels.linear import Parameters
 from spela_kernels.parity import mismatches
 from spela_kernels.projection import cpu
 from spela_kernels.projection.parity import CASES, Case
-from spela_kernels.rules import AdamRule, adam_update_
+from spela_kernels.rules import AdamRule, Step, fused_update_, update_
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
 
@@ -23,21 +22,21 @@ def test_fused_adam_is_adam(dtype: torch.dtype) -> None:
     ours, plain = ([torch.zeros(7, 33, dtype=dtype) for _ in range(3)] for _ in range(2))
     for number in range(1, 6):
         gradient = torch.randn(7, 33, generator=g, dtype=dtype)
-        step = torch.tensor(float(number))
-        for (parameter, *moments), update in ((ours, fused_adam_update_), (plain, adam_update_)):
-            update(parameter, gradient.clone(), *moments, step, lr, rule)
-        assert step == number
+        count = torch.tensor(float(number))
+        for (parameter, *moments), update in ((ours, fused_update_), (plain, update_)):
+            update(parameter, gradient.clone(), Step(rule, lr, *moments, count))
+        assert count == number
     for now, then in zip(ours, plain, strict=True):
         assert (now - then).abs().max() <= TOLERANCE[dtype] * then.abs().max()
     assert plain[0].abs().min() > 0
 
 
 def test_other_strides_are_stepped_as_they_lie() -> None:
-    gradient, step, lr = torch.randn(5, 3), torch.tensor(1.0), torch.tensor(0.1)
+    gradient, one, lr = torch.randn(5, 3), torch.tensor(1.0), torch.tensor(0.1)
     expected = [torch.zeros(5, 3) for _ in range(3)]
-    adam_update_(expected[0], gradient, *expected[1:], step, lr, AdamRule())
+    update_(expected[0], gradient, Step(AdamRule(), lr, *expected[1:], one))
     turned = [torch.zeros(3, 5).T, torch.zeros(5, 3), torch.zeros(5, 3)]
-    fused_adam_update_(turned[0], gradient, *turned[1:], step, lr, AdamRule())
+    fused_update_(turned[0], gradient, Step(AdamRule(), lr, *turned[1:], one))
     for now, then in zip(turned, expected, strict=True):
         torch.testing.assert_close(now, then)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spela_kernels.architectures import ARCHITECTURES, find_architecture
+from spela_kernels.architectures import ARCHITECTURES, Architecture, find_architecture
 from spela_kernels.linear import configs
 from spela_kernels.linear.configs import Problem
 
@@ -25,11 +25,15 @@ PROBLEMS = [
 ]
 
 
+def pick_finalise(problem: Problem, arch: Architecture) -> tuple[configs.FinaliseConfig, ...]:
+    return configs.pick_finalise(problem, arch, True)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_choice_fits_its_gpu(name: str) -> None:
     arch = ARCHITECTURES[name]
     for problem in PROBLEMS:
-        for pick in (configs.pick_forward, configs.pick_finalise, configs.pick_update):
+        for pick in (configs.pick_forward, pick_finalise, configs.pick_update):
             choices = pick(problem, arch)
             assert choices, (pick.__name__, problem)
             for config in choices:

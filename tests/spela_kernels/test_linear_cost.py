@@ -12,9 +12,10 @@ import torch
 from spela_kernels.contracts import Settings
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step, step_cost
-from spela_kernels.linear.types import Parameters
+from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
 from spela_kernels.roofline import GPUS, find_gpu, launch_us
 from spela_kernels.rules import SgdRule
+from spela_kernels.rules import Step as Update
 from spela_kernels.traffic import StepCost, Traffic
 
 PAPER = ((784, 1024), (1024, 10), (784, 1000), (1000, 34), (1024, 1024))
@@ -84,8 +85,9 @@ def _recorded(step: Step, gpu: str) -> list[tuple[str, int]]:
     settings = Settings(objective="softmax" if p.all_classes else "log")
     lr = torch.empty((), device="meta")
     with record_launches(GPUS[gpu].arch) as recording:
-        triton_backend.sgd_step_(
-            x, Parameters(weight, bias, None), vectors, target, settings, None, lr, SgdRule()
+        triton_backend.step_(
+            Call(x, Parameters(weight, bias, None), vectors, target, settings),
+            Update(SgdRule(), lr, NO_BUFFERS, NO_BUFFERS),
         )
     names = [launch.kernel.__name__.removesuffix("_kernel") for launch in recording.launches]
     return list(zip(names, [launch.programs for launch in recording.launches], strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import spela_kernels as sk
 from spela_kernels.rows import NORM_EPS
+from tests.spela_kernels.torch_wordings import ACTIVATION, CLASS_LOSS, LABEL_LOSS
 
 ROWS, FEATURES, OUTPUTS, CLASSES = 7, 5, 6, 4
 
@@ -32,34 +33,12 @@ def _problem(activation: str, seed: int = 0) -> dict[str, Tensor | None]:
     }
 
 
-def _torch_activation(name: str, z: Tensor, slope: Tensor | None) -> Tensor:
-    functional = torch.nn.functional
-    return {
-        "leaky_relu": lambda: functional.leaky_relu(z, 0.01),
-        "relu": lambda: functional.relu(z),
-        "tanh": lambda: torch.tanh(z),
-        "elu": lambda: functional.elu(z),
-        "gelu": lambda: functional.gelu(z),
-        "identity": lambda: z,
-        "prelu": lambda: functional.prelu(z, slope),
-    }[name]()
-
-
-def _torch_objective(name: str, y: Tensor, vectors: Tensor, target: Tensor, scale: float) -> Tensor:
-    """The objectives as the spec's table words them, through torch's own functions."""
-    v = vectors[target]
-    c = torch.nn.functional.cosine_similarity(y, v, dim=1)
-    unit = torch.nn.functional.normalize(y, dim=1)
-    return {
-        "log": lambda: torch.log(2 - c),
-        "cosine": lambda: -c,
-        "angular": lambda: torch.log(1 + torch.acos(c) / math.pi),
-        "euclidean": lambda: torch.log(1 + (unit - v).norm(dim=1)),
-        "mse": lambda: (1 - c) ** 2,
-        "softmax": lambda: torch.nn.functional.cross_entropy(
-            scale * unit @ vectors.T, target, reduction="none"
-        ),
-    }[name]().mean()
+def _torch_loss(name: str, y: Tensor, vectors: Tensor, target: Tensor, scale: float) -> Tensor:
+    if name in CLASS_LOSS:
+        unit = torch.nn.functional.normalize(y, dim=1)
+        return CLASS_LOSS[name](unit @ vectors.T, target, scale).mean()
+    c = torch.nn.functional.cosine_similarity(y, vectors[target], dim=1)
+    return LABEL_LOSS[name](c).mean()
 
 
 @pytest.mark.parametrize("objective", sk.OBJECTIVES)
@@ -67,8 +46,9 @@ def _torch_objective(name: str, y: Tensor, vectors: Tensor, target: Tensor, scal
 def test_loss_and_gradients_equal_autograd_of_torch(activation: str, objective: str) -> None:
     p = _problem(activation)
     x, w, b, slope, v, t = p.values()
-    y = _torch_activation(activation, torch.nn.functional.linear(x, w, b), slope)
-    expected = _torch_objective(objective, y, v, t, 3.0)
+    leak = x.new_tensor(0.01) if slope is None else slope
+    y = ACTIVATION[activation](torch.nn.functional.linear(x, w, b), leak)
+    expected = _torch_loss(objective, y, v, t, 3.0)
     parameters = [w, b] + ([] if slope is None else [slope])
     gradients = torch.autograd.grad(expected, parameters)
 

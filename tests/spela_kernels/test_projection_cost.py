@@ -10,8 +10,10 @@ import torch
 from spela_kernels.contracts import Settings
 from spela_kernels.projection.configs import Problem
 from spela_kernels.projection.cost import Step, step_cost
+from spela_kernels.projection.types import Call
 from spela_kernels.roofline import GPUS
 from spela_kernels.rules import SgdRule
+from spela_kernels.rules import Step as Update
 
 # The authors' CIFAR and Fashion-MNIST networks.
 AUTHORS = {size: Problem(64, 128, size, 100, 9, 10, 4) for size in (900, 169, 144, 16)}
@@ -78,8 +80,8 @@ def _recorded(step: Step, gpu: str) -> list[tuple[str, int]]:
     settings = Settings(objective="softmax" if step.all_classes else "mse")
     lr = torch.empty((), device="meta")
     with record_launches(GPUS[gpu].arch) as recording:
-        triton_backend.sgd_step_(
-            z, matrices, vectors, groups, target, settings, None, lr, SgdRule()
+        triton_backend.step_(
+            Call(z, matrices, vectors, groups, target, settings), Update(SgdRule(), lr, None, None)
         )
     names = [launch.kernel.__name__.removesuffix("_kernel") for launch in recording.launches]
     return list(zip(names, [launch.programs for launch in recording.launches], strict=True))

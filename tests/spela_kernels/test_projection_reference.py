@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spela_kernels as sk
 from spela_kernels.contracts import Settings
 from spela_kernels.projection import reference
+from spela_kernels.projection.types import Call
+from tests.spela_kernels.torch_wordings import CLASS_LOSS, LABEL_LOSS
 
 # B, K, D, d, and the number of groups of each kernel; 5 classes (as many groups at most)
 CASES = {
@@ -50,16 +51,9 @@ def _broadcast_cosines(z: Tensor, projection: Tensor, vectors: Tensor, groups: T
 
 
 def _torch_loss(name: str, cosines: Tensor, target: Tensor, scale: float) -> Tensor:
-    if name == "softmax":
-        return torch.nn.functional.cross_entropy(scale * cosines.mean(1), target)
-    c = cosines[torch.arange(len(target)), :, target]  # (B, K)
-    return {
-        "log": lambda: torch.log(2 - c),
-        "cosine": lambda: -c,
-        "angular": lambda: torch.log(1 + torch.acos(c) / math.pi),
-        "euclidean": lambda: torch.log(1 + torch.sqrt(2 - 2 * c)),
-        "mse": lambda: (1 - c) ** 2,
-    }[name]().mean()
+    if name in CLASS_LOSS:
+        return CLASS_LOSS[name](cosines.mean(1), target, scale).mean()
+    return LABEL_LOSS[name](cosines[torch.arange(len(target)), :, target]).mean()
 
 
 @pytest.mark.parametrize("objective", sk.OBJECTIVES)
@@ -176,11 +170,10 @@ def test_nothing_grows_with_samples_times_parameters(objective: str) -> None:
     vectors = torch.randn(kernels, classes, dim)
     groups = torch.arange(classes).expand(kernels, classes)
     target = torch.arange(samples) % classes
-    settings = Settings(objective=objective)
+    call = Call(z, projection, vectors, groups, target, Settings(objective=objective))
     with _LargestTensor() as seen:
-        saved = reference.forward(z, projection, vectors, groups, target, settings)
-        reference.backward(z, projection, vectors, groups, target, settings, saved)
-        reference.scores(z, projection, vectors, groups)
+        reference.backward(call, reference.forward(call))
+        reference.scores(call)
     assert 0 < seen.elements <= max(z.numel(), projection.numel(), samples * kernels * dim)
 
 

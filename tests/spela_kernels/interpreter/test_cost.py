@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
+from spela_kernels import launching
 from spela_kernels.architectures import find_architecture
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import cost as linear_cost
-from spela_kernels.linear import launch as linear_launch
 from spela_kernels.linear import triton_backend as linear_backend
 from spela_kernels.linear.configs import Problem as LinearProblem
-from spela_kernels.linear.types import Parameters
+from spela_kernels.linear.types import NO_BUFFERS, Parameters
+from spela_kernels.linear.types import Call as LinearCall
 from spela_kernels.projection import cost as projection_cost
-from spela_kernels.projection import launch as projection_launch
 from spela_kernels.projection import triton_backend as projection_backend
 from spela_kernels.projection.configs import Problem
+from spela_kernels.projection.types import Call as ProjectionCall
 from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.rules import Step as Update
 from spela_kernels.traffic import StepCost
 
 Counts = dict[
@@ -86,8 +88,7 @@ class _Meter:
 
         monkeypatch.setattr(builder, "create_masked_load", loading)
         monkeypatch.setattr(builder, "create_masked_store", storing)
-        for launch in (linear_launch, projection_launch):
-            monkeypatch.setattr(launch, "run", running(launch.run))
+        monkeypatch.setattr(launching, "run", running(launching.run))
 
     def begin(self, names: list[str], arguments: tuple[Any, ...]) -> None:
         self.touched.clear()
@@ -133,13 +134,11 @@ def _model(step: Step) -> StepCost:
     return projection_cost.step_cost(step, arch)
 
 
-def _take(backend: ModuleType, step: Step, arguments: Any, first: Any, second: Any) -> None:
-    lr = torch.tensor(0.1)
-    if step.moments == 2:
-        backend.adam_step_(*arguments, first, second, torch.tensor(1.0), lr, AdamRule())
-    else:
-        buffers, rule = (first, SgdRule(0.9)) if step.moments else (None, SgdRule())
-        backend.sgd_step_(*arguments, buffers, lr, rule)
+def _take(backend: ModuleType, moments: int, call: Any, buffers: list[Any], none: Any) -> None:
+    rules = (SgdRule(), SgdRule(0.9), AdamRule())
+    first, second = (*buffers[:moments], none, none)[:2]
+    one, lr = torch.tensor(1.0), torch.tensor(0.1)
+    backend.step_(call, Update(rules[moments], lr, first, second, one))
 
 
 def _dtypes(*itemsizes: int) -> list[torch.dtype]:
@@ -157,9 +156,9 @@ def _run_projection(step: Projection) -> None:
     groups = (torch.arange(p.classes) % p.groups).repeat(p.kernels, 1)
     target = torch.arange(p.batch) % p.classes
     settings = Settings(objective="softmax" if step.all_classes else "log")
-    first, second = torch.zeros(matrices.shape), torch.zeros(matrices.shape)
-    arguments = (z, matrices, vectors, groups, target, settings)
-    _take(projection_backend, step, arguments, first, second)
+    buffers = [torch.zeros(matrices.shape) for _ in range(2)]
+    call = ProjectionCall(z, matrices, vectors, groups, target, settings)
+    _take(projection_backend, step.moments, call, buffers, None)
 
 
 def _run_layer(step: Layer) -> None:
@@ -173,14 +172,12 @@ def _run_layer(step: Layer) -> None:
     )
     bias = torch.zeros(p.outputs, dtype=params_dtype) if step.bias else None
     params = Parameters(weight, bias, None)
-    first, second = (
-        Parameters(*(None if t is None else torch.zeros(t.shape) for t in params))  # type: ignore[arg-type]
-        for _ in range(2)
-    )
+    buffers = [tuple(None if t is None else torch.zeros(t.shape) for t in params) for _ in range(2)]
     target = torch.arange(p.batch) % p.classes
     objective = "softmax" if p.all_classes else "log"
     settings = Settings("gelu" if step.keeps_input else "leaky_relu", objective=objective)
-    _take(linear_backend, step, (x, params, vectors, target, settings), first, second)
+    call = LinearCall(x, params, vectors, target, settings)
+    _take(linear_backend, step.moments, call, buffers, NO_BUFFERS)
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
