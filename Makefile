@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py $(wildcard spela_kernels/*.[ch] spela_kernels/*/*.c)
+$(READY): pyproject.toml setup.py $(wildcard spela_kernels/*/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)

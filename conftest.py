@@ -18,8 +18,11 @@ if "SPELA_CACHE_DIR" not in os.environ:
 # Where triton is absent (macOS, Windows, CPU wheels) its modules cannot be imported, not even for doctests.
 if find_spec("triton") is None:
     collect_ignore_glob = [
-        "spela_kernels/launching.py",
-        "spela_kernels/triton_math.py",
+        "spela_kernels/gpu/fallback.py",
+        "spela_kernels/gpu/formulas.py",
+        "spela_kernels/gpu/launching.py",
+        "spela_kernels/gpu/loads.py",
+        "spela_kernels/gpu/updates.py",
         "spela_kernels/aot/*",
         "spela_kernels/*/kernels.py",
         "spela_kernels/*/*_kernel.py",

@@ -23,7 +23,9 @@ def passes(name: str, source: str, *headers: str) -> Extension:
 setup(
     ext_modules=[
         passes(
-            "spela_kernels._products", "spela_kernels/products.c", "spela_kernels/products_tile.h"
+            "spela_kernels.cpu._products",
+            "spela_kernels/cpu/products.c",
+            "spela_kernels/cpu/products_tile.h",
         ),
         passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c"),
         passes("spela_kernels.pooling._windows", "spela_kernels/pooling/windows.c"),

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from spela import symmetric_vectors
-from spela_kernels import gemm_choice
-from spela_kernels.compiled_products import fits
-from spela_kernels.gemm import add_product_, linear, onednn_works, product, update_product_
-from spela_kernels.gemm_choice import LIBRARIES
+from spela_kernels.cpu import gemm_choice
+from spela_kernels.cpu.gemm import add_product_, linear, onednn_works, product, update_product_
+from spela_kernels.cpu.gemm_choice import LIBRARIES
+from spela_kernels.cpu.products import fits
 from spela_kernels.rules import AdamRule, Step
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from spela.allocator import keep_freed_memory
 from spela.data import Dataset, load_dataset
 from spela.experiments import make_config
 from spela.experiments.runs import run
+from spela.process import keep_freed_memory
 from spela.training import TrainingDivergedError
 
 __all__ = ["held_out", "main"]

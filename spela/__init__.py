@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 try:
     from spela import optim
-    from spela.allocator import keep_freed_memory
     from spela.convert import convert
     from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, multiply_adds
-    from spela.grouping import class_grouping
     from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
     from spela.network import SpelaSequential
-    from spela.vectors import coulomb_energy, random_vectors, symmetric_vectors
+    from spela.process import keep_freed_memory
+    from spela.vectors import class_grouping, coulomb_energy, random_vectors, symmetric_vectors
 except KeyboardInterrupt:
     # torch takes seconds to import, and neither `spela` nor `python -m spela` can answer Ctrl-C before this.
     if Path(sys.argv[0]).stem not in ("spela", "-m"):

@@ -23,8 +23,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.steps import not_held
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
+from spela_kernels.cosines import scalar_like
 from spela_kernels.linear import Parameters
-from spela_kernels.rows import scalar_like
 from spela_kernels.rules import AdamRule, SgdRule, Step, fused_update_, update_
 
 __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]

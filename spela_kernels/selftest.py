@@ -1,7 +1,7 @@
 """`python -m spela_kernels.selftest`: are the Triton kernels right, and fast, on this GPU?
 
-Parity against float64 by the rule of `spela_kernels.parity`, launches and peak memory of a step, and its
-time beside eager PyTorch and torch.compile. Exit code 0: all passed; 1: something failed; 2: cannot run
+Parity against float64 by the rule of `spela_kernels.proof.parity`, launches and peak memory of a step, and
+its time beside eager PyTorch and torch.compile. Exit code 0: all passed; 1: something failed; 2: cannot run
 here. With TRITON_INTERPRET=1 only parity and launches are checked, on the CPU.
 """
 
@@ -22,11 +22,11 @@ from typing import NamedTuple
 import torch
 
 from spela_kernels.backend import use_backend
+from spela_kernels.cost.published_step import published_step
 from spela_kernels.linear import parity as linear
-from spela_kernels.measuring import measure_memory, measure_us, replayed
-from spela_kernels.parity import Case, counted_launches, mismatches
 from spela_kernels.projection import parity as projection
-from spela_kernels.published import published_step
+from spela_kernels.proof.meters import measure_memory, measure_us, replayed
+from spela_kernels.proof.parity import Case, counted_launches, mismatches
 
 __all__ = [
     "Row",

@@ -1,8 +1,9 @@
-"""Who may import whom: reads the imports and fails on an upward one, a cycle, a star or a missing __all__."""
+"""Every file is in a room of CONTRIBUTING's table; rooms import downwards only, without a cycle or a star."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -11,31 +12,25 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("spela_kernels", "spela")
 
-# Lowest first; a module may import its own row and the rows above it.
-LAYERS = [
-    ("spela_kernels",),
-    ("spela.sphere", "spela.allocator", "spela.denormals"),
-    ("spela.vectors", "spela.grouping"),
-    ("spela.layers",),
-    ("spela.optim",),
-    ("spela.costs",),
-    ("spela.early_exit",),
-    ("spela.network", "spela.convert", "spela.calibration"),
-    ("spela.data",),
-    ("spela.training",),
-    ("spela.streaming",),
-    ("spela.features",),
-    ("spela.baselines",),
-    ("spela.benchmarks",),
-    ("spela.experiments",),
-    ("spela.distributed",),
-    ("spela.report", "spela.results", "spela.modelled", "spela.card"),
-    ("spela.export", "spela.fitting", "spela.estimator"),
-    ("spela.cli",),
-    ("spela.__main__",),
-]
-# The packages' front doors re-export what lies below them.
-FRONT = {"spela"}
+# Loose files on the top floors, `__init__.py` and the like among them.
+MOST_LOOSE = {"spela_kernels": 12, "spela": 9}
+
+
+def _rooms() -> list[tuple[str, ...]]:
+    """The folders and files of each row of CONTRIBUTING's table, lowest first."""
+    rooms = []
+    for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("| `"):
+            continue
+        names = re.findall(r"`([^`]+)`", line.split("|")[1])
+        folder = names[0].rpartition("/")[0]  # of those that are named without one
+        rooms.append(tuple(n if "/" in n or n == names[0] else f"{folder}/{n}" for n in names))
+    return rooms
+
+
+ROOMS = _rooms()
+# The packages' front doors re-export what lies below them; `python -m spela` opens the top.
+FRONT = {"spela", "spela_kernels", "spela.__main__"}
 
 
 def _modules() -> dict[str, Path]:
@@ -69,10 +64,12 @@ def _imports(name: str) -> set[str]:
 
 
 def _row(name: str) -> int:
-    for row, prefixes in enumerate(LAYERS):
-        if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes):
+    """The row of CONTRIBUTING's table that a module is in."""
+    path = MODULES[name].relative_to(ROOT).as_posix()
+    for row, places in enumerate(ROOMS):
+        if any(path == place or path.startswith(place + "/") for place in places):
             return row
-    raise AssertionError(f"{name} has no row in LAYERS: give it one")
+    raise AssertionError(f"{path} is in no room of CONTRIBUTING's table: move it, or give it a row")
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - FRONT))
@@ -81,6 +78,22 @@ def test_imports_flow_downwards(name: str) -> None:
     assert not upward, f"{name} imports upwards: {', '.join(sorted(upward))}"
     if _row(name) < _row("spela.cli"):
         assert "spela" not in _imports(name), f"{name} imports the package's front door"
+
+
+def test_every_room_is_there_and_none_is_in_another() -> None:
+    places = [place for room in ROOMS for place in room]
+    assert len(places) == len(set(places)) > 20
+    for place in places:
+        assert (ROOT / place).exists(), f"CONTRIBUTING's table names {place}, which is not there"
+        inside = [other for other in places if other.startswith(place + "/")]
+        assert not inside, f"{', '.join(inside)}: already in the room {place}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_top_floors_stay_clear(package: str) -> None:
+    loose = sorted(path.name for path in (ROOT / package).iterdir() if path.is_file())
+    loose = [name for name in loose if not name.endswith((".so", ".pyd"))]
+    assert len(loose) <= MOST_LOOSE[package], f"too many loose files in {package}: {loose}"
 
 
 def test_no_cycles() -> None:

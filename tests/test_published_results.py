@@ -11,7 +11,7 @@ import pytest
 from spela.experiments.plan import Options, plan
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import build_table, read_tables
-from spela.results.readme import BEGIN, END, main_table
+from spela.reports.readme import BEGIN, END, main_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

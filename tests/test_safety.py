@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from spela.card import describe
 from spela.cli import main
 from spela.data import load_dataset, read_inputs
 from spela.experiments import load_run, make_config, run
+from spela.reports.card import describe
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("spela", "spela_kernels", "examples", "bench")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy
 import torch
 
-from spela_kernels.compiled_products import fits
-from spela_kernels.gemm import onednn_works
-from spela_kernels.gemm_choice import machine_name, pinned_library
+from spela_kernels.cpu.gemm import onednn_works
+from spela_kernels.cpu.gemm_choice import machine_name, pinned_library
+from spela_kernels.cpu.products import fits
 from spela_kernels.linear import compiled as rows
 from spela_kernels.pooling import compiled as maps
 

@@ -1,8 +1,8 @@
 """The cost model's table: a fused layer step beside the published one, on GPUs that need not be here.
 
 Both sides are judged alike: every launch finds nothing of use in the cache and takes the time of
-`spela_kernels.roofline`. Ours is counted from the tile rules, eager PyTorch's by watching its step run on
-tensors without data. The result is a model, not a measurement.
+`spela_kernels.cost.roofline`. Ours is counted from the tile rules, eager PyTorch's by watching its step run
+on tensors without data. The result is a model, not a measurement.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spela_kernels.cost.published_step import published_step
+from spela_kernels.cost.roofline import LAUNCH_US, Gpu, launch_us
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step, step_cost
-from spela_kernels.published import published_step
-from spela_kernels.roofline import LAUNCH_US, Gpu, launch_us
 
 __all__ = [
     "DTYPES",
@@ -152,7 +152,7 @@ def model_steps(
     """Model an SGD step with the `log` objective of each of the paper's layers at batch 50.
 
     Args:
-        gpus: Rows of `spela_kernels.roofline.GPUS`.
+        gpus: Rows of `spela_kernels.cost.roofline.GPUS`.
         dtype: float32, float16 or bfloat16.
         overhead_us: Assumed for every launch, of ours and of eager PyTorch's alike.
 
@@ -163,7 +163,7 @@ def model_steps(
         ValueError: If the dtype is none of these.
 
     Example:
-        >>> from spela_kernels.roofline import GPUS
+        >>> from spela_kernels.cost.roofline import GPUS
         >>> [row.launches for row in model_steps([GPUS["A100"]])]
         [3, 3, 3, 3, 3]
     """

@@ -14,7 +14,7 @@ from spela.benchmarks.clock import interleaved_medians
 from spela.layers import SpelaLinear
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
-from spela_kernels.gemm import onednn_works
+from spela_kernels.cpu.gemm import onednn_works
 
 __all__ = ["NETWORK_CASES", "VARIANTS", "NetworkCase", "check_parity", "floor_step"]
 

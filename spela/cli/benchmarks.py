@@ -10,10 +10,10 @@ import typer
 
 from spela.benchmarks import GROUPS, describe_machine, format_rows, run_groups
 from spela.benchmarks import to_json as measured_to_json
+from spela.benchmarks.modelled import DTYPES, format_table, model_steps, to_json
 from spela.cli.options import Threads, path_option, pick_device, set_threads
-from spela.modelled import DTYPES, format_table, model_steps, to_json
 from spela.training.records import write_atomically
-from spela_kernels.roofline import GPUS, LAUNCH_US, find_gpu
+from spela_kernels.cost.roofline import GPUS, LAUNCH_US, find_gpu
 
 __all__ = ["bench"]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from spela.allocator import keep_freed_memory
 from spela.cli.benchmarks import bench
 from spela.cli.console import INTERRUPTED, printing_anywhere
 from spela.cli.exporting import export
@@ -20,7 +19,7 @@ from spela.cli.reproduce import reproduce_command
 from spela.cli.settings import check_environment
 from spela.cli.trained import evaluate_command, info, predict
 from spela.cli.training import demo, train
-from spela.denormals import flush_denormals
+from spela.process import flush_denormals, keep_freed_memory
 from spela.training import TrainingDivergedError
 
 __all__ = ["app", "run"]

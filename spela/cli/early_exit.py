@@ -7,7 +7,7 @@ from torch import nn
 
 from spela.data import Dataset
 from spela.network import SpelaSequential
-from spela.results.cells import change_text
+from spela.reports.cells import change_text
 from spela.training import evaluate_early_exit
 
 __all__ = ["print_early_exit"]

@@ -14,8 +14,8 @@ from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS, find_experiments
 from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import Outcome, writing_results
-from spela.results import check_readme, update_readme, write_pages
-from spela.results.cells import difference_text
+from spela.reports import check_readme, update_readme, write_pages
+from spela.reports.cells import difference_text
 from spela_kernels.workers import check_workers
 
 __all__ = ["reproduce_command"]

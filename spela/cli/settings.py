@@ -10,9 +10,9 @@ import torch
 from spela.data import default_data_root
 from spela_kernels import available_backends, select_backend
 from spela_kernels.backend import named_backend
+from spela_kernels.cpu.gemm import libraries_here
+from spela_kernels.cpu.gemm_choice import cache_folder, pinned_library
 from spela_kernels.environment import text_of
-from spela_kernels.gemm import libraries_here
-from spela_kernels.gemm_choice import cache_folder, pinned_library
 
 __all__ = ["check_environment", "settings_in_force"]
 

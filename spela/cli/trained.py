@@ -12,7 +12,6 @@ import torch
 import typer
 
 import spela
-from spela.card import as_markdown, as_text, describe, printable
 from spela.cli.early_exit import print_early_exit
 from spela.cli.options import (
     DataRoot,
@@ -30,9 +29,10 @@ from spela.cli.options import (
 from spela.cli.settings import settings_in_force
 from spela.data import dataset_names, is_available, prepare, read_inputs
 from spela.experiments import LoadedRun, load_data, load_run
+from spela.reports.card import as_markdown, as_text, describe, printable
 from spela.training import batch_statistics_accuracy, evaluate
 from spela.training.records import write_atomically
-from spela_kernels.compiled_products import fits
+from spela_kernels.cpu.products import fits
 from spela_kernels.linear import compiled as rows
 from spela_kernels.pooling import compiled as maps
 

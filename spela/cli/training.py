@@ -28,7 +28,7 @@ from spela.data import Dataset, dataset_names, is_available, load_dataset
 from spela.distributed import Ranks, SharedRunFolder, run_parallel
 from spela.experiments import RECIPES, load_data, load_run, make_config
 from spela.experiments import run as run_training
-from spela.report import write_report
+from spela.reports.run import write_report
 from spela.training import (
     Listener,
     Listeners,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spela.costs import LayerCost, layer_costs, multiply_adds
+from spela.early_exit.costs import LayerCost, layer_costs, multiply_adds
 from spela.layers import LocalLayer
 from spela_kernels.contracts import check_labels, check_target
 

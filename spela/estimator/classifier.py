@@ -20,9 +20,9 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor
 from tqdm import tqdm
 
-from spela.calibration import fit_temperature
 from spela.data import epoch_generator
-from spela.fitting import (
+from spela.estimator.calibration import fit_temperature
+from spela.estimator.fitting import (
     build_rows_network,
     check_range,
     held_out,
@@ -80,8 +80,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         loss_curve_: Mean training loss of the layers in every epoch.
         validation_scores_: Accuracy on the part held out after every epoch; None without one.
         temperature_: T of predict_proba = softmax(decision / T), fitted by maximum likelihood on labels
-            with Laplace smoothing (`spela.calibration`): on the part held out by early_stopping; without
-            it on the training samples, which makes probabilities too sure; in partial_fit on the last
+            with Laplace smoothing (`spela/estimator/calibration.py`): on the part held out by early_stopping;
+            without it on the training samples, which makes probabilities too sure; in partial_fit on the last
             1,000 samples, scored before they were learnt.
         net_: The trained `SpelaSequential`.
         optimizer_: Its `LocalAdam`.

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spela.costs import layer_costs
 from spela.data import prepare
-from spela.early_exit import ExitPolicy, calibrate_thresholds, mean_multiply_adds
+from spela.early_exit import ExitPolicy, calibrate_thresholds, layer_costs, mean_multiply_adds
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
 from spela.experiments.runs import load_data, load_run

@@ -9,11 +9,11 @@ from torch import nn
 
 from spela.baselines import BackpropSequential
 from spela.experiments.rivals import FLOAT32, Network, build_rival
-from spela.grouping import Groups, class_grouping, most_groups
 from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
+from spela.vectors import Groups, class_grouping, most_groups
 from spela_kernels.activations import get_activation
 
 __all__ = ["build_network", "build_optimizer", "least_weights"]

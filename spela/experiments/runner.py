@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 
-from spela.allocator import keep_freed_memory
 from spela.data import Dataset
-from spela.denormals import flush_denormals
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
+from spela.process import flush_denormals, keep_freed_memory
 from spela.training import InUseError, RunConfig, RunFolder, read_checkpoint, read_evidence
 from spela.training.lock import only_writer
 

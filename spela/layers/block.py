@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spela_kernels.cosines import widened
 from spela_kernels.pooling import Normal, activate, descend, scatter_to_maxima_, window_maxima
-from spela_kernels.rows import widened
 
 __all__ = ["Block", "Stages", "block_backward", "block_forward"]
 

@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.grouping import Groups, class_grouping, group_vectors, most_groups
 from spela.layers.block import Stages, block_backward, block_forward
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
 from spela.layers.maps import convolved_size
 from spela.layers.steps import learning, owns, step_by_gradient
-from spela.vectors import check_directions, check_vectors
+from spela.vectors import (
+    Groups,
+    check_directions,
+    check_vectors,
+    class_grouping,
+    group_vectors,
+    most_groups,
+)
 from spela_kernels import projection_forward, projection_loss
 from spela_kernels.contracts import check_labels, check_target, check_tensors
 from spela_kernels.objectives import get_objective

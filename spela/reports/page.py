@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
-from spela.results.cells import COLUMNS, cells, deviation_text, missing
-from spela.results.geometry import layers_figure, layers_run
-from spela.results.plots import table_figures
+from spela.reports.cells import COLUMNS, cells, deviation_text, missing
+from spela.reports.geometry import layers_figure, layers_run
+from spela.reports.plots import table_figures
 from spela.training.records import write_atomically
 
 __all__ = ["write_pages"]
@@ -62,7 +62,7 @@ def write_pages(options: Options) -> tuple[Path, Path]:
         environment = jinja2.Environment(
             autoescape=template.endswith("html"), trim_blocks=True, lstrip_blocks=True
         )
-        source = files("spela").joinpath("templates", template).read_text(encoding="utf-8")
+        source = files("spela.reports").joinpath("templates", template).read_text(encoding="utf-8")
         text = environment.from_string(source).render(context)
         path = options.folder / name
         write_atomically(path, partial(_write, text.encode()))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from spela.experiments.registry import EXPERIMENTS
-from spela.report import diagnostics_figure
+from spela.reports.run import diagnostics_figure
 from spela.training import RunFolder, read_evidence
 
 __all__ = ["table_figures"]

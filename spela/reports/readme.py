@@ -9,7 +9,7 @@ from typing import Any
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
-from spela.results.cells import cells, change_text
+from spela.reports.cells import cells, change_text
 from spela.training.records import write_atomically
 
 __all__ = ["check_readme", "main_table", "update_readme"]

@@ -223,7 +223,7 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
         png = _png(figure)
         write_atomically(plots / f"{name}.png", partial(_write_bytes, png))
         shown.append({"title": title, "data": base64.b64encode(png).decode("ascii")})
-    template = files("spela").joinpath("templates/run.html").read_text(encoding="utf-8")
+    template = files("spela.reports").joinpath("templates/run.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template)
     html = page.render(
         title=f"SPELA run {folder.path.name}",

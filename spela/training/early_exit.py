@@ -9,9 +9,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from spela.costs import layer_costs
 from spela.data import Batches, epoch_generator
-from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, mean_multiply_adds
+from spela.early_exit import (
+    ExitPolicy,
+    Prediction,
+    calibrate_thresholds,
+    layer_costs,
+    mean_multiply_adds,
+)
 from spela.network import SpelaSequential
 
 __all__ = ["ExitEvaluation", "evaluate_early_exit"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spela.vectors import class_vectors
+from spela.vectors.symmetric import class_vectors
 
 __all__ = ["Groups", "class_grouping", "group_vectors", "most_groups"]
 

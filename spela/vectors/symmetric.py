@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spela.sphere import best_minimum, coulomb, stress, unit_rows
+from spela.vectors.sphere import best_minimum, coulomb, stress, unit_rows
 
 __all__ = [
     "VECTOR_KINDS",

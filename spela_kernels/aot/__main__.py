@@ -18,7 +18,7 @@ import triton
 from spela_kernels.aot.compile import Row, compile_job
 from spela_kernels.aot.jobs import Job, plan
 from spela_kernels.aot.report import HEADER, failures, line
-from spela_kernels.architectures import ARCHITECTURES
+from spela_kernels.gpu.architectures import ARCHITECTURES
 from spela_kernels.workers import check_workers
 
 __all__ = ["main"]

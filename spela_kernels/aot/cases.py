@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spela_kernels.architectures import Architecture
+from spela_kernels.gpu.architectures import Architecture
 
 __all__ = ["HALF", "Case", "CaseGenerator", "Variant", "dtypes", "labelled", "shaped", "variants"]
 

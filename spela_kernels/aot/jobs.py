@@ -15,8 +15,8 @@ from triton.runtime import jit
 from spela_kernels.aot.cases import CaseGenerator
 from spela_kernels.aot.linear_cases import linear_cases
 from spela_kernels.aot.projection_cases import projection_cases
-from spela_kernels.architectures import ARCHITECTURES, Architecture
-from spela_kernels.launching import Launch, record_launches
+from spela_kernels.gpu.architectures import ARCHITECTURES, Architecture
+from spela_kernels.gpu.launching import Launch, record_launches
 
 __all__ = ["OPS", "Job", "gpu_target", "plan", "specialise"]
 

@@ -10,8 +10,8 @@ import torch
 
 from spela_kernels.activations import ACTIVATIONS
 from spela_kernels.aot.cases import Case, dtypes, labelled, shaped, variants
-from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
+from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.linear import triton_backend
 from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Parameters
 from spela_kernels.objectives import OBJECTIVES

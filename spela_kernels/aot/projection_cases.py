@@ -9,8 +9,8 @@ from itertools import product
 import torch
 
 from spela_kernels.aot.cases import Case, dtypes, labelled, shaped, variants
-from spela_kernels.architectures import Architecture
 from spela_kernels.contracts import Settings
+from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.objectives import OBJECTIVES
 from spela_kernels.projection import triton_backend
 from spela_kernels.projection.types import Call

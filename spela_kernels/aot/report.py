@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spela_kernels.aot.compile import Row
-from spela_kernels.architectures import ARCHITECTURES
+from spela_kernels.gpu.architectures import ARCHITECTURES
 
 __all__ = ["HEADER", "failures", "line"]
 

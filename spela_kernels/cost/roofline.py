@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spela_kernels.architectures import Architecture, find_architecture
+from spela_kernels.gpu.architectures import Architecture, find_architecture
 
 __all__ = ["GPUS", "LAUNCH_US", "Gpu", "find_gpu", "launch_us"]
 

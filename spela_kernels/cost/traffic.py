@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spela_kernels.architectures import Architecture
+from spela_kernels.gpu.architectures import Architecture
 
 __all__ = [
     "LaunchCost",

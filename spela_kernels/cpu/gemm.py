@@ -2,7 +2,7 @@
 
 `blas` is torch.addmm (MKL in the wheels for x86), whose `beta` makes the update of a weight the product's own
 epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product; a
-weight's update is then a pass of its own. `compiled` (`compiled_products`) fuses bias and LeakyReLU, and the
+weight's update is then a pass of its own. `compiled` (`products`) fuses bias and LeakyReLU, and the
 update.
 Which is faster depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
 """
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spela_kernels import compiled_products
 from spela_kernels.activations import get_activation
-from spela_kernels.gemm_choice import choose_library, pinned_library
+from spela_kernels.cpu import products
+from spela_kernels.cpu.gemm_choice import choose_library, pinned_library
 from spela_kernels.rules import AdamRule, Step, fused_update_
 
 __all__ = [
@@ -80,7 +80,7 @@ def libraries_here() -> tuple[str, ...]:
     Raises:
         ValueError: If SPELA_CPU_GEMM names no library, or one that is not here.
     """
-    able = compiled_products.fits()
+    able = products.fits()
     names = _ABLE[onednn_works(), able]
     pinned = pinned_library()
     if pinned is not None and pinned not in names:
@@ -130,14 +130,14 @@ def linear(
     phi = None if activation is None else get_activation(activation)
     # What a library applies under this name; a row that is not in the kernels is left to its function.
     name = "identity" if phi is None else phi.name if phi.in_kernels else ""
-    library = _library("linear", x, weight, compiled_products.linear_fits(x, weight, bias))
+    library = _library("linear", x, weight, products.linear_fits(x, weight, bias))
     if library == "onednn":
         z = _onednn(x, weight, bias, name if name in _FUSED else "identity", float(slope))
         if name in _FUSED:
             return z, z
     elif library == "compiled":
         leaky = name == "leaky_relu"
-        z = compiled_products.linear(x, weight, bias, float(slope) if leaky else 1.0)
+        z = products.linear(x, weight, bias, float(slope) if leaky else 1.0)
         if leaky or name == "identity":
             return z, z
     else:
@@ -182,9 +182,9 @@ def add_product_(total: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: fl
     """
     library = "onednn"
     if total.dtype == dz.dtype:
-        library = _library("update", x, dz, compiled_products.fits(x, dz, total))
+        library = _library("update", x, dz, products.fits(x, dz, total))
     if library == "compiled":
-        compiled_products.sgd_product_(total, dz, x, beta=beta, alpha=alpha)
+        products.sgd_product_(total, dz, x, beta=beta, alpha=alpha)
     elif library == "blas":
         total.addmm_(dz.T, x, beta=beta, alpha=alpha)
     else:
@@ -213,9 +213,9 @@ def update_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | N
     if isinstance(rule, AdamRule):
         assert first is not None
         assert second is not None
-        able = compiled_products.fits(x, dz, weight, first, second)
+        able = products.fits(x, dz, weight, first, second)
         if _library("adam", x, dz, able) == "compiled":
-            return compiled_products.adam_product_(weight, dz, x, step)
+            return products.adam_product_(weight, dz, x, step)
     elif not rule.nesterov and weight.dtype == torch.promote_types(dz.dtype, torch.float32):
         if first is None:
             size = float(lr)
@@ -231,7 +231,7 @@ def update_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | N
 
 def _run_linear(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     if library == "compiled":
-        compiled_products.linear(x, weight, None, 0.01)
+        products.linear(x, weight, None, 0.01)
     elif library == "onednn":
         _onednn(x, weight, None, "leaky_relu", 0.01)
     else:
@@ -247,7 +247,7 @@ def _run_product(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
 
 def _run_update(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     if library == "compiled":
-        compiled_products.sgd_product_(weight, dz, x, beta=1.0, alpha=0.01)
+        products.sgd_product_(weight, dz, x, beta=1.0, alpha=0.01)
     elif library == "onednn":
         weight.add_(_onednn(dz.T, x.T, None, "identity", 0.0), alpha=0.01)
     else:
@@ -258,7 +258,7 @@ def _run_adam(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     first, second, one = torch.ones_like(weight), torch.ones_like(weight), weight.new_ones(())
     step: Step[Tensor | None] = Step(AdamRule(), one, first, second, one)
     if library == "compiled":
-        compiled_products.adam_product_(weight, dz, x, step)
+        products.adam_product_(weight, dz, x, step)
         return
     if library == "onednn":
         gradient = _onednn(dz.T, x.T, None, "identity", 0.0)

@@ -18,7 +18,7 @@ __all__ = ["adam_product_", "fits", "linear", "linear_fits", "sgd_product_"]
 
 _products: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
-    _products = import_module("spela_kernels._products")
+    _products = import_module("spela_kernels.cpu._products")
 
 
 def fits(*tensors: Tensor) -> bool:

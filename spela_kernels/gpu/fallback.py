@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from spela_kernels.launching import architecture_of
+from spela_kernels.gpu.launching import architecture_of
 from spela_kernels.rules import Step
 
 __all__ = ["guarded", "on_device", "step_on_device", "warn_of_fallback"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from spela_kernels.architectures import Architecture, find_architecture
+from spela_kernels.gpu.architectures import Architecture, find_architecture
 
 __all__ = [
     "Launch",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.rows import NORM_EPS
+from spela_kernels.cosines import NORM_EPS
 
 __all__ = ["ROW_EPS", "inverse_norm", "load_labels", "load_tile"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from spela_kernels.architectures import Architecture
+from spela_kernels.gpu.architectures import Architecture
 
 __all__ = ["ReductionLoop", "count_tiles", "fitting", "power", "reduction_loop"]
 

@@ -8,8 +8,8 @@ import math
 import triton
 import triton.language as tl
 
+from spela_kernels.gpu.formulas import expm1
 from spela_kernels.rules import AdamRule, SgdRule
-from spela_kernels.triton_math import expm1
 
 __all__ = ["apply_step", "ordered_sum", "step_constants"]
 

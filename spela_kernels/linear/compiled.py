@@ -14,9 +14,9 @@ from torch import Tensor
 
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
-from spela_kernels.gemm import linear, product
+from spela_kernels.cosines import NORM_EPS
+from spela_kernels.cpu.gemm import linear, product
 from spela_kernels.objectives import COSINE_MARGIN, get_objective
-from spela_kernels.rows import NORM_EPS
 
 __all__ = ["RowStep", "is_built", "step_rows"]
 

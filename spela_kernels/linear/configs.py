@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from spela_kernels.architectures import Architecture
-from spela_kernels.tiles import count_tiles, fitting, power, reduction_loop
+from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.gpu.tiles import count_tiles, fitting, power, reduction_loop
 
 __all__ = [
     "FinaliseConfig",
@@ -133,7 +133,7 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
     """Choices for the forward kernel.
 
     Example:
-        >>> from spela_kernels.architectures import find_architecture
+        >>> from spela_kernels.gpu.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
         >>> pick_forward(Problem(50, 784, 1024, 10, itemsize=4, weight_itemsize=4), a100)[0].block_o
         16
@@ -196,7 +196,7 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
     """Choices for the gradient/update kernel.
 
     Example:
-        >>> from spela_kernels.architectures import find_architecture
+        >>> from spela_kernels.gpu.architectures import find_architecture
         >>> h100 = find_architecture("sm_90")
         >>> problem = Problem(50, 784, 1024, 10, itemsize=4, weight_itemsize=4)
         >>> pick_update(problem, h100)[0].programs(problem) > 2 * h100.multiprocessors

@@ -1,6 +1,6 @@
 """What a linear layer's step costs: bytes and flops of each launch, from the tile rules. Pure Python.
 
-`spela_kernels.traffic` says what such a model knows and what not.
+`spela_kernels.cost.traffic` says what such a model knows and what not.
 
 Axes: B batch, I in, O out, C classes, T column tiles of the forward kernel.
 """
@@ -9,17 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spela_kernels.architectures import Architecture
-from spela_kernels.linear.configs import (
-    FinaliseConfig,
-    ForwardConfig,
-    Problem,
-    UpdateConfig,
-    pick_finalise,
-    pick_forward,
-    pick_update,
-)
-from spela_kernels.traffic import (
+from spela_kernels.cost.traffic import (
     LaunchCost,
     StepCost,
     Traffic,
@@ -29,6 +19,16 @@ from spela_kernels.traffic import (
     read,
     tiles,
     write,
+)
+from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.linear.configs import (
+    FinaliseConfig,
+    ForwardConfig,
+    Problem,
+    UpdateConfig,
+    pick_finalise,
+    pick_forward,
+    pick_update,
 )
 
 __all__ = ["Step", "step_cost"]
@@ -215,7 +215,7 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
         Bytes and flops of forward, finalise and update.
 
     Example:
-        >>> from spela_kernels.architectures import find_architecture
+        >>> from spela_kernels.gpu.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
         >>> cost = step_cost(Step(Problem(50, 784, 1024, 10, 4, 4)), a100)
         >>> [launch.programs for launch in cost.launches]

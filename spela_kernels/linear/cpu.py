@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.gemm import linear, product, update_product_
+from spela_kernels.cosines import NORM_EPS, widened
+from spela_kernels.cpu.gemm import linear, product, update_product_
 from spela_kernels.linear.compiled import step_rows
 from spela_kernels.linear.types import Buffers, Call, Forward, Gradient, step_of
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
-from spela_kernels.rows import NORM_EPS, widened
 from spela_kernels.rules import Step, fused_update_
 
 __all__ = ["backward", "forward", "scores", "step_"]

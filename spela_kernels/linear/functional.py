@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spela_kernels.cosines import scalar_like
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.linear.types import Gradient, Parameters
 from spela_kernels.precision import autocast_input, recordable, without_grad
-from spela_kernels.rows import scalar_like
 
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
 

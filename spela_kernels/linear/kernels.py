@@ -19,8 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.triton_math import activate, activation_slope, label_derivative, label_loss
-from spela_kernels.triton_rows import ROW_EPS, inverse_norm, load_labels
+from spela_kernels.gpu.formulas import activate, activation_slope, label_derivative, label_loss
+from spela_kernels.gpu.loads import ROW_EPS, inverse_norm, load_labels
 
 __all__ = ["finalise_kernel", "forward_kernel"]
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.architectures import Architecture
-from spela_kernels.launching import architecture_of, launch, strides, vector_width
+from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.gpu.launching import architecture_of, launch, strides, vector_width
+from spela_kernels.gpu.updates import step_constants
 from spela_kernels.linear.configs import (
     FinaliseConfig,
     ForwardConfig,
@@ -32,7 +33,6 @@ from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Gradient, Para
 from spela_kernels.linear.update_kernel import update_kernel
 from spela_kernels.objectives import get_objective
 from spela_kernels.rules import Step
-from spela_kernels.triton_steps import step_constants
 
 __all__ = ["Plan", "Projected", "Rows", "launch_finalise", "launch_forward", "launch_update"]
 

@@ -16,7 +16,7 @@ from spela_kernels.contracts import Settings
 from spela_kernels.linear.functional import linear_sgd_
 from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
 from spela_kernels.objectives import OBJECTIVES
-from spela_kernels.parity import every_second, make_state, make_step, unchanged
+from spela_kernels.proof.parity import every_second, make_state, make_step, unchanged
 
 __all__ = ["CASES", "LARGE", "QUICK", "Case"]
 

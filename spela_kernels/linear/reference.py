@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
+from spela_kernels.cosines import cosine_gradient, unit_rows, widened
 from spela_kernels.linear.types import Buffers, Call, Forward, Gradient, step_of
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
-from spela_kernels.rows import cosine_gradient, unit_rows, widened
 from spela_kernels.rules import Step, update_
 
 __all__ = ["backward", "forward", "scores", "step_"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.guarding import guarded, on_device, step_on_device, warn_of_fallback
+from spela_kernels.gpu.fallback import guarded, on_device, step_on_device, warn_of_fallback
 from spela_kernels.linear import reference
 from spela_kernels.linear.launch import (
     Plan,

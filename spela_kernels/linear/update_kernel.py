@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.triton_math import activation_slope, label_derivative
-from spela_kernels.triton_rows import inverse_norm, load_labels
-from spela_kernels.triton_steps import apply_step, ordered_sum
+from spela_kernels.gpu.formulas import activation_slope, label_derivative
+from spela_kernels.gpu.loads import inverse_norm, load_labels
+from spela_kernels.gpu.updates import apply_step, ordered_sum
 
 __all__ = ["update_kernel"]
 

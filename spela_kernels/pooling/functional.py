@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spela_kernels.cosines import widened
 from spela_kernels.pooling import compiled
 from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
-from spela_kernels.rows import widened
 
 __all__ = ["activate", "descend", "scatter_to_maxima_", "window_maxima"]
 

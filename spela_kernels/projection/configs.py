@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from spela_kernels.architectures import Architecture
-from spela_kernels.tiles import count_tiles, fitting, power, reduction_loop
+from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.gpu.tiles import count_tiles, fitting, power, reduction_loop
 
 __all__ = [
     "LARGEST_DIM",
@@ -154,7 +154,7 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
     """Choices for the forward kernel.
 
     Example:
-        >>> from spela_kernels.architectures import find_architecture
+        >>> from spela_kernels.gpu.architectures import find_architecture
         >>> a100 = find_architecture("sm_80")
         >>> pick_forward(Problem(64, 128, 900, 100, 9, 10, itemsize=4), a100)[0].block_e
         128
@@ -213,7 +213,7 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
     """Choices for the kernel of dz and dP.
 
     Example:
-        >>> from spela_kernels.architectures import find_architecture
+        >>> from spela_kernels.gpu.architectures import find_architecture
         >>> h100 = find_architecture("sm_90")
         >>> problem = Problem(64, 128, 900, 100, 9, 10, itemsize=4)
         >>> pick_update(problem, h100)[0].programs(problem) > 2 * h100.multiprocessors

@@ -1,6 +1,6 @@
 """What a grouped projection's step costs: bytes and flops of each launch, from the tile rules. Pure Python.
 
-`spela_kernels.traffic` says what such a model knows and what not.
+`spela_kernels.cost.traffic` says what such a model knows and what not.
 
 Axes: B batch, K kernels, D pooled map size, E symmetric dimension, G groups, C classes.
 """
@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spela_kernels.architectures import Architecture
+from spela_kernels.cost.traffic import (
+    LaunchCost,
+    StepCost,
+    Traffic,
+    covered,
+    fp32_product,
+    product,
+    read,
+    tiles,
+    write,
+)
+from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.projection.configs import (
     ClassesConfig,
     ForwardConfig,
@@ -20,17 +31,6 @@ from spela_kernels.projection.configs import (
     pick_forward,
     pick_gradient,
     pick_update,
-)
-from spela_kernels.traffic import (
-    LaunchCost,
-    StepCost,
-    Traffic,
-    covered,
-    fp32_product,
-    product,
-    read,
-    tiles,
-    write,
 )
 
 __all__ = ["Step", "step_cost"]
@@ -210,7 +210,7 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
         Bytes and flops of each launch.
 
     Example:
-        >>> from spela_kernels.architectures import find_architecture
+        >>> from spela_kernels.gpu.architectures import find_architecture
         >>> h100 = find_architecture("sm_90")
         >>> cost = step_cost(Step(Problem(64, 128, 900, 100, 9, 10, itemsize=4)), h100)
         >>> [(launch.name, launch.programs) for launch in cost.launches]

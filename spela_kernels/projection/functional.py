@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spela_kernels.cosines import scalar_like
 from spela_kernels.precision import autocast_input, recordable, without_grad
 from spela_kernels.projection.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.projection.types import Gradient
-from spela_kernels.rows import scalar_like
 
 __all__ = [
     "projection_adam_",

@@ -20,8 +20,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.triton_math import label_derivative, label_loss
-from spela_kernels.triton_rows import ROW_EPS, inverse_norm, load_labels, load_tile
+from spela_kernels.gpu.formulas import label_derivative, label_loss
+from spela_kernels.gpu.loads import ROW_EPS, inverse_norm, load_labels, load_tile
 
 __all__ = ["classes_kernel", "forward_kernel", "gradient_kernel"]
 

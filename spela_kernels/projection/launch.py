@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spela_kernels.architectures import Architecture
-from spela_kernels.launching import architecture_of, launch, strides, vector_width
+from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.gpu.launching import architecture_of, launch, strides, vector_width
+from spela_kernels.gpu.updates import step_constants
 from spela_kernels.objectives import get_objective
 from spela_kernels.projection.configs import (
     ClassesConfig,
@@ -30,7 +31,6 @@ from spela_kernels.projection.kernels import classes_kernel, forward_kernel, gra
 from spela_kernels.projection.types import Call
 from spela_kernels.projection.update_kernel import update_kernel
 from spela_kernels.rules import Step
-from spela_kernels.triton_steps import step_constants
 
 __all__ = [
     "Classes",

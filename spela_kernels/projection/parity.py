@@ -12,9 +12,9 @@ from torch import Tensor
 
 from spela_kernels.contracts import Settings
 from spela_kernels.objectives import OBJECTIVES, get_objective
-from spela_kernels.parity import every_second, make_state, make_step, unchanged
 from spela_kernels.projection.functional import projection_sgd_
 from spela_kernels.projection.types import Call
+from spela_kernels.proof.parity import every_second, make_state, make_step, unchanged
 
 __all__ = ["CASES", "LARGE", "QUICK", "Case"]
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spela_kernels.cosines import cosine_gradient, unit_rows, widened
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
 from spela_kernels.projection.types import Call, Forward, Gradient
-from spela_kernels.rows import cosine_gradient, unit_rows, widened
 from spela_kernels.rules import Step, update_
 
 __all__ = ["backward", "backward_rows", "forward", "scores", "step_"]

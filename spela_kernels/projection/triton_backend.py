@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from spela_kernels.guarding import guarded, on_device, step_on_device, warn_of_fallback
+from spela_kernels.gpu.fallback import guarded, on_device, step_on_device, warn_of_fallback
 from spela_kernels.projection import reference
 from spela_kernels.projection.configs import LARGEST_DIM
 from spela_kernels.projection.launch import (

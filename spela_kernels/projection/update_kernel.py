@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.triton_rows import load_tile
-from spela_kernels.triton_steps import apply_step, ordered_sum
+from spela_kernels.gpu.loads import load_tile
+from spela_kernels.gpu.updates import apply_step, ordered_sum
 
 __all__ = ["update_kernel"]
 

@@ -173,6 +173,6 @@ def counted_launches() -> Iterator[list[str]]:
         return counted
 
     # Only here: it needs triton, which is absent on some machines.
-    launching = import_module("spela_kernels.launching")
+    launching = import_module("spela_kernels.gpu.launching")
     with patch.object(launching, "run", counting(launching.run)):
         yield names

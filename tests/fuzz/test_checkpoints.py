@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from spela.card import as_markdown, as_text, describe
 from spela.cli import main
 from spela.data import load_dataset
 from spela.experiments import build_network, build_optimizer, load_run, make_config, run
+from spela.reports.card import as_markdown, as_text, describe
 from spela.training import load_checkpoint, restore
 
 MODELS: dict[str, dict[str, Any]] = {

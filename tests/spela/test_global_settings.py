@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import spela_kernels.gemm
+import spela_kernels.cpu.gemm
 from spela import SpelaClassifier, SpelaConv2d, SpelaLinear, SpelaSequential, optim
 from spela.data import load_dataset
 from spela.early_exit import calibrate_thresholds
 from spela.experiments import make_config, run
 from spela.streaming import StreamingClassifier
-from spela_kernels import gemm_choice
+from spela_kernels.cpu import gemm_choice
 
 FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 
@@ -190,16 +190,16 @@ def measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     """Products are measured again, as in a new process; choices are looked up but once."""
     monkeypatch.setenv("SPELA_CACHE_DIR", str(tmp_path / "cache"))
     gemm_choice._kept.cache_clear()
-    spela_kernels.gemm.onednn_works.cache_clear()
+    spela_kernels.cpu.gemm.onednn_works.cache_clear()
     yield
     gemm_choice._kept.cache_clear()
-    spela_kernels.gemm.onednn_works.cache_clear()
+    spela_kernels.cpu.gemm.onednn_works.cache_clear()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_measuring_products_reads_no_default(setting: str, measured_anew: None) -> None:
     with SETTINGS[setting]():
-        assert spela_kernels.gemm.onednn_works() == torch.backends.mkldnn.is_available()
+        assert spela_kernels.cpu.gemm.onednn_works() == torch.backends.mkldnn.is_available()
         losses = _trained(_linear, lambda p: optim.LocalAdam(p, 0.1))[0]
         momentum = _trained(_linear, lambda p: optim.LocalSGD(p, 0.1, momentum=0.9))[0]
     torch.testing.assert_close(losses, momentum)  # from before the updates

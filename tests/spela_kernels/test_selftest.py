@@ -14,7 +14,7 @@ import torch
 from spela_kernels import selftest
 from spela_kernels.linear import reference
 from spela_kernels.linear.parity import CASES
-from spela_kernels.parity import mismatches
+from spela_kernels.proof.parity import mismatches
 from spela_kernels.selftest import Row, report
 
 pytest.importorskip("triton")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from spela.benchmarks.modelled import PAPER_LAYERS, eager_launches, format_table, model_steps
 from spela.cli import main
-from spela.modelled import PAPER_LAYERS, eager_launches, format_table, model_steps
+from spela_kernels.cost.published_step import published_step
+from spela_kernels.cost.roofline import GPUS
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step
-from spela_kernels.published import published_step
-from spela_kernels.roofline import GPUS
 
 
 def test_the_published_step_is_the_reference_step() -> None:

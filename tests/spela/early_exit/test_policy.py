@@ -19,9 +19,8 @@ from spela import (
     multiply_adds,
     optim,
 )
-from spela.costs import LayerCost, layer_costs
 from spela.data import epoch_generator
-from spela.early_exit import margin_and_label, mean_multiply_adds
+from spela.early_exit import LayerCost, layer_costs, margin_and_label, mean_multiply_adds
 from spela.training import evaluate_early_exit
 
 INF = math.inf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spela.calibration import fit_temperature
+from spela.estimator.calibration import fit_temperature
 
 
 def _smoothed_loss(scores: torch.Tensor, target: torch.Tensor, temperature: float) -> float:

@@ -17,7 +17,7 @@ from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import Outcome, _pool, run_jobs
 from spela.experiments.tables import build_table, mean_and_deviation
 from spela.features import feature_file, save_features
-from spela.results.cells import cells
+from spela.reports.cells import cells
 from spela.training import RunFolder
 
 SMALL = {"layers": (12, 12), "epochs": 2}

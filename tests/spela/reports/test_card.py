@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from spela.card import as_markdown, as_text, describe
 from spela.cli import main
 from spela.data import load_dataset
 from spela.experiments import make_config, run
+from spela.reports.card import as_markdown, as_text, describe
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.reproduce import reproduce
 from spela.experiments.runner import run_jobs
 from spela.experiments.tables import read_tables, write_table
-from spela.results import update_readme, write_pages
-from spela.results.readme import main_table
+from spela.reports import update_readme, write_pages
+from spela.reports.readme import main_table
 
 
 def _call(*arguments: str | Path) -> int:

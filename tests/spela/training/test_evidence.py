@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from spela.card import describe
 from spela.cli import main
 from spela.data import Dataset
 from spela.experiments import load_run, make_config, run
@@ -21,8 +20,9 @@ from spela.experiments.plan import Options, plan
 from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import finished_summary, run_folder
 from spela.export import export_run
-from spela.report import write_report
-from spela.results.plots import table_figures
+from spela.reports.card import describe
+from spela.reports.plots import table_figures
+from spela.reports.run import write_report
 from spela.training import RunConfig, RunFolder, read_checkpoint, read_evidence
 
 SETTINGS = {"layers": (8, 6), "batch_size": 8}

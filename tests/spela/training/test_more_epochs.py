@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spela.card import as_markdown, as_text, describe
 from spela.data import Dataset
 from spela.experiments import load_run, make_config, run
+from spela.reports.card import as_markdown, as_text, describe
 from spela.training import RunConfig, RunFolder, Trainer, load_checkpoint, read_evidence
 from spela.training.schedule import extension_note, learning_rate
 

@@ -12,7 +12,7 @@ from torch import nn
 from spela.data import load_dataset
 from spela.experiments import build_network, build_optimizer, load_run, make_config
 from spela.experiments import run as run_training
-from spela.report import write_report
+from spela.reports.run import write_report
 from spela.training import RunFolder, Trainer
 from spela.training.memory import peak_step_bytes
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spela import class_grouping
-from spela.grouping import Groups, group_vectors, most_groups
+from spela.vectors import Groups, group_vectors, most_groups
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -30,9 +30,9 @@ from spela_kernels.aot.jobs import Job, gpu_target, plan, specialise
 from spela_kernels.aot.occupancy import MULTIPROCESSORS
 from spela_kernels.aot.report import failures
 from spela_kernels.aot.resources import amd_resources, nvidia_resources
-from spela_kernels.architectures import ARCHITECTURES, Architecture
 from spela_kernels.contracts import Settings
-from spela_kernels.launching import Launch, record_launches, run
+from spela_kernels.gpu.architectures import ARCHITECTURES, Architecture
+from spela_kernels.gpu.launching import Launch, record_launches, run
 from spela_kernels.linear import triton_backend
 from spela_kernels.linear.types import Call, Parameters
 

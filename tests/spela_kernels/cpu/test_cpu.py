@@ -7,9 +7,9 @@ import torch
 
 import spela_kernels as sk
 from spela_kernels.linear import Parameters
-from spela_kernels.parity import mismatches
 from spela_kernels.projection import cpu
 from spela_kernels.projection.parity import CASES, Case
+from spela_kernels.proof.parity import mismatches
 from spela_kernels.rules import AdamRule, Step, fused_update_, update_
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from spela_kernels import gemm, gemm_choice
+from spela_kernels.cpu import gemm, gemm_choice
 from spela_kernels.linear import cpu
 from spela_kernels.linear.parity import CASES, LARGE
-from spela_kernels.parity import mismatches
+from spela_kernels.proof.parity import mismatches
 
 ALL_CASES = {**CASES, **LARGE}
 needs_onednn = pytest.mark.skipif(not gemm.onednn_works(), reason="torch has no oneDNN here")

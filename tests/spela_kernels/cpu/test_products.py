@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from spela_kernels import compiled_products, gemm
-from spela_kernels.compiled_products import adam_product_, fits, linear, linear_fits, sgd_product_
+from spela_kernels.cpu import gemm, products
+from spela_kernels.cpu.products import adam_product_, fits, linear, linear_fits, sgd_product_
 from spela_kernels.linear import cpu
 from spela_kernels.linear.parity import CASES, LARGE
-from spela_kernels.parity import mismatches
+from spela_kernels.proof.parity import mismatches
 from spela_kernels.rules import AdamRule, Step, update_
 
 ALL_CASES = {**CASES, **LARGE}
-BUILT = compiled_products._products is not None
-WIDTHS = range(compiled_products._products.WIDEST + 1) if BUILT else ()
+BUILT = products._products is not None
+WIDTHS = range(products._products.WIDEST + 1) if BUILT else ()
 # (B, O, I): whole tiles, parts of one in every direction, fewer outputs than a tile has, samples left over,
 # no inputs.
 SHAPES = [(50, 96, 128), (7, 35, 21), (1, 1, 1), (3, 6, 65), (300, 10, 784), (2, 13, 47)]
@@ -34,13 +34,13 @@ def test_it_is_built_where_a_compiler_is_at_hand() -> None:
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Every width of vectors that this processor has, as if it were the widest."""
 
-    built = compiled_products._products
+    built = products._products
 
     class Passes:
         WIDEST, FEWEST = request.param, built.FEWEST
         scratch, linear, sgd, adam = built.scratch, built.linear, built.sgd, built.adam
 
-    monkeypatch.setattr(compiled_products, "_products", Passes)
+    monkeypatch.setattr(products, "_products", Passes)
     return int(request.param)
 
 
@@ -70,7 +70,7 @@ def test_linear_against_float64(
     width: int, threads: int, shape: tuple[int, int, int], biased: bool
 ) -> None:
     weight, _, x = _tensors(*shape)
-    if shape[1] < compiled_products._products.FEWEST:
+    if shape[1] < products._products.FEWEST:
         assert not linear_fits(x, weight, None)
         return
     bias = torch.linspace(-2, 2, shape[1]) if biased else None
@@ -182,11 +182,11 @@ def test_threads_do_not_change_a_bit() -> None:
 def test_wrong_arguments_are_refused() -> None:
     for name, expected in {"scratch": 4, "linear": 11, "sgd": 11, "adam": 17}.items():
         with pytest.raises(TypeError, match=f"expected {expected} arguments, got 1"):
-            getattr(compiled_products._products, name)(0)
+            getattr(products._products, name)(0)
     with pytest.raises(ValueError, match="outputs"):
-        compiled_products._products.linear(0, 1, 1, 1, 1, 0, 0, 0, 0, 1.0, 0)
+        products._products.linear(0, 1, 1, 1, 1, 0, 0, 0, 0, 1.0, 0)
     with pytest.raises(ValueError, match="no vectors of width 9"):
-        compiled_products._products.sgd(9, 1, 1, 1, 1, 0, 0, 0, 0, 1.0, 1.0)
+        products._products.sgd(9, 1, 1, 1, 1, 0, 0, 0, 0, 1.0, 1.0)
 
 
 @needs_build
@@ -196,7 +196,7 @@ def test_it_steps_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fits(dz, x, weight.double())
     assert not fits(dz.bfloat16(), x, weight)
     assert not fits(dz, x, weight.T.contiguous().T)
-    monkeypatch.setattr(compiled_products, "_products", None)
+    monkeypatch.setattr(products, "_products", None)
     assert not fits(dz, x, weight)
 
 
@@ -211,5 +211,5 @@ def test_the_layers_steps_are_as_close_to_float64_as_the_reference(
 
 @pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 def test_without_it_the_libraries_do_the_same(case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_products, "_products", None)
+    monkeypatch.setattr(products, "_products", None)
     assert mismatches(cpu, case) == []

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-from spela_kernels import launching
-from spela_kernels.architectures import find_architecture
 from spela_kernels.contracts import Settings
+from spela_kernels.cost.traffic import StepCost
+from spela_kernels.gpu import launching
+from spela_kernels.gpu.architectures import find_architecture
 from spela_kernels.linear import cost as linear_cost
 from spela_kernels.linear import triton_backend as linear_backend
 from spela_kernels.linear.configs import Problem as LinearProblem
@@ -28,7 +29,6 @@ from spela_kernels.projection.configs import Problem
 from spela_kernels.projection.types import Call as ProjectionCall
 from spela_kernels.rules import AdamRule, SgdRule
 from spela_kernels.rules import Step as Update
-from spela_kernels.traffic import StepCost
 
 Counts = dict[
     tuple[str, bool], tuple[int, int]

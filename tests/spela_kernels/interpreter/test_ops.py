@@ -1,4 +1,4 @@
-"""Every op's Triton kernels in the interpreter against float64, by the rule of `spela_kernels.parity`."""
+"""Every op's Triton kernels in the interpreter against float64, by the rule of `proof/parity.py`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
 
 import spela_kernels as sk
-from spela_kernels import launching
-from spela_kernels.guarding import warn_of_fallback
+from spela_kernels.gpu import launching
+from spela_kernels.gpu.fallback import warn_of_fallback
 from spela_kernels.linear import parity as linear
 from spela_kernels.linear.types import NO_BUFFERS, Parameters
-from spela_kernels.parity import Case, counted_launches, mismatches
 from spela_kernels.projection import parity as projection
+from spela_kernels.proof.parity import Case, counted_launches, mismatches
 from spela_kernels.rules import SgdRule, Step
 
 CASES: dict[str, Case] = {

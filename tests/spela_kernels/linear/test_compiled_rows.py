@@ -15,7 +15,7 @@ from spela_kernels.linear.compiled import is_built, step_rows
 from spela_kernels.linear.parity import CASES, LARGE
 from spela_kernels.linear.types import Parameters
 from spela_kernels.objectives import OBJECTIVES
-from spela_kernels.parity import mismatches
+from spela_kernels.proof.parity import mismatches
 
 needs_build = pytest.mark.skipif(not is_built(), reason="the compiled pass was not built")
 

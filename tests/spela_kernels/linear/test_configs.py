@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spela_kernels.architectures import ARCHITECTURES, Architecture, find_architecture
+from spela_kernels.gpu.architectures import ARCHITECTURES, Architecture, find_architecture
 from spela_kernels.linear import configs
 from spela_kernels.linear.configs import Problem
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from spela_kernels.contracts import Settings
+from spela_kernels.cost.roofline import GPUS, find_gpu, launch_us
+from spela_kernels.cost.traffic import StepCost, Traffic
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step, step_cost
 from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
-from spela_kernels.roofline import GPUS, find_gpu, launch_us
 from spela_kernels.rules import SgdRule
 from spela_kernels.rules import Step as Update
-from spela_kernels.traffic import StepCost, Traffic
 
 PAPER = ((784, 1024), (1024, 10), (784, 1000), (1000, 34), (1024, 1024))
 BAR = 1.15
@@ -72,7 +72,7 @@ def test_re_reads_count_where_half_the_cache_cannot_hold_them() -> None:
 
 def _recorded(step: Step, gpu: str) -> list[tuple[str, int]]:
     pytest.importorskip("triton")
-    from spela_kernels.launching import record_launches
+    from spela_kernels.gpu.launching import record_launches
     from spela_kernels.linear import triton_backend
 
     p = step.problem

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from spela_kernels import linear_adam_, linear_sgd_
+from spela_kernels.cost.published_step import published_step
 from spela_kernels.linear import Parameters
 from spela_kernels.linear.parity import Case
-from spela_kernels.parity import counted_launches, mismatches
-from spela_kernels.published import published_step
+from spela_kernels.proof.parity import counted_launches, mismatches
 from spela_kernels.selftest import selected_cases
 
 pytestmark = [
@@ -147,7 +147,7 @@ def test_a_step_is_three_launches_and_never_waits_for_the_gpu(kind: str) -> None
 
 def test_a_step_allocates_no_gradient() -> None:
     """y, partial sums and row scalars only: less than a weight, where eager needs more than one."""
-    from spela_kernels.measuring import measure_memory
+    from spela_kernels.proof.meters import measure_memory
 
     torch.use_deterministic_algorithms(False)
     ours, rival = _tensors(), _tensors()
@@ -160,7 +160,7 @@ def test_a_step_allocates_no_gradient() -> None:
 
 
 def test_speed_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    from spela_kernels.measuring import measure_us, replayed
+    from spela_kernels.proof.meters import measure_us, replayed
 
     torch.use_deterministic_algorithms(False)
     ours, rival = _tensors(), _tensors()

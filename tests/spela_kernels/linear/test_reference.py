@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import spela_kernels as sk
-from spela_kernels.rows import NORM_EPS
+from spela_kernels.cosines import NORM_EPS
 from tests.spela_kernels.torch_wordings import ACTIVATION, CLASS_LOSS, LABEL_LOSS
 
 ROWS, FEATURES, OUTPUTS, CLASSES = 7, 5, 6, 4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spela_kernels.architectures import ARCHITECTURES
+from spela_kernels.gpu.architectures import ARCHITECTURES
 from spela_kernels.projection import configs
 from spela_kernels.projection.configs import LARGEST_DIM, Problem
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from spela_kernels.contracts import Settings
+from spela_kernels.cost.roofline import GPUS
 from spela_kernels.projection.configs import Problem
 from spela_kernels.projection.cost import Step, step_cost
 from spela_kernels.projection.types import Call
-from spela_kernels.roofline import GPUS
 from spela_kernels.rules import SgdRule
 from spela_kernels.rules import Step as Update
 
@@ -64,7 +64,7 @@ def test_the_minimum_by_hand() -> None:
 
 def _recorded(step: Step, gpu: str) -> list[tuple[str, int]]:
     pytest.importorskip("triton")
-    from spela_kernels.launching import record_launches
+    from spela_kernels.gpu.launching import record_launches
     from spela_kernels.projection import triton_backend
 
     p = step.problem

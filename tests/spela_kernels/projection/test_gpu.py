@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from spela_kernels import projection_adam_, projection_sgd_, use_backend
-from spela_kernels.parity import counted_launches, mismatches
 from spela_kernels.projection.parity import LARGE, Case
+from spela_kernels.proof.parity import counted_launches, mismatches
 from spela_kernels.selftest import selected_cases
 
 pytestmark = [
@@ -108,7 +108,7 @@ def test_a_graph_replays_the_step_with_the_learning_rate_of_the_moment(objective
 
 
 def test_speed_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    from spela_kernels.measuring import measure_us, replayed
+    from spela_kernels.proof.meters import measure_us, replayed
 
     torch.use_deterministic_algorithms(False)
     case: Case = LARGE["authors-30x30"]

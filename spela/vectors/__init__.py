@@ -1,0 +1,26 @@
+"""The fixed directions that layers turn their outputs to: a vector a class, or one a group of classes."""
+
+from spela.vectors.grouping import Groups, class_grouping, group_vectors, most_groups
+from spela.vectors.symmetric import (
+    VECTOR_KINDS,
+    check_directions,
+    check_vectors,
+    class_vectors,
+    coulomb_energy,
+    random_vectors,
+    symmetric_vectors,
+)
+
+__all__ = [
+    "VECTOR_KINDS",
+    "Groups",
+    "check_directions",
+    "check_vectors",
+    "class_grouping",
+    "class_vectors",
+    "coulomb_energy",
+    "group_vectors",
+    "most_groups",
+    "random_vectors",
+    "symmetric_vectors",
+]

@@ -1,0 +1,3 @@
+"""Products on the CPU: who makes one of a shape, and our own compiled ones."""
+
+__all__ = []
