@@ -138,6 +138,7 @@ def test_stopped_and_resumed_ends_in_the_same_bits(how: int, tmp_path: Path) -> 
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), error
+    assert error == ("stopped, go on with --resume\n" if how == signal.SIGINT else "")
     assert not (cut / "summary.json").exists()
     result = _spela(*arguments, "--out", cut, "--resume")
     assert result.returncode == 0, result.stderr

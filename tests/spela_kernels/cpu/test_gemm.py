@@ -111,10 +111,15 @@ def test_a_pinned_library_is_taken_and_a_wrong_name_refused(
 
 
 def test_without_the_internal_op_blas_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm_choice, "pinned_library", lambda: "onednn")
+    monkeypatch.delenv("SPELA_CPU_GEMM", raising=False)
     monkeypatch.setattr(gemm, "onednn_works", lambda: False)
     monkeypatch.setattr(gemm, "_onednn", None)
-    assert mismatches(cpu, CASES["several-blocks"]) == []
+    gemm.libraries_here.cache_clear()
+    try:
+        assert "onednn" not in gemm.libraries_here()
+        assert mismatches(cpu, CASES["several-blocks"]) == []
+    finally:
+        gemm.libraries_here.cache_clear()
 
 
 def test_wrong_results_of_the_internal_op_are_noticed(

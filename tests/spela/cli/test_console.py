@@ -1,0 +1,218 @@
+"""What a console shows: names that its encoding lacks, Ctrl-C, a full disk, words that are true."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import spela.report
+from spela.cli.console import printing_anywhere
+from spela.results.cells import change_text
+
+Call = Callable[..., tuple[int, str, str]]
+NAMES = "零一二三四五六七八九"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_names_outside_the_console_s_encoding_are_escaped(
+    encoding: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = load_digits()
+    x = (digits.images * 15.9).astype(np.uint8)
+    np.savez("名.npz", x=x, y=digits.target, class_names=np.array(list(NAMES)))
+    shown: dict[str, str] = {}
+    for command in (
+        ["train", "--data", "名.npz", "--layers", "16", "--epochs", "1", "--out", "名"],
+        ["predict", "名", "名.npz"],
+        ["evaluate", "名"],
+        ["info", "名"],
+        ["info", "名", "--card"],
+        ["info", "名", "--card", "--out", "名.md"],
+        ["export", "名", "--out", "名.onnx", "--format", "none"],
+    ):
+        with monkeypatch.context() as patch:
+            console, errors = (
+                io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+                for _ in range(2)
+            )
+            patch.setattr(sys, "stdout", console)
+            patch.setattr(sys, "stderr", errors)
+            code, _, _ = call(*command)
+        wrong = errors.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert code == (2 if command[0] == "export" else 0), wrong
+        assert console.errors == "strict"
+        shown[" ".join(command)] = console.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+
+    def seen(text: str) -> str:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
+    lines = shown["predict 名 名.npz"].splitlines()
+    assert len(lines) == 1 + len(x)
+    assert {line.split("\t")[2] for line in lines[1:]} <= {seen(name) for name in NAMES}
+    assert seen("零") in shown["info 名"]
+    assert seen("零") in shown["info 名 --card"]
+    assert (
+        f"run folder: {seen('名')}" in shown["train --data 名.npz --layers 16 --epochs 1 --out 名"]
+    )
+    # Files are UTF-8 whatever the console is.
+    assert "零" in Path("名.md").read_text(encoding="utf-8")
+    assert "名" in Path("名/report.html").read_text(encoding="utf-8")
+
+
+def test_a_stream_that_is_no_text_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with printing_anywhere():
+        print("零")
+    assert stream.getvalue() == "零\n"
+
+
+def _interrupted(command: list[str], ready: Callable[[int], bool], place: Path) -> tuple[int, str]:
+    """Exit code and stderr of a command that gets Ctrl-C as soon as `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 100
+    while not ready(process.pid):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "ended before it could be stopped"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    return process.returncode, error
+
+
+@pytest.mark.parametrize("module", ["spela", "spela.cli"])
+def test_ctrl_c_during_the_imports(module: str, tmp_path: Path) -> None:
+    def loads_torch(pid: int) -> bool:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+
+    code, error = _interrupted([module, "info"], loads_torch, tmp_path)
+    assert (code, error) == (130, "stopped\n")
+
+
+def test_ctrl_c_in_reproduce_says_how_to_go_on(tmp_path: Path) -> None:
+    code, error = _interrupted(
+        ["spela", "reproduce", "mlp", "--quick", "--out", "out"],
+        lambda _: any(tmp_path.glob("out/quick/runs/*/config.json")),
+        tmp_path,
+    )
+    assert (code, error) == (130, "stopped, the same command goes on\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (["bench", "--quick"], "spela.cli.benchmarks.run_groups"),
+        (["features", "--data", "digits"], "spela.cli.features.load_images"),
+        (["train", "--data", "digits", "--out", "new"], "spela.cli.training.load_data"),
+        (["info"], "spela.cli.trained.dataset_names"),
+    ],
+)
+def test_ctrl_c_elsewhere_promises_nothing(
+    command: list[str], place: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    code, _, error = call(*command)
+    assert (code, error) == (130, "stopped\n")
+
+
+def test_a_disk_that_fills_at_the_report_leaves_the_results(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["train", "--data", "digits", "--layers", "8", "--epochs", "1", "--out", "run"]
+
+    def full(path: Path, write: object) -> None:
+        raise OSError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spela.report, "write_atomically", full)
+        code, shown, error = call(*train)
+    assert code == 2
+    assert "layer 1: " in shown
+    assert "run folder: run" in shown
+    assert error == (
+        "spela: error: the run is finished and safe, its report is not written (cannot write "
+        f"{Path('run/plots/curves.png')}: No space left on device): with room for it, the same "
+        "settings with --resume write it\n"
+    )
+    assert not Path("run/report.html").exists()
+    assert call(*train, "--resume")[0] == 0
+    assert Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.227, "22.7 % saved"),
+        (-0.227, "22.7 % more"),
+        (-0.0004, "0.0 % saved"),
+        (0.0, "0.0 % saved"),
+    ],
+)
+def test_the_word_follows_the_sign(share: float, text: str) -> None:
+    assert change_text(share, "saved", "more", 1) == text
+
+
+def test_early_exit_that_costs_time_says_so(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ["train", "--data", "digits", "--layers", "8,8", "--epochs", "1", "--out", "run"]
+    assert call(*train)[0] == 0
+    monkeypatch.setattr(
+        "spela.training.early_exit._seconds",
+        lambda net, batches, policy: 1.0 if policy is None else 3.0,
+    )
+    _, shown, _ = call("evaluate", "run", "--exit-loss", "0")
+    (line,) = [line for line in shown.splitlines() if "wall time" in line]
+    assert line.endswith(": 6000.0 ms of 2000.0 ms, 200.0 % more")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "run", "nothere"], "nothere does not exist: give an image, a folder"),
+        (["train", "--layers", "1"], "layers 1 has room for 2 classes"),
+        (
+            [
+                "train",
+                "--model",
+                "cnn",
+                "--channels",
+                "4",
+                "--kernel-size",
+                "3",
+                "--symmetric-dim",
+                "1",
+            ],
+            "symmetric_dim 1 has room for 2 classes",
+        ),
+        (["train", "--layers", "1", "--vectors", "gaussian"], "layers 1 has room for 2 classes"),
+    ],
+)
+def test_messages_speak_of_what_the_user_gave(
+    arguments: list[str], message: str, call: Call
+) -> None:
+    train = ["train", "--data", "digits", "--epochs", "1", "--out", "run", "--layers", "8"]
+    if arguments[0] == "predict":
+        assert call(*train)[0] == 0
+    else:
+        arguments = [*arguments, *train[1:5], "--out", "new"]
+    code, _, error = call(*arguments)
+    assert (code, error.startswith(f"spela: error: {message}")) == (2, True), error
+    assert not Path("new").exists()

@@ -1,0 +1,168 @@
+"""Options, variables SPELA_* and defaults: which counts, and that wrong ones leave no trace."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from spela_kernels import backend, environment, gemm, gemm_choice
+
+COMMANDS = {
+    "demo": ["--out", "new"],
+    "train": ["--data", "digits", "--layers", "8", "--epochs", "1", "--out", "new"],
+    "evaluate": ["run"],
+    "predict": ["run", "x.npy"],
+    "export": ["run", "--out", "new"],
+    "reproduce": ["mlp", "--quick", "--out", "new"],
+    "features": ["--data", "digits", "--out", "new"],
+    "bench": ["--quick", "--json", "new"],
+    "info": [],
+}
+WRONG = {
+    "SPELA_BACKEND": ("garbage", "unknown back-end 'garbage' in SPELA_BACKEND: use one of auto"),
+    "SPELA_CPU_GEMM": ("garbage", "unknown library 'garbage' in SPELA_CPU_GEMM: use one of auto"),
+    "SPELA_DATA_ROOT": ("file", "SPELA_DATA_ROOT is 'file', which is a file: name a folder"),
+    "SPELA_CACHE_DIR": ("file", "SPELA_CACHE_DIR is 'file', which is a file: name a folder"),
+}
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("variable", WRONG)
+def test_a_wrong_variable_is_refused_before_any_file(
+    command: str, variable: str, call: Call
+) -> None:
+    value, message = WRONG[variable]
+    code, shown, error = call(command, *COMMANDS[command], **{variable: value})
+    assert code == 2
+    assert shown == ""
+    assert error.startswith(f"spela: error: {message}")
+    assert error.count("\n") == 1
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_back_end_that_cannot_run_on_the_device_is_refused(command: str, call: Call) -> None:
+    if "triton" in backend.available_backends("cpu"):
+        pytest.skip("Triton's interpreter is on: it can")
+    chosen = [*COMMANDS[command], *(["--device", "cpu"] if command == "train" else [])]
+    code, _, error = call(command, *chosen, SPELA_BACKEND="triton")
+    if command in ("info", "evaluate", "predict", "features") and code == 0:
+        pytest.skip("there is a GPU that can")
+    assert (code, error.split(":")[2]) == (2, " back-end 'triton' cannot run on device 'cpu'")
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "expected"),
+    [
+        ([], "", "cpu"),
+        ([], "reference", "reference"),
+        (["--backend", "cpu"], "reference", "cpu"),
+        (["--backend", "auto"], "reference", "cpu"),
+        (["--backend", "reference"], "triton", "reference"),
+    ],
+)
+def test_an_option_counts_before_its_variable(
+    options: list[str], variable: str, expected: str, call: Call
+) -> None:
+    code, _, error = call(
+        "train", *COMMANDS["train"], "--device", "cpu", *options, SPELA_BACKEND=variable
+    )
+    assert code == 0, error
+    assert json.loads(Path("new/summary.json").read_text())["backend"] == expected
+
+
+def test_info_says_what_holds_and_why(call: Call, tmp_path: Path) -> None:
+    _, shown, _ = call("info", SPELA_CACHE_DIR="")
+    assert "in force: cpu (default; SPELA_BACKEND is not set)" in shown
+    assert f"{Path('~/.cache/spela/data').expanduser()} (default; SPELA_DATA_ROOT" in shown
+    code, shown, _ = call(
+        "info",
+        SPELA_BACKEND="reference",
+        SPELA_CPU_GEMM="blas",
+        SPELA_DATA_ROOT="~/data",
+        SPELA_CACHE_DIR="~/kept",
+    )
+    assert code == 0
+    assert "in force: reference (SPELA_BACKEND)" in shown
+    assert "products of the CPU back-end: blas (SPELA_CPU_GEMM)" in shown
+    assert f"measured choices: {Path('~/kept').expanduser()} (SPELA_CACHE_DIR)" in shown
+    assert f"data root: {Path('~/data').expanduser()} (SPELA_DATA_ROOT)" in shown
+    _, shown, _ = call("info", "--data-root", "here", SPELA_DATA_ROOT="there")
+    assert "data root: here (--data-root)" in shown
+
+
+def test_a_mistyped_variable_is_said_once(call: Call, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert call("info", SPELA_BAKEND="reference", SPELA_X="1")[0] == 0
+    found = [r.getMessage() for r in caplog.records if "is not read" in r.getMessage()]
+    assert found == [
+        "spela: the environment variable SPELA_BAKEND is not read: did you mean SPELA_BACKEND?",
+        "spela: the environment variable SPELA_X is not read: known are "
+        + ", ".join(environment.VARIABLES),
+    ]
+
+
+def test_a_library_that_is_not_here_is_refused(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "onednn_works", lambda: False)
+    code, _, error = call("info", SPELA_CPU_GEMM="onednn")
+    assert code == 2
+    assert "SPELA_CPU_GEMM is 'onednn', which cannot make products here" in error
+    gemm.libraries_here.cache_clear()
+    gemm_choice.pinned_library.cache_clear()
+    monkeypatch.setenv("SPELA_CPU_GEMM", "onednn")
+    with pytest.raises(ValueError, match="cannot make products here"):  # a library user's first use
+        gemm.linear(torch.ones(8, 8), torch.ones(8, 8), None, "identity", 0.0)
+
+
+@pytest.mark.parametrize("number", ["100000", "0", "-1"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "features", "bench"])
+def test_threads_are_what_the_machine_can_start(command: str, number: str, call: Call) -> None:
+    code, _, error = call(command, *COMMANDS[command], "--threads", number)
+    most = 4 * (os.cpu_count() or 1)
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"--threads must be in 1..{most} (four for each" in error
+    assert f"got {number}" in error
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize("number", ["100000", "0"])
+def test_jobs_are_what_the_machine_can_start(number: str, call: Call) -> None:
+    code, _, error = call("reproduce", *COMMANDS["reproduce"], "--jobs", number)
+    assert code == 2
+    assert "--jobs must be in 1.." in error
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--out", ""],
+        ["train", "--data", "digits", "--out", ""],
+        ["train", "--data", "digits", "--out="],
+        ["train", "--data", "digits", "--out", "new", "--data-root", ""],
+        ["evaluate", ""],
+        ["predict", "", "x.npy"],
+        ["predict", "run", ""],
+        ["export", "run", "--out", ""],
+        ["info", ""],
+        ["info", "run", "--card", "--out", ""],
+        ["features", "--out", ""],
+        ["bench", "--model", "--json", ""],
+        ["reproduce", "mlp", "--quick", "--out", ""],
+        ["reproduce", "mlp", "--quick", "--readme", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(arguments: list[str], call: Call) -> None:
+    code, _, error = call(*arguments)
+    assert code == 2
+    assert error.endswith("it is empty: name a folder or file\n")
+    assert os.listdir() == ["file"]
