@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-
 import spela.report
-from spela.cli.console import printing_anywhere
+from sklearn.datasets import load_digits
 from spela.results.cells import change_text
+
+from spela.cli.console import printing_anywhere
 
 Call = Callable[..., tuple[int, str, str]]
 NAMES = "零一二三四五六七八九"
