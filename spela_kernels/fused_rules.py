@@ -23,7 +23,8 @@ def fused_adam_update_(
 
     Args:
         parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule: As in `rules.adam_update_`, which runs
-            where dtypes or strides differ: torch's kernel walks the four side by side.
+            where dtypes or strides differ, for torch's kernel walks the four side by side, and on the meta
+            device, which it does not know.
 
     Example:
         >>> import torch
@@ -34,7 +35,9 @@ def fused_adam_update_(
         tensor([0.7500])
     """
     tensors = (parameter, gradient, exp_avg, exp_avg_sq)
-    if any(t.dtype != parameter.dtype or t.stride() != parameter.stride() for t in tensors):
+    if parameter.is_meta or any(
+        t.dtype != parameter.dtype or t.stride() != parameter.stride() for t in tensors
+    ):
         return adam_update_(parameter, gradient, exp_avg, exp_avg_sq, step, lr, rule)
     # The op behind torch.optim.Adam(fused=True); torch's function around it takes longer than a small layer.
     torch._fused_adam_(

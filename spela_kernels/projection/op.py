@@ -60,7 +60,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _forward(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
     check_projection(z, projection, vectors, groups, Settings())
+    if z.shape[0] == 0:
+        return _no_scores(z, groups)
     return _backend(z).scores(z, projection, vectors, groups)
+
+
+def _no_scores(z: Tensor, groups: Tensor) -> Tensor:
+    """Scores (B, C) without values, which an empty batch has none of."""
+    return z.new_empty(z.shape[0], groups.shape[1], dtype=_wide(z.dtype))
 
 
 forward_op = torch.library.custom_op(
@@ -71,7 +78,7 @@ forward_op = torch.library.custom_op(
 @forward_op.register_fake
 def _(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
     check_projection(z, projection, vectors, groups, Settings())
-    return z.new_empty(z.shape[0], groups.shape[1], dtype=_wide(z.dtype))
+    return _no_scores(z, groups)
 
 
 def _loss(z, projection, vectors, groups, target, *settings):  # type: ignore[no-untyped-def]
