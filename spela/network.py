@@ -76,7 +76,7 @@ class SpelaSequential(nn.Sequential):
             x: A batch of inputs.
 
         Returns:
-            One (B, C) tensor of cosines a SPELA layer.
+            One (B, C) tensor of cosines a SPELA layer; empty for an empty batch.
         """
         scores = []
         for module, is_local in self._checked():

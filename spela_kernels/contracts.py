@@ -128,8 +128,6 @@ def check_linear(
     _check_matrix("vectors", vectors, "(C, O)")
     if not weight.is_floating_point():
         raise TypeError(f"`weight` must be floating point, got {weight.dtype}")
-    if x.shape[0] == 0:
-        raise ValueError("`x` has no rows: a batch needs at least one sample")
     if x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"`x` has {x.shape[1]} features but `weight` takes {weight.shape[1]}: "
@@ -190,8 +188,6 @@ def check_projection(
     kernels, size, dim = projection.shape
     if not projection.is_floating_point():
         raise TypeError(f"`projection` must be floating point, got {projection.dtype}")
-    if z.shape[0] == 0:
-        raise ValueError("`z` has no rows: a batch needs at least one sample")
     if z.shape[1:] != (kernels, size):
         raise ValueError(
             f"`z` is {tuple(z.shape)} but `projection` {tuple(projection.shape)} takes "
@@ -247,9 +243,11 @@ def check_target(x: Tensor, target: Tensor) -> None:
         target: (B,) int64 labels.
 
     Raises:
-        ValueError: On a shape or device that does not fit.
+        ValueError: On a shape or device that does not fit, or if there is no sample: nothing has no loss.
         TypeError: If labels are not int64.
     """
+    if x.shape[0] == 0:
+        raise ValueError("the batch has no rows: learning needs at least one sample")
     if target.dim() != 1 or target.shape[0] != x.shape[0]:
         one_hot = ": use target.argmax(dim=1)" if target.dim() == 2 else ""
         raise ValueError(

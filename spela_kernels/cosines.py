@@ -5,13 +5,16 @@ Rows lie along the last axis. Statistics and scalars are kept in at least float3
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 __all__ = ["NORM_EPS", "cosine_gradient", "scalar_like", "unit_rows", "widened"]
 
 _NARROW = (torch.float16, torch.bfloat16)
-# Rows shorter than this have no direction: their cosines are 0 and they contribute no gradient.
+# Rows no longer than this have no direction: their cosines are 0 and they contribute no gradient. Nor have
+# rows whose squares overflow, from 1.8e19 on in float32: their norm is infinite.
 NORM_EPS = 1e-12
 
 
@@ -30,9 +33,9 @@ def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
 
 
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (..., d) scaled to norm 1 (zeros stay zeros), and their norms (...)."""
+    """Rows (..., d) scaled to norm 1 (zeros for rows without direction), and their norms (...)."""
     norm = torch.linalg.vector_norm(rows, dim=-1)
-    return rows / norm.clamp_min(NORM_EPS)[..., None], norm
+    return rows / norm.masked_fill(norm <= NORM_EPS, math.inf)[..., None], norm
 
 
 def cosine_gradient(pull: Tensor, drift: Tensor, rows: Tensor, norm: Tensor) -> Tensor:

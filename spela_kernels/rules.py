@@ -87,8 +87,8 @@ def fused_update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]
     """`update_` in one operator on the CPU: plain SGD, and Adam by torch's fused kernel.
 
     Args:
-        parameter, gradient, step: As in `update_`, which runs for other rules, and where dtypes or strides
-            differ: torch's kernel walks the four tensors side by side.
+        parameter, gradient, step: As in `update_`, which runs for other rules, where dtypes or strides differ
+            (torch's kernel walks the four tensors side by side), and on the meta device.
 
     Example:
         >>> parameter, first, second = torch.ones(1), torch.zeros(1), torch.zeros(1)
@@ -98,7 +98,7 @@ def fused_update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]
         tensor([0.7500])
     """
     rule, lr, first, second, number = step
-    if rule == _PLAIN:
+    if rule == _PLAIN and not lr.is_meta:
         parameter.add_(gradient, alpha=-float(lr))
     elif isinstance(rule, AdamRule) and _alike(parameter, gradient, first, second):
         assert first is not None
@@ -130,4 +130,6 @@ _PLAIN = SgdRule()
 def _alike(parameter: Tensor, *others: Tensor | None) -> bool:
     """Whether the tensors lie side by side in memory: one dtype, one set of strides."""
     dtype, strides = parameter.dtype, parameter.stride()
-    return all(t is not None and t.dtype == dtype and t.stride() == strides for t in others)
+    return not parameter.is_meta and all(
+        t is not None and t.dtype == dtype and t.stride() == strides for t in others
+    )

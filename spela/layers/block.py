@@ -67,7 +67,12 @@ def _moments(
     """
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         return norm.running_mean * sign, norm.running_var
-    mean, variance = known or torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
+    if known is not None:
+        mean, variance = known
+    elif conv.is_meta:  # the op below has no shapes there
+        mean = variance = conv.new_empty(conv.shape[1])
+    else:
+        mean, variance = torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
     if norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)

@@ -60,6 +60,16 @@ class LocalLayer(nn.Module, ABC):
 
     num_classes: int
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the state of the torch layer that this one is, too: what it lacks stays as it is."""
+        given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
+        if given == {name for name in ("weight", "bias") if getattr(self, name, None) is not None}:
+            for name, own in self.state_dict().items():
+                state_dict.setdefault(prefix + name, own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     @abstractmethod
     def scores(self, y: Tensor) -> Tensor:
         """Cosines (B, C) of layer outputs `y` to the class vectors."""

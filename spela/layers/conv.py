@@ -41,13 +41,14 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
     Kernel k sorts the classes into groups of its own, flattens its map and multiplies it by a trainable
     projection P_k; the loss is mean_bk f(cos(y_bk P_k, u_bk)) with u_bk the fixed vector of the group of
     the label, or a function of the cosines' means over kernels. Convolution and batch norm start as
-    torch's, P with N(0, projection_std^2). Batch norm uses running statistics in eval, as in torch.
+    torch's, P with N(0, projection_std^2). Batch norm uses running statistics in eval, as in torch. A
+    state_dict of nn.Conv2d's loads the convolution and leaves the rest as it is.
 
     Args:
         in_channels: Channels of the input.
         out_channels: K kernels.
         kernel_size: Of the convolution.
-        num_classes: C.
+        num_classes: C, at least 2.
         output_size: (Ho, Wo) of y, after pooling; D = Ho * Wo.
         stride, padding, dilation, groups, bias: As in nn.Conv2d; zeros are padded.
         symmetric_dim: d, dimension of the class vectors.
@@ -131,6 +132,10 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if num_classes < 2:
+            raise ValueError(
+                f"`num_classes` must be at least 2, got {num_classes}: one class is nothing to tell apart"
+            )
         if not projection_std > 0:
             raise ValueError(f"`projection_std` must be > 0, got {projection_std}")
         if pool not in ("max", "avg", None):
@@ -239,7 +244,8 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             y: (B, K, Ho, Wo) outputs of this layer.
 
         Returns:
-            (B, C); a kernel whose map is zero adds 0 to every class.
+            (B, C); a kernel whose projected map is shorter than 1e-12, or so long that its squares overflow
+            (1.8e19 in float32), adds 0 to every class.
 
         Raises:
             ValueError: If y is not such an output.
@@ -257,8 +263,6 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
 
     def _check_target(self, x: Tensor, target: Tensor) -> None:
         check_tensors(x, target)
-        if x.shape[0] == 0:
-            raise ValueError("`x` has no rows: a batch needs at least one sample")
         check_target(x, target)
         check_labels(target, self.num_classes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from spela_kernels.rows import unit_rows
 from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
@@ -28,12 +29,12 @@ class SpelaLinear(LocalLayer, nn.Linear):
 
     The loss is mean_i f(cos(y_i, v_label(i))), or a function of the cosines to all class vectors.
     Weights are initialised with variance 2 / in_features. Class vectors are the
-    buffer `vectors` and part of the state_dict.
+    buffer `vectors` and part of the state_dict; one of nn.Linear's, which has none, leaves them as they are.
 
     Args:
         in_features: I.
         out_features: O; more outputs than classes help (paper, Table 2).
-        num_classes: C.
+        num_classes: C, at least 2.
         bias: Whether the layer has a bias.
         activation: leaky_relu, relu, tanh, elu, gelu, identity, or prelu (one learnt slope).
         negative_slope: Slope of leaky_relu below zero, or prelu's initial one.
@@ -94,6 +95,10 @@ class SpelaLinear(LocalLayer, nn.Linear):
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if num_classes < 2:
+            raise ValueError(
+                f"`num_classes` must be at least 2, got {num_classes}: one class is nothing to tell apart"
+            )
         if init not in INITS:
             raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")
         if bias_init not in BIAS_INITS:
@@ -166,9 +171,11 @@ class SpelaLinear(LocalLayer, nn.Linear):
             y: (*, O) outputs of this layer.
 
         Returns:
-            (*, C); a row of zeros scores 0 for every class.
+            (*, C); a row shorter than 1e-12, or so long that its squares overflow (1.8e19 in float32), has no
+            direction and scores 0 for every class.
         """
-        return nn.functional.normalize(y.to(self.vectors.dtype), dim=-1) @ self.vectors.T
+        unit, _ = unit_rows(y.to(self.vectors.dtype))
+        return unit @ self.vectors.T
 
     def _settings(self) -> dict[str, str | float]:
         return {

@@ -9,14 +9,15 @@ __all__ = ["RowNorm"]
 
 
 class RowNorm(nn.Module):
-    """Scale each row to a fixed L2 norm: x / max(|x|, 1e-12) * norm.
+    """Scale each row to a fixed L2 norm: x / max(|x|, 1e-12) * norm, with |x| in the dtype of x.
 
     Args:
         norm: "unit" (norm 1: the `paper` recipe) or "rms" (norm sqrt(features), every feature of
             order one: the `best` recipe).
 
     Shape:
-        (B, I) -> (B, I); rows of zeros stay zeros.
+        (B, I) -> (B, I); rows of zeros stay zeros, and rows whose squares overflow (|x| from 1.8e19 on in
+        float32) become zeros.
 
     Raises:
         ValueError: If `norm` is neither.

@@ -218,7 +218,8 @@ def step_by_gradient(
     if not given:
         raise ValueError(
             f"no gradient reaches the parameters of {type(layer).__name__}, so it would not learn: "
-            "something computes its weight from them without a graph; freeze the layer if that is meant"
+            "something computes its weight from them without a graph, or torch.func transforms the step; "
+            "freeze the layer if that is meant"
         )
     step_on(optimizer, given)
     return loss.detach(), y

@@ -194,7 +194,10 @@ def load_state_tensors(
     prefix = "model."
     state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
     for name, own in net.state_dict().items():
-        if name in state and state[name].dtype != own.dtype:
+        # A layer takes nn.Linear's state as well, without class vectors; a checkpoint has them.
+        if name not in state:
+            raise ValueError(f"the checkpoint does not fit the network: it lacks {prefix}{name}")
+        if state[name].dtype != own.dtype:
             raise ValueError(
                 f"the checkpoint does not fit the network: {prefix}{name} is {state[name].dtype}, "
                 f"expected {own.dtype}"

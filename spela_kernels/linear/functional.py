@@ -41,7 +41,8 @@ def linear_forward(
         negative_slope: Slope of leaky_relu below zero, >= 0.
 
     Returns:
-        y (B, O) and scores (B, C); a row of zeros scores 0 for every class.
+        y (B, O) and scores (B, C); a row shorter than 1e-12, or so long that its squares overflow (1.8e19 in
+        float32), has no direction and scores 0 for every class. An empty batch has no scores.
 
     Example:
         >>> import torch

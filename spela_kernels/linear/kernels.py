@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from spela_kernels.gpu.formulas import activate, activation_slope, label_derivative, label_loss
-from spela_kernels.gpu.loads import ROW_EPS, inverse_norm, load_labels
+from spela_kernels.gpu.loads import inverse_norm, load_labels
 
 __all__ = ["finalise_kernel", "forward_kernel"]
 
@@ -199,7 +199,7 @@ def finalise_kernel(
             squares_ptr += stride_squares
         norm = tl.sqrt(squares)
         tl.store(norm_ptr + offs_b, norm, mask=mask_write)
-    inverse = 1 / tl.maximum(norm, ROW_EPS)
+    inverse = inverse_norm(norm)
     if target_ptr is not None:
         label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
 

@@ -63,7 +63,16 @@ def _call(
 
 def _forward(x, weight, bias, slope, vectors, *settings):  # type: ignore[no-untyped-def]
     call = _call(x, weight, bias, slope, vectors, None, settings)
+    if x.shape[0] == 0:
+        return _no_scores(x, weight, vectors)
     return _backend(call).scores(call)
+
+
+def _no_scores(x: Tensor, weight: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """y (B, O) and scores (B, C) without values, which an empty batch has none of."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    return y, x.new_empty(x.shape[0], vectors.shape[0], dtype=wide)
 
 
 forward_op = torch.library.custom_op(
@@ -77,9 +86,7 @@ forward_op = torch.library.custom_op(
 @forward_op.register_fake
 def _(x, weight, bias, slope, vectors, *settings):  # type: ignore[no-untyped-def]
     _call(x, weight, bias, slope, vectors, None, settings)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = x.new_empty(x.shape[0], weight.shape[0])
-    return y, x.new_empty(x.shape[0], vectors.shape[0], dtype=wide)
+    return _no_scores(x, weight, vectors)
 
 
 def _loss(x, weight, bias, slope, vectors, target, *settings):  # type: ignore[no-untyped-def]

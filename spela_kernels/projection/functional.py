@@ -37,7 +37,8 @@ def projection_forward(z: Tensor, projection: Tensor, vectors: Tensor, groups: T
         groups: (K, C) int64.
 
     Returns:
-        (B, C); a kernel whose projection is zero adds 0 to every class.
+        (B, C); a kernel whose projection is shorter than 1e-12, or so long that its squares overflow (1.8e19
+        in float32), adds 0 to every class. An empty batch has no scores.
 
     Example:
         >>> import torch

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from spela_kernels.gpu.formulas import label_derivative, label_loss
-from spela_kernels.gpu.loads import ROW_EPS, inverse_norm, load_labels, load_tile
+from spela_kernels.gpu.loads import inverse_norm, load_labels, load_tile
 
 __all__ = ["classes_kernel", "forward_kernel", "gradient_kernel"]
 
@@ -105,7 +105,7 @@ def forward_kernel(
     p = p.to(z_ptr.dtype.element_ty)
     wide = p.to(tl.float32)
     norm = tl.sqrt(tl.sum(wide * wide, axis=1))
-    inverse = 1 / tl.maximum(norm, ROW_EPS)
+    inverse = inverse_norm(norm)
 
     rows = offs_b.to(tl.int64) * K + kernel
     offs_p = rows[:, None] * E + offs_e[None, :]

@@ -65,7 +65,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _forward(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
     call = _call(z, projection, vectors, groups, None)
+    if z.shape[0] == 0:
+        return _no_scores(z, groups)
     return _backend(call).scores(call)
+
+
+def _no_scores(z: Tensor, groups: Tensor) -> Tensor:
+    """Scores (B, C) without values, which an empty batch has none of."""
+    return z.new_empty(z.shape[0], groups.shape[1], dtype=_wide(z.dtype))
 
 
 forward_op = torch.library.custom_op(
@@ -76,7 +83,7 @@ forward_op = torch.library.custom_op(
 @forward_op.register_fake
 def _(z, projection, vectors, groups):  # type: ignore[no-untyped-def]
     _call(z, projection, vectors, groups, None)
-    return z.new_empty(z.shape[0], groups.shape[1], dtype=_wide(z.dtype))
+    return _no_scores(z, groups)
 
 
 def _loss(z, projection, vectors, groups, target, *settings):  # type: ignore[no-untyped-def]
