@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from spela_kernels.rows import unit_rows
 from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
@@ -15,6 +14,7 @@ from spela.vectors import check_directions, check_vectors, class_vectors
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import check_tensors
+from spela_kernels.cosines import unit_rows
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, without_inference
 
