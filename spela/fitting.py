@@ -115,12 +115,18 @@ def build_rows_network(
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []
     # nn.Linear draws once from the global generator before the layer draws from its own.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         for size in sizes:
             if modules:
                 modules.append(RowNorm("rms"))
             layer = SpelaLinear(
-                features, size, num_classes, generator=generator, dtype=torch.float32, **settings
+                features,
+                size,
+                num_classes,
+                generator=generator,
+                device="cpu",
+                dtype=torch.float32,
+                **settings,
             )
             modules.append(layer)
             features = size

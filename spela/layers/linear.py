@@ -121,7 +121,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         with torch.no_grad():
             # Drawn on the generator's device, so that a seed means the same weights everywhere.
             where = "cpu" if generator is None else generator.device
-            draw = torch.empty(self.weight.shape, device=where, dtype=torch.float32)
+            draw = torch.empty(self.weight.shape, dtype=torch.float32, device=where)
             if not self.weight.is_meta:
                 if self.init == "kaiming_normal":
                     draw.normal_(0.0, math.sqrt(2 / self.in_features), generator=generator)
