@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spela.data.arrays import as_tensor
 from spela.data.batches import Batches, epoch_generator
 from spela.data.dataset import Dataset
 from spela.data.inputs import read_inputs
@@ -18,6 +19,7 @@ __all__ = [
     "PhotoSet",
     "add_label_noise",
     "add_noise",
+    "as_tensor",
     "dataset_names",
     "default_data_root",
     "epoch_generator",

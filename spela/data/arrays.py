@@ -6,9 +6,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_labels", "as_samples", "count_classes", "split_indices"]
+__all__ = ["as_labels", "as_samples", "as_tensor", "count_classes", "split_indices"]
 
 _CHANNELS = (1, 3, 4)
+
+
+def as_tensor(x: Tensor | np.ndarray, where: str) -> Tensor:
+    """A tensor of a tensor (itself) or of an array (a copy, of any layout or byte order).
+
+    Args:
+        x: What was given.
+        where: its name for messages.
+
+    Returns:
+        An array as a tensor of its dtype, on the CPU.
+
+    Raises:
+        TypeError: neither, or an array that holds no numbers.
+
+    Example:
+        >>> as_tensor(np.array([1.5, 2.0], ">f4"), "x")
+        tensor([1.5000, 2.0000])
+    """
+    if isinstance(x, Tensor):
+        return x
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "buif":
+        kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+        raise TypeError(f"{where} must be a tensor or an array of numbers, got {kind}")
+    return torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C"))
 
 
 def as_samples(array: np.ndarray, where: str) -> Tensor:

@@ -24,6 +24,8 @@ def prepare(x: Tensor) -> Tensor:
         >>> prepare(torch.tensor([0, 51, 255], dtype=torch.uint8))
         tensor([0.0000, 0.2000, 1.0000])
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}: use torch.as_tensor(x)")
     if x.dtype == torch.uint8:
         return x.to(torch.float32).div_(255.0)
     if not x.is_floating_point():

@@ -241,7 +241,7 @@ def calibrate_thresholds(
     Raises:
         ValueError: If there are no samples, numbers differ, a label is no class, max_loss is no share, or the
             network does not end in a SPELA layer.
-        TypeError: If the labels are not int64.
+        TypeError: If inputs and labels are no tensors, or the labels not int64.
 
     Example:
         >>> from spela.layers import SpelaLinear
@@ -252,6 +252,11 @@ def calibrate_thresholds(
         >>> bool((net.predict_detailed(x, policy).layer == 0).all())  # any loss will do
         True
     """
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise TypeError(
+            f"`x` and `y` must be tensors, got {type(x).__name__} and {type(y).__name__}: use "
+            "torch.as_tensor"
+        )
     if not 0 <= max_loss <= 1:
         raise ValueError(f"`max_loss` must be a share in 0..1, such as 0.002, got {max_loss}")
     if len(x) == 0 or y.shape != (len(x),):

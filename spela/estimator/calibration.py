@@ -28,6 +28,7 @@ def fit_temperature(scores: Tensor, target: Tensor) -> float:
 
     Raises:
         ValueError: If there are no samples, or the shapes do not fit.
+        TypeError: If one is no tensor.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2; smoothing
     after Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
@@ -38,6 +39,11 @@ def fit_temperature(scores: Tensor, target: Tensor) -> float:
         >>> sure < fit_temperature(scores, torch.tensor([0, 1, 2, 3, 0, 3]))
         True
     """
+    if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
+        raise TypeError(
+            f"`scores` and `target` must be tensors, got {type(scores).__name__} and "
+            f"{type(target).__name__}: use torch.as_tensor"
+        )
     if scores.dim() != 2 or target.shape != scores.shape[:1] or len(scores) == 0:
         raise ValueError(
             "`scores` must be (N, C) and `target` (N,) of at least one sample, got "

@@ -115,7 +115,7 @@ def build_rows_network(
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []
     # nn.Linear draws once from the global generator before the layer draws from its own.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         for size in sizes:
             if modules:
                 modules.append(RowNorm("rms"))

@@ -125,8 +125,12 @@ class ClassTable:
         self.tables = [new.to(old) for old, new in zip(self.tables, tables, strict=True)]
         self._show()
 
-    def _show(self) -> None:
-        count = len(self.labels)
+    def let_go(self) -> None:
+        """Show the layers all classes, as before the table took them."""
+        self._show(self.max_classes)
+
+    def _show(self, count: int | None = None) -> None:
+        count = len(self.labels) if count is None else count
         # Copies: tensors that share memory cannot be saved side by side.
         for layer, table in zip(self._layers, self.tables, strict=True):
             layer.num_classes = count

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spela.data import prepare
+from spela.data import as_tensor, prepare
 from spela.early_exit import ExitPolicy
 from spela.layers import LocalLayer
 from spela.network import SpelaSequential
@@ -50,7 +52,7 @@ class StreamingClassifier:
 
     Raises:
         ValueError: If layers differ in their classes, or a number or name is out of range.
-        TypeError: If a layer cannot take classes at run time.
+        TypeError: If a layer cannot take classes at run time, or a number is not whole.
 
     Example:
         >>> from spela.layers import SpelaLinear
@@ -80,9 +82,10 @@ class StreamingClassifier:
         labels: Iterable[Label] = (),
         seed: int = 0,
     ) -> None:
+        replay = operator.index(replay)  # NumPy's integers too; a file keeps it
         if replay < 0:
             raise ValueError(f"`replay` must be 0 or more, got {replay}")
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(operator.index(seed))
         self.buffer = ReplayBuffer(memory, policy, generator=self.generator)
         self.replay = replay
         self.optimizer = optimizer or LocalAdam(net.parameters(), lr=1e-3)
@@ -96,21 +99,21 @@ class StreamingClassifier:
         return list(self.classes.labels)
 
     @without_inference
-    def observe(self, x: Tensor, y: object) -> Tensor:
+    def observe(self, x: Tensor | np.ndarray, y: object) -> Tensor:
         """Learn from new samples; labels not met before become classes.
 
         Args:
             x: (B, ...) samples, or one sample without the batch axis; uint8 pixels or floats, alike
-                over the whole stream.
+                over the whole stream, in a tensor or an array.
             y: B labels, each a str or an int; or one label, for one sample.
 
         Returns:
             (L,) losses of the step, on new and remembered samples, from before the update.
 
         Raises:
-            ValueError: If numbers or shapes differ, a value is not finite, or there is one class too
-                many. The classifier is then as it was.
-            TypeError: If a label is neither str nor int.
+            ValueError: If numbers or shapes differ, a value is not finite in float32, or there is one
+                class too many. The classifier is then as it was.
+            TypeError: If samples are neither pixels nor floats, or a label neither str nor int; as above.
         """
         x, names = self._batch(x, y)
         before, state = len(self.classes), self.generator.get_state()
@@ -126,7 +129,7 @@ class StreamingClassifier:
             self._train_mode()
             try:
                 losses = self.net.local_step(prepare(inputs), targets, self.optimizer)
-            except (ValueError, TypeError, RuntimeError):
+            except BaseException:  # Ctrl-C too
                 self.classes.keep(before)
                 self.generator.set_state(state)
                 raise
@@ -134,7 +137,7 @@ class StreamingClassifier:
         return losses
 
     def predict(
-        self, x: Tensor, exit_threshold: float | ExitPolicy | None = None
+        self, x: Tensor | np.ndarray, exit_threshold: float | ExitPolicy | None = None
     ) -> StreamPrediction:
         """The labels of samples, with the confidence of each.
 
@@ -147,11 +150,14 @@ class StreamingClassifier:
 
         Raises:
             ValueError: If no class is known yet.
+            TypeError: If samples are neither pixels nor floats.
         """
         if not len(self.classes):
             raise ValueError("no class is known yet: observe a labelled sample first")
         self.net.eval()
-        found = self.net.predict_detailed(prepare(x.to(self._device)), exit_threshold)
+        found = self.net.predict_detailed(
+            prepare(as_tensor(x, "x").to(self._device)), exit_threshold
+        )
         names = [self.classes.labels[index] for index in found.labels.tolist()]
         return StreamPrediction(names, found.margin, found.layer)
 
@@ -220,42 +226,53 @@ class StreamingClassifier:
             The classifier, which goes on as the saved one would have.
 
         Raises:
-            ValueError: If the file is missing, damaged, or of another network.
+            ValueError: If the file is missing, damaged, or of another network; `net` is then as it was.
         """
         path = Path(path)
         found = file_state(path) if path.is_file() else None
         stream, load_weights = read_stream(path)
-        made = cls(net, optimizer, memory=stream.memory, replay=stream.replay, policy=stream.policy)
         layers = net.local_layers
         if len(stream.tables) != len(layers):
             raise ValueError(
                 f"{path} holds {len(stream.tables)} SPELA layers, the network has {len(layers)}"
             )
-        made.classes.load(stream.tables)
-        made.classes.indices(stream.labels)
-        load_weights(net, made.optimizer)
+        made = cls(net, optimizer, memory=stream.memory, replay=stream.replay, policy=stream.policy)
+        own = made.classes.tables
         try:
-            made.buffer.load_state(stream.buffer, made._device)
-            made.generator.set_state(stream.generator)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        if len(made.buffer.seen) > len(stream.labels):
-            raise ValueError(f"{path} is damaged: it remembers classes without a label")
+            made._remember(stream, path)
+            made.classes.load(stream.tables)
+            made.classes.indices(stream.labels)
+            load_weights(net, made.optimizer)
+        except BaseException:
+            made.classes.tables = own
+            made.classes.let_go()
+            raise
         for index, frozen in enumerate(stream.frozen):
             made.freeze(index, frozen)
         if found is not None:
             made._files[path.resolve()] = found
         return made
 
+    def _remember(self, stream: Stream, path: Path) -> None:
+        """Samples and generator of a saved stream."""
+        try:
+            self.buffer.load_state(stream.buffer, self._device)
+            self.generator.set_state(stream.generator)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if len(self.buffer.seen) > len(stream.labels):
+            raise ValueError(f"{path} is damaged: it remembers classes without a label")
+
     @property
     def _device(self) -> torch.device:
         return next(self.net.parameters()).device
 
-    def _batch(self, x: Tensor, y: object) -> tuple[Tensor, Sequence[object]]:
+    def _batch(self, x: Tensor | np.ndarray, y: object) -> tuple[Tensor, Sequence[object]]:
         """Samples (B, ...) on the network's device, and B labels."""
+        x = as_tensor(x, "x").detach()
         if isinstance(y, Tensor) or (hasattr(y, "tolist") and not isinstance(y, str | int)):
             y = y.tolist()
-        single = isinstance(y, str) or not isinstance(y, Sequence)
+        single = isinstance(y, str | bytes) or not isinstance(y, Sequence)
         names: Sequence[object] = [y] if single else y  # type: ignore[assignment]
         if single:
             x = x[None]
@@ -265,8 +282,10 @@ class StreamingClassifier:
                 f"{len(names)} labels"
             )
         self.buffer.check(x)
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise ValueError("`x` has values that are NaN or Inf: leave such samples out")
+        if not bool(torch.isfinite(prepare(x)).all()):
+            raise ValueError(
+                "`x` has values that are NaN, Inf or beyond float32: leave such samples out"
+            )
         return x.to(self._device), names
 
     def _train_mode(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ class ReplayBuffer:
 
     Raises:
         ValueError: If the capacity is negative or the policy unknown.
+        TypeError: If the capacity is not a whole number.
 
     Example:
         >>> buffer = ReplayBuffer(3)
@@ -42,6 +45,7 @@ class ReplayBuffer:
         *,
         generator: torch.Generator | None = None,
     ) -> None:
+        capacity = operator.index(capacity)
         if capacity < 0:
             raise ValueError(f"`capacity` must be 0 or more, got {capacity}")
         if policy not in POLICIES:

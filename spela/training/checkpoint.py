@@ -181,7 +181,7 @@ def restore(
 def load_state_tensors(
     tensors: dict[str, Tensor], net: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """The inverse of `state_tensors`.
+    """The inverse of `state_tensors`, wholly or not at all.
 
     Args:
         tensors: By name; other names than `model.*` and `optimizer.*` are left alone.
@@ -202,19 +202,26 @@ def load_state_tensors(
                 f"the checkpoint does not fit the network: {prefix}{name} is {state[name].dtype}, "
                 f"expected {own.dtype}"
             )
+    before = {name: own.clone() for name, own in net.state_dict().items()}
     try:
-        net.load_state_dict(state)
+        net.load_state_dict(state)  # copies what fits, and then says what does not
+        found = {} if optimizer is None else _optimizer_state(tensors, net, optimizer)
     except RuntimeError as error:
+        net.load_state_dict(before)
         first = " ".join(str(error).split())
         raise ValueError(f"the checkpoint does not fit the network: {first}") from None
-    if optimizer is not None:
-        _restore_optimizer(tensors, net, optimizer)
+    except ValueError:
+        net.load_state_dict(before)
+        raise
+    for parameter, fields in found.items():
+        optimizer.state[parameter].update(fields)  # type: ignore[union-attr]
 
 
-def _restore_optimizer(
+def _optimizer_state(
     tensors: dict[str, Tensor], net: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+) -> dict[nn.Parameter, dict[str, Tensor]]:
     """Each parameter's state, whole and of the parameter's own shape and dtype, or none."""
+    state: dict[nn.Parameter, dict[str, Tensor]] = {}
     left = {name for name in tensors if name.startswith("optimizer.")}
     expected = next((fields for kind, fields in _STATE_FIELDS if isinstance(optimizer, kind)), None)
     for name, parameter in net.named_parameters():
@@ -236,6 +243,7 @@ def _restore_optimizer(
                     f"{tuple(shape)} {dtype}"
                 )
             # "step" too: fused steps want it beside the parameter.
-            optimizer.state[parameter][field] = value.to(parameter.device)
+            state.setdefault(parameter, {})[field] = value.to(parameter.device)
     if left:
         raise ValueError(f"the checkpoint has optimizer state of no parameter: {sorted(left)[0]!r}")
+    return state
