@@ -11,6 +11,7 @@ import typer
 
 from spela.cli.options import DataRoot, going_on, path_option, pick_device
 from spela.experiments.plan import Options
+from spela.experiments.publish import publish
 from spela.experiments.registry import EXPERIMENTS, find_experiments
 from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import Outcome, writing_results
@@ -68,6 +69,14 @@ def reproduce_command(
             help="Run nothing: tables, report (and README) of the runs that are finished.",
         ),
     ] = False,
+    publish_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--publish",
+            help="Also add the finished runs, without weights, to this folder: a file, a table and the "
+            "plots an experiment.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... (results differ by device).")] = "cpu",
 ) -> None:
     """Run the paper's experiments; write one folder a run, one JSON a table, and a report."""
@@ -119,6 +128,9 @@ def reproduce_command(
             )
         html, markdown = write_pages(options)
     typer.echo(f"report: {html}\n        {markdown}")
+    if publish_to is not None:
+        options = publish(options, publish_to)
+        typer.echo(f"published: {write_pages(options)[1]}")
     if readme is not None:
         update_readme(readme, options)
         typer.echo(f"main table: {readme}")

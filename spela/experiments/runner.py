@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from spela.data import Dataset
+from spela.experiments.archive import find_run
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
@@ -57,7 +58,7 @@ class Outcome:
 
 def run_folder(options: Options, key: str) -> RunFolder:
     """The folder of a run."""
-    return RunFolder(options.folder / "runs" / key)
+    return find_run(options.folder / "runs", key)
 
 
 def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
@@ -69,7 +70,7 @@ def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | N
     Raises:
         ValueError: If the run's other files disagree with the summary.
     """
-    if not folder.summary.exists():
+    if not folder.holds(folder.summary):
         return None
     try:
         summary = folder.read_json(folder.summary)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spela.data import Dataset, prepare
 from spela.experiments import build_network, load_data, load_run
+from spela.experiments.archive import find_run
 from spela.layers import LocalLayer
-from spela.training import RunFolder
 
 __all__ = ["layers_figure", "layers_run"]
 
@@ -27,7 +27,8 @@ def layers_run(table: dict[str, Any], runs: Path) -> str | None:
         if row.get("method") != "spela" or "accuracy" not in row:
             continue
         for key in row["finished"]:
-            if RunFolder(runs / key).summary.exists():
+            run = find_run(runs, key)
+            if run.holds(run.summary):
                 return str(key)
     return None
 

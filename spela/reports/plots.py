@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from spela.experiments.archive import find_run
 from spela.experiments.registry import EXPERIMENTS
 from spela.reports.run import diagnostics_figure
-from spela.training import RunFolder, read_evidence
+from spela.training import read_evidence
 
 __all__ = ["table_figures"]
 
@@ -78,7 +79,7 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
             )
         for row in mine:
             key = row["finished"][0]
-            figure = diagnostics_figure(read_evidence(RunFolder(runs / key)).records)
+            figure = diagnostics_figure(read_evidence(find_run(runs, key)).records)
             if figure is not None:
                 caption = f"{data}: {row['row']}, layers on fixed training samples ({key})"
                 figures.append((f"{name}-{data}-{row['row']}", caption, figure))
@@ -167,7 +168,7 @@ def _records(row: dict[str, Any], runs: Path) -> list[list[dict[str, Any]]]:
     Raises:
         ValueError: If a run's files disagree, or seeds have records of different epochs.
     """
-    seeds = [read_evidence(RunFolder(runs / key)).records for key in row["finished"]]
+    seeds = [read_evidence(find_run(runs, key)).records for key in row["finished"]]
     if not all(seeds):
         return []
     if len({len(records) for records in seeds}) > 1:

@@ -74,8 +74,8 @@ def read_checkpoint(folder: RunFolder) -> tuple[Evidence, Checkpoint]:
 def _agreed(folder: RunFolder, with_checkpoint: bool) -> tuple[Evidence, Checkpoint | None]:
     # In this order a run that is being trained agrees with itself: a summary comes last, and records
     # before their checkpoint.
-    config = folder.read_json(folder.config) if folder.config.exists() else None
-    summary = folder.read_json(folder.summary) if folder.summary.exists() else None
+    config = folder.read_json(folder.config) if folder.holds(folder.config) else None
+    summary = folder.read_json(folder.summary) if folder.holds(folder.summary) else None
     checkpoint = load_checkpoint(folder.checkpoint) if with_checkpoint else None
     records = folder.read_metrics()
     try:
@@ -83,7 +83,7 @@ def _agreed(folder: RunFolder, with_checkpoint: bool) -> tuple[Evidence, Checkpo
         if summary is not None:
             problem = problem or _in_the_summary(summary, config, records)
         if checkpoint is not None:
-            found = records if folder.metrics.exists() else None
+            found = records if folder.holds(folder.metrics) else None
             problem = problem or _in_the_checkpoint(checkpoint, config, summary, found)
     except RecursionError:
         problem = "its files are nested too deeply"

@@ -66,6 +66,10 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
 
+    def holds(self, file: Path) -> bool:
+        """Whether one of the folder's files is there."""
+        return file.exists()
+
     def holds_run(self) -> bool:
         """Whether a run was started here; settings alone are what a start that failed leaves."""
         return any(file.exists() for file in (self.checkpoint, self.metrics))
@@ -135,7 +139,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of the epochs done, oldest first; a torn last line (a killed run) is left out."""
-        if not self.metrics.exists():
+        if not self.holds(self.metrics):
             return []
         records = []
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import spela.report
 from sklearn.datasets import load_digits
-from spela.results.cells import change_text
 
 from spela.cli.console import printing_anywhere
+from spela.reports.cells import change_text
 
 Call = Callable[..., tuple[int, str, str]]
 NAMES = "零一二三四五六七八九"

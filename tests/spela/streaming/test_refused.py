@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from spela.calibration import fit_temperature
 
 from spela import RowNorm, SpelaLinear, SpelaSequential, optim
 from spela.data import Batches, as_tensor, prepare
 from spela.early_exit import calibrate_thresholds
+from spela.estimator.calibration import fit_temperature
 from spela.streaming import StreamingClassifier
 
 X = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
