@@ -12,6 +12,7 @@ from torch import Tensor
 from spela.costs import layer_costs
 from spela.data import Batches, epoch_generator
 from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, mean_multiply_adds
+from spela.layers.modes import in_eval_mode
 from spela.network import SpelaSequential
 
 __all__ = ["ExitEvaluation", "evaluate_early_exit"]
@@ -102,9 +103,7 @@ def evaluate_early_exit(
     # As inputs already: neither way of predicting should be timed with the conversion.
     batches = [[b for b, _ in Batches(x[h], y[h], batch_size, shuffle=False)] for h in halves]
     target = y[order]
-    was_training = net.training
-    net.eval()
-    try:
+    with in_eval_mode(net):
         policies = tuple(
             calibrate_thresholds(net, torch.cat(batches[other]), y[halves[other]], max_loss)
             for other in (1, 0)
@@ -119,8 +118,6 @@ def evaluate_early_exit(
             for _ in range(repeats)
         ]
         costs = layer_costs(net, tuple(x.shape[1:]))
-    finally:
-        net.train(was_training)
     spent = [
         mean_multiply_adds(costs, policy, half.layer) * len(half.layer)
         for policy, half in zip(policies, early, strict=True)
