@@ -1,4 +1,4 @@
-"""convert: an nn.Sequential becomes a SpelaSequential that keeps its weights and its outputs."""
+"""convert: an nn.Sequential becomes a SpelaSequential of the same weights and layer outputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
+from spela.layers.plain import departure
 from spela.network import SpelaSequential
+from spela.vectors import as_size
 
 __all__ = ["convert"]
 
@@ -26,6 +29,7 @@ _ACCEPTED = (
     "Linear, Conv2d, activations, BatchNorm1d/2d, max and average pools, Dropout, Flatten, RowNorm, "
     "nested Sequential; put any other module into `frozen`"
 )
+_PUT_INTO_FROZEN = "or put the module into `frozen`, which stays whole"
 
 
 class _Step(NamedTuple):
@@ -63,16 +67,19 @@ def convert(
     symmetric_dim: int = 16,
     generator: torch.Generator | None = None,
 ) -> SpelaSequential:
-    """Turn a network into one that learns layer by layer, with the same weights and outputs.
+    """Turn a network into one that learns layer by layer, with the same weights and layer outputs.
 
     A Linear and the activation after it become a SpelaLinear; a Conv2d and the BatchNorm2d, ReLU or
     LeakyReLU and square pool after it a SpelaConv2d. Everything else stays a module between the layers,
-    copied, and no longer learns. The last Linear has no activation; with `num_classes` outputs its class
-    vectors are the simplex on the output axes, e_k - 1/C, so that the converted network predicts what
-    `model` predicts until it is trained.
+    copied, and no longer learns. The last module's output is that of `model`; `net(x)` is something
+    else: the cosines of that output to the class vectors, in [-1, 1]. Where the last Linear has no
+    activation and `num_classes` outputs, its class vectors are the simplex on the output axes,
+    e_k - 1/C, and the cosines order the classes as the logits do: `net.predict(x)` is the argmax of
+    `model(x)` until the network is trained. Anywhere else the answers have to be learnt.
 
     Args:
-        model: nn.Sequential, nested ones included; it is copied and stays as it is.
+        model: nn.Sequential, nested ones included; it is copied and stays as it is. Whatever a type
+            does not tell is refused: a `forward` of one's own, hooks, computed weights.
         num_classes: C, at least 2.
         sample_input: (B, ...) a batch of the network's input, or the backbone's, which sets the sizes.
         frozen: A backbone to put in front as `spela.Frozen`: not copied, never trained again.
@@ -83,11 +90,12 @@ def convert(
         generator: Source of class vectors and projections; None: torch's default one.
 
     Returns:
-        A `SpelaSequential` in the mode of `model`, on the devices and in the dtypes of its modules.
+        A `SpelaSequential`, every module in the mode, on the device and in the dtype it had in `model`.
 
     Raises:
-        TypeError: If `model` is no nn.Sequential.
-        ValueError: Naming the first module that has no counterpart, or whose input does not fit.
+        TypeError: If `model` is no nn.Sequential, or `num_classes` no integer.
+        ValueError: Naming the first module that has no counterpart, that does not do what its type
+            says, or whose input does not fit.
 
     Source: design section 3; the projections are those of the `best` recipe of the CNN.
 
@@ -103,8 +111,7 @@ def convert(
             f"`model` must be an nn.Sequential, got {type(model).__name__}: list its modules in one, "
             "or put it into `frozen`"
         )
-    if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
+    num_classes = as_size("num_classes", num_classes, least=2)
     settings = _Objective(num_classes, objective, scale, conv_scale, symmetric_dim, generator)
     front: list[nn.Module] = []
     if frozen is not None:
@@ -122,6 +129,7 @@ def convert(
             layer, used = _convolution(steps, settings)
         else:
             layer, used = steps[0].module.requires_grad_(False), 1
+        layer.training = steps[0].module.training
         modules.append(layer)
         left, steps = steps, steps[used:]
     if not isinstance(modules[-1], LocalLayer):
@@ -129,17 +137,25 @@ def convert(
             f"{left[0]} comes after the last Linear or Conv2d, whose scores are the answer: nothing "
             "would use it, remove it"
         )
-    return SpelaSequential(*front, *modules).train(model.training)
+    net = SpelaSequential(*front, *modules)
+    for module in (net, *front):
+        module.training = model.training
+    return net
 
 
-def _flatten(model: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _flatten(model: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    why = departure(model, nn.Sequential)
+    if why:
+        where = f"module {path!r}" if path else "`model`"
+        raise ValueError(f"{where} ({type(model).__name__}) {why}; {_PUT_INTO_FROZEN}")
     # Not named_modules: it leaves out a module's second appearance.
     for name, module in model._modules.items():
         assert module is not None
-        if type(module) is nn.Sequential:
-            yield from _flatten(module, f"{prefix}{name}.")
+        inner = f"{path}.{name}" if path else name
+        if isinstance(module, nn.Sequential):
+            yield from _flatten(module, inner)
         else:
-            yield prefix + name, module
+            yield inner, module
 
 
 def _trace(model: nn.Sequential, x: Tensor) -> list[_Step]:
@@ -148,8 +164,14 @@ def _trace(model: nn.Sequential, x: Tensor) -> list[_Step]:
     owners: dict[int, _Step] = {}
     for path, original in _flatten(model):
         step = _Step(path, original, x.shape)
-        if type(original) not in (nn.Linear, nn.Conv2d, *_PLAIN):
+        kinds = (nn.Linear, nn.Conv2d, *_PLAIN)
+        kind = next((k for k in kinds if isinstance(original, k)), type(original))
+        parametrised = parametrize.is_parametrized(original)
+        if type(original) not in kinds and not parametrised:
             raise ValueError(f"{step} has no SPELA counterpart; accepted: {_ACCEPTED}")
+        why = departure(original, kind)
+        if why:
+            raise ValueError(f"{step} {why}; {_PUT_INTO_FROZEN}")
         for parameter in original.parameters():
             if id(parameter) in owners:
                 raise ValueError(
@@ -157,7 +179,12 @@ def _trace(model: nn.Sequential, x: Tensor) -> list[_Step]:
                     "cannot share one, give it its own"
                 )
             owners[id(parameter)] = step
-        module: Any = copy.deepcopy(original).eval()
+        try:
+            module: Any = copy.deepcopy(original).eval()
+        except (
+            RuntimeError
+        ) as error:  # a tensor inside `Frozen` that is the result of a computation
+            raise ValueError(f"{step} cannot be copied: {str(error).splitlines()[0]}") from error
         if hasattr(module, "inplace"):
             module.inplace = False  # it would overwrite a layer's output, which its gradient needs
         try:
@@ -171,7 +198,7 @@ def _trace(model: nn.Sequential, x: Tensor) -> list[_Step]:
             )
         if type(original) in (nn.Linear, nn.Conv2d):
             _check_layer(step, original, x)
-        steps.append(_Step(path, module, out.shape))
+        steps.append(_Step(path, module.train(original.training), out.shape))
         x = out
     return steps
 
@@ -193,7 +220,7 @@ def _check_layer(step: _Step, module: Any, x: Tensor) -> None:
 def _linear(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
     """The SpelaLinear of the first module, with the next one's activation where it has that one."""
     source: Any = steps[0].module
-    activation, slope, used = None, torch.zeros(1), 1
+    activation, slope, used = None, 0.0, 1
     if len(steps) > 1:
         activation, slope = _activation(steps[1].module)
         used = 1 if activation is None else 2
@@ -209,7 +236,7 @@ def _linear(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
         settings.num_classes,
         bias=source.bias is not None,
         activation=activation,
-        negative_slope=float(slope),
+        negative_slope=slope,
         objective=settings.name,
         scale=settings.scale,
         vectors=vectors,
@@ -218,18 +245,20 @@ def _linear(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
         dtype=source.weight.dtype,
     )
     _copy_parameters(source, layer)
+    if layer.slope is not None:
+        layer.slope.requires_grad_(steps[1].module.get_parameter("weight").requires_grad)
     return layer, used
 
 
-def _activation(module: nn.Module) -> tuple[str | None, Tensor]:
-    """Its name among SPELA's activations, None if it is not one of them, and its slope (1,)."""
-    slope, kind = torch.zeros(1), type(module)
+def _activation(module: nn.Module) -> tuple[str | None, float]:
+    """Its name among SPELA's activations, None if it is not one of them, and its slope."""
+    slope, kind = 0.0, type(module)
     found: Any = module
     # A falling piece has no inverse: phi' could not be told from the sign of y.
     if kind is nn.LeakyReLU and found.negative_slope >= 0:
-        return "leaky_relu", torch.tensor([found.negative_slope], dtype=torch.float64)
+        return "leaky_relu", float(found.negative_slope)
     if kind is nn.PReLU and found.num_parameters == 1:
-        return "prelu", found.weight
+        return "prelu", float(found.weight)
     simple = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Identity: "identity"}
     if kind is nn.ELU and found.alpha == 1:
         return "elu", slope
@@ -249,7 +278,7 @@ def _convolution(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, i
     if following:
         name, slope = _activation(following[0])
         if name in ("relu", "leaky_relu", "identity"):
-            negative_slope = 1.0 if name == "identity" else float(slope)
+            negative_slope = 1.0 if name == "identity" else slope
             following.pop(0)
     pool, size = _square_pool(following[0]) if following else (None, 1)
     if pool is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spela.early_exit import ExitPolicy, Prediction, exit_thresholds, margin_and_label
 from spela.layers import Frozen, LocalLayer
+from spela.layers.hooks import hooked_input
 from spela.layers.steps import check_step, learning
 from spela_kernels.contracts import check_tensors
 from spela_kernels.precision import recordable
@@ -21,7 +22,8 @@ class SpelaSequential(nn.Sequential):
     """nn.Sequential whose SPELA layers learn locally; any module may stand in between.
 
     Modules between the layers (Flatten, Dropout, RowNorm, a frozen backbone) only transform: nothing
-    is propagated back, so parameters of theirs are never trained.
+    is propagated back, so parameters of theirs are never trained. Forward pre-hooks of the network are
+    called by every method that takes its input, forward hooks by `net(x)` alone.
 
     Args:
         *modules: As nn.Sequential; the last must be a SPELA layer for the network to classify.
@@ -79,6 +81,7 @@ class SpelaSequential(nn.Sequential):
             One (B, C) tensor of cosines a SPELA layer; empty for an empty batch.
         """
         scores = []
+        x = hooked_input(self, x)
         for module, is_local in self._checked():
             x = module(x)
             if is_local:
@@ -99,7 +102,7 @@ class SpelaSequential(nn.Sequential):
             ValueError: On a shape, device or label that does not fit.
         """
         check_tensors(x, target)
-        x, losses = recordable(x), []
+        x, losses = hooked_input(self, recordable(x)), []
         for module, is_local in self._checked():
             if is_local:
                 loss, x = module.local_loss(x, target)  # type: ignore[operator]
@@ -107,7 +110,8 @@ class SpelaSequential(nn.Sequential):
             else:
                 with torch.no_grad():
                     # The gradient of the layer before needs its output as it was.
-                    x = module(x.clone() if getattr(module, "inplace", False) else x)
+                    in_place = any(getattr(m, "inplace", False) for m in module.modules())
+                    x = module(x.clone() if in_place else x)
         return torch.stack(losses)
 
     @learning
@@ -141,6 +145,7 @@ class SpelaSequential(nn.Sequential):
         """
         modules, losses = list(self._checked()), []
         check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
+        x = hooked_input(self, x)
         for module, is_local in modules:
             if is_local:
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
@@ -203,6 +208,7 @@ class SpelaSequential(nn.Sequential):
         modules = list(self._checked())
         layers = self.local_layers
         thresholds = exit_thresholds(exit_threshold, len(layers))
+        x = hooked_input(self, x)
         count, index = len(x), 0
         answer: Prediction | None = None
         waiting: Tensor | None = None  # rows still in the batch; None: all

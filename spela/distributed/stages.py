@@ -10,6 +10,7 @@ from torch import nn
 
 from spela.layers import LocalLayer, SpelaConv2d
 from spela.layers.maps import convolved_size
+from spela.layers.modes import in_eval_mode
 
 __all__ = ["Trace", "split_evenly", "stage_of_modules", "trace"]
 
@@ -75,15 +76,12 @@ def trace(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Trace]:
         >>> trace(nn.Sequential(nn.Flatten(), SpelaLinear(6, 4, 3)), (2, 3))
         [Trace(shape=(2, 3), cost=0), Trace(shape=(6,), cost=24)]
     """
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
     x = next(net.parameters()).new_zeros((1, *sample_shape))
     found = []
-    for module in net:
-        found.append(Trace(tuple(x.shape[1:]), _multiply_adds(module, tuple(x.shape[2:]))))
-        x = module(x)
-    for module, mode in modes.items():
-        module.training = mode
+    with in_eval_mode(net):
+        for module in net:
+            found.append(Trace(tuple(x.shape[1:]), _multiply_adds(module, tuple(x.shape[2:]))))
+            x = module(x)
     return found
 
 

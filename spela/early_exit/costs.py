@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spela.layers import LocalLayer
+from spela.layers.modes import in_eval_mode
 
 __all__ = ["LayerCost", "layer_costs", "multiply_adds"]
 
@@ -52,22 +53,18 @@ def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Layer
     parameter = next(net.parameters(), torch.empty(0, device="cpu"))
     x = torch.zeros(1, *sample_shape, dtype=parameter.dtype, device=parameter.device)
     costs, forward = [], 0
-    modes = {module: module.training for module in net.modules()}
-    net.eval()  # one sample has no batch statistics
     try:
-        for module in net:
-            counted, x = _count(module, x)
-            forward += counted
-            if isinstance(module, LocalLayer):
-                costs.append(LayerCost(forward, _count(module.scores, x)[0]))
-                forward = 0
+        with in_eval_mode(net):  # one sample has no batch statistics
+            for module in net:
+                counted, x = _count(module, x)
+                forward += counted
+                if isinstance(module, LocalLayer):
+                    costs.append(LayerCost(forward, _count(module.scores, x)[0]))
+                    forward = 0
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"samples of shape {sample_shape} do not pass through the network: {error}"
         ) from None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not costs:
         raise ValueError("`net` has no SPELA layer: there is nothing to count up to")
     return costs

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from spela.early_exit.costs import LayerCost, layer_costs, multiply_adds
 from spela.layers import LocalLayer
+from spela.layers.hooks import hooked_input
+from spela.layers.modes import in_eval_mode
 from spela_kernels.contracts import check_labels, check_target
 
 __all__ = [
@@ -145,13 +147,12 @@ class _Answers(NamedTuple):
 @torch.no_grad()
 def _answers(net: nn.Sequential, x: Tensor, y: Tensor) -> _Answers:
     margins, hits = [], []
-    was_training = net.training
-    net.eval()
-    try:
+    with in_eval_mode(net):
         for part, target in zip(
             x.split(CALIBRATION_BATCH), y.split(CALIBRATION_BATCH), strict=True
         ):
             margin, hit = [], []
+            part = hooked_input(net, part)
             for module in net:
                 part = module(part)
                 if isinstance(module, LocalLayer):
@@ -160,8 +161,6 @@ def _answers(net: nn.Sequential, x: Tensor, y: Tensor) -> _Answers:
                     hit.append(label == target)  # (B,)
             margins.append(torch.stack(margin))
             hits.append(torch.stack(hit))
-    finally:
-        net.train(was_training)
     # In the scores' own precision and then exact, so that a threshold is a margin the network can meet.
     right = torch.cat(hits, 1).cpu().double()  # (L, N)
     return _Answers(torch.cat(margins, 1).cpu().double(), right[-1] - right)

@@ -11,10 +11,11 @@ from spela.export.program import (
     Program,
     batch_axis,
     example_batch,
-    in_eval_mode,
     without_paths,
 )
 from spela.layers import LocalLayer, SpelaConv2d
+from spela.layers.modes import in_eval_mode
+from spela.layers.plain import departure
 from spela.network import SpelaSequential
 from spela_kernels.contracts import Settings
 from spela_kernels.projection import reference as projection
@@ -40,7 +41,7 @@ def layer_scores(layer: LocalLayer, y: Tensor) -> Tensor:
     Returns:
         (B, C) scores.
     """
-    if isinstance(layer, SpelaConv2d):
+    if isinstance(layer, SpelaConv2d) and type(layer).scores is SpelaConv2d.scores:
         return projection.scores(
             Call(y.flatten(2), layer.projection, layer.vectors, layer.grouping, None, Settings())
         )
@@ -86,7 +87,8 @@ def inference_program(
         A `Program` with the input `x` (B, *sample_shape), as `spela.data.prepare` makes it.
 
     Raises:
-        ValueError: If the batch size is not positive, or the network has no parameters.
+        ValueError: If the batch size is not positive, the network has no parameters, or a subclass's
+            `forward` or a hook of the network itself would be left out.
 
     Example:
         >>> from spela.layers import SpelaLinear
@@ -97,6 +99,9 @@ def inference_program(
     first = next(net.parameters(), None)
     if first is None:
         raise ValueError("`net` has no parameters: there is nothing to export")
+    why = departure(net, SpelaSequential) if isinstance(net, SpelaSequential) else ""
+    if why:
+        raise ValueError(f"`net` ({type(net).__name__}) {why}")
     axis = batch_axis(batch_size)
     x = example_batch(sample_shape, batch_size, first)
     with in_eval_mode(net), torch.no_grad():

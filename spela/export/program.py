@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-__all__ = ["Program", "batch_axis", "example_batch", "in_eval_mode", "without_paths"]
+__all__ = ["Program", "batch_axis", "example_batch", "without_paths"]
 
 # A traced batch of one would be taken for a constant; any other number stands for all.
 EXAMPLE_BATCH = 2
@@ -57,18 +56,6 @@ def example_batch(sample_shape: tuple[int, ...], batch_size: int | None, like: T
     """A batch to trace with: (B, *sample_shape) of noise, in the dtype and on the device of `like`."""
     shape = (batch_size or EXAMPLE_BATCH, *sample_shape)
     return torch.rand(shape, dtype=like.dtype, device=like.device)
-
-
-@contextmanager
-def in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module is in its own mode again afterwards."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def without_paths(exported: ExportedProgram) -> ExportedProgram:

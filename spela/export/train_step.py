@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from spela.export.inference import layer_scores
 from spela.export.program import (
     Program,
     batch_axis,
     example_batch,
-    in_eval_mode,
     without_paths,
 )
 from spela.export.updates import Update, optimizer_state, update_of
-from spela.layers import LocalLayer, SpelaLinear
+from spela.layers import Frozen, LocalLayer, SpelaLinear
+from spela.layers.modes import in_eval_mode
+from spela.layers.plain import departure
 from spela.network import SpelaSequential
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import Parameters, reference
@@ -87,6 +89,9 @@ def _check(net: nn.Module) -> SpelaSequential:
             f"only a SPELA network has a training step without autograd, got {type(net).__name__}: "
             "export its inference"
         )
+    why = departure(net, SpelaSequential)
+    if why:
+        raise ValueError(f"`net` ({type(net).__name__}) {why}")
     for name, module in net.named_children():
         if isinstance(module, LocalLayer) and not isinstance(module, SpelaLinear):
             raise ValueError(
@@ -103,9 +108,22 @@ def _check(net: nn.Module) -> SpelaSequential:
                 f"layer {name} is trained through {', '.join(sorted(own - set(Parameters._fields)))}: only "
                 "plain weights, biases and slopes have an exportable step"
             )
+        why = _left_out(module)
+        if why:
+            raise ValueError(f"module {name} ({type(module).__name__}) {why}")
     if not any(isinstance(module, LocalLayer) for module in net):
         raise ValueError("`net` has no SPELA layer: there is nothing to train")
     return net
+
+
+def _left_out(module: nn.Module) -> str:
+    """What of a module's behaviour in training the exported step would not have; empty: nothing."""
+    for kind in (SpelaLinear, nn.Dropout):
+        if isinstance(module, kind):
+            return departure(module, kind)
+    inner = () if isinstance(module, Frozen) else module.modules()
+    other = next((type(m).__name__ for m in inner if isinstance(m, _DropoutNd)), "")
+    return other and f"drops out by {other}: list an nn.Dropout in the network itself instead"
 
 
 def _mask_shapes(net: SpelaSequential, x: Tensor) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from spela.layers.maps import convolved_size
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
     Groups,
+    as_size,
     check_directions,
     check_vectors,
     class_grouping,
@@ -31,8 +33,11 @@ __all__ = ["SpelaConv2d"]
 _Pair = int | tuple[int, int]
 
 
-def _least(sizes: _Pair) -> int:
-    return sizes if isinstance(sizes, int) else min(sizes)
+def _pair(name: str, sizes: _Pair) -> tuple[int, int]:
+    both = tuple(sizes) if isinstance(sizes, Sequence) else (sizes, sizes)
+    if len(both) != 2:
+        raise ValueError(f"`{name}` must be a size or (height, width), got {sizes}")
+    return as_size(name, both[0]), as_size(name, both[1])
 
 
 class SpelaConv2d(LocalLayer, nn.Conv2d):
@@ -115,23 +120,15 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        size = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
-        if len(size) != 2:
-            raise ValueError(f"`output_size` must be a size or (height, width), got {output_size}")
-        height, width = size
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("num_classes", num_classes),
-            ("output_size", min(height, width)),
-            ("symmetric_dim", symmetric_dim),
-            ("pool_size", pool_size),
-            ("kernel_size", _least(kernel_size)),
-            ("stride", _least(stride)),
-            ("dilation", _least(dilation)),
-        ):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        in_channels = as_size("in_channels", in_channels)
+        out_channels = as_size("out_channels", out_channels)
+        num_classes = as_size("num_classes", num_classes)
+        height, width = _pair("output_size", output_size)
+        symmetric_dim = as_size("symmetric_dim", symmetric_dim)
+        pool_size = as_size("pool_size", pool_size)
+        kernel_size = _pair("kernel_size", kernel_size)
+        stride = _pair("stride", stride)
+        dilation = _pair("dilation", dilation)
         if num_classes < 2:
             raise ValueError(
                 f"`num_classes` must be at least 2, got {num_classes}: one class is nothing to tell apart"

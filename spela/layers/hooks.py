@@ -7,7 +7,40 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["call_with_hooks"]
+__all__ = ["call_with_hooks", "hooked_input"]
+
+
+def hooked_input(module: nn.Module, x: Tensor) -> Tensor:
+    """`x` as the module's forward pre-hooks leave it, for methods beside `forward` that take its input.
+
+    Args:
+        module: Whose pre-hooks to call, in their order.
+        x: Its input.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Identity()
+        >>> handle = layer.register_forward_pre_hook(lambda module, args: -args[0])
+        >>> hooked_input(layer, torch.ones(2))
+        tensor([-1., -1.])
+    """
+    if not module._forward_pre_hooks:
+        return x
+    return _hooked_arguments(module, x)[0]
+
+
+def _hooked_arguments(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    args: tuple[Any, ...] = (x,)
+    changed: Any
+    for key, before in module._forward_pre_hooks.items():
+        if key in module._forward_pre_hooks_with_kwargs:
+            changed = before(module, args, {})
+            args = args if changed is None else changed[0]
+        else:
+            changed = before(module, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+    return args
 
 
 def call_with_hooks(
@@ -37,16 +70,8 @@ def call_with_hooks(
     """
     if not layer._forward_pre_hooks and not layer._forward_hooks:
         return run(x)
-    args: tuple[Any, ...] = (x,)
+    args = _hooked_arguments(layer, x)
     changed: Any
-    for key, before in layer._forward_pre_hooks.items():
-        if key in layer._forward_pre_hooks_with_kwargs:
-            changed = before(layer, args, {})
-            args = args if changed is None else changed[0]
-        else:
-            changed = before(layer, args)
-            if changed is not None:
-                args = changed if isinstance(changed, tuple) else (changed,)
     loss, y = run(args[0])
     for key, after in layer._forward_hooks.items():
         if key in layer._forward_hooks_with_kwargs:

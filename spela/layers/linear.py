@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
 from spela.layers.steps import learning, owns, step_by_gradient
-from spela.vectors import check_directions, check_vectors, class_vectors
+from spela.vectors import as_size, check_directions, check_vectors, class_vectors
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import check_tensors
@@ -88,13 +88,9 @@ class SpelaLinear(LocalLayer, nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, value in (
-            ("in_features", in_features),
-            ("out_features", out_features),
-            ("num_classes", num_classes),
-        ):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+        in_features = as_size("in_features", in_features)
+        out_features = as_size("out_features", out_features)
+        num_classes = as_size("num_classes", num_classes)
         if num_classes < 2:
             raise ValueError(
                 f"`num_classes` must be at least 2, got {num_classes}: one class is nothing to tell apart"

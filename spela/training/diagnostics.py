@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spela.data import Dataset, prepare
 from spela.layers import LocalLayer
+from spela.layers.modes import in_eval_mode
 
 __all__ = ["DiagnosedByHand", "LayerDiagnostics", "Probe", "diagnose"]
 
@@ -80,19 +81,15 @@ class Probe:
 @contextmanager
 def _as_in_evaluation(net: nn.Module) -> Iterator[None]:
     """Eval mode, all parameters differentiable; both as they were afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
     frozen = [p for p in net.parameters() if not p.requires_grad]
-    net.eval()
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with in_eval_mode(net), torch.enable_grad():
             yield
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, mode in modes:
-            module.training = mode
 
 
 def diagnose(net: nn.Module, probe: Probe) -> list[LayerDiagnostics]:

@@ -17,6 +17,7 @@ from spela.early_exit import (
     layer_costs,
     mean_multiply_adds,
 )
+from spela.layers.modes import in_eval_mode
 from spela.network import SpelaSequential
 
 __all__ = ["ExitEvaluation", "evaluate_early_exit"]
@@ -107,9 +108,7 @@ def evaluate_early_exit(
     # As inputs already: neither way of predicting should be timed with the conversion.
     batches = [[b for b, _ in Batches(x[h], y[h], batch_size, shuffle=False)] for h in halves]
     target = y[order]
-    was_training = net.training
-    net.eval()
-    try:
+    with in_eval_mode(net):
         policies = tuple(
             calibrate_thresholds(net, torch.cat(batches[other]), y[halves[other]], max_loss)
             for other in (1, 0)
@@ -124,8 +123,6 @@ def evaluate_early_exit(
             for _ in range(repeats)
         ]
         costs = layer_costs(net, tuple(x.shape[1:]))
-    finally:
-        net.train(was_training)
     spent = [
         mean_multiply_adds(costs, policy, half.layer) * len(half.layer)
         for policy, half in zip(policies, early, strict=True)

@@ -9,8 +9,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spela.data import Batches
+from spela.layers.modes import in_eval_mode
 
 __all__ = [
     "Evaluation",
@@ -69,7 +71,7 @@ def batch_statistics(net: nn.Module) -> Iterator[None]:
     Args:
         net: Any module; its batch norms are as before afterwards.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
     kept = [(norm.running_mean, norm.running_var) for norm in norms]
     for norm in norms:
         norm.running_mean = norm.running_var = None
@@ -95,9 +97,7 @@ def evaluate(
     Returns:
         An `Evaluation`.
     """
-    was_training = net.training
-    net.train(False)
-    try:
+    with in_eval_mode(net):  # type: ignore[arg-type]  # a module too
         correct, confusion, among_five = None, None, None
         size = batch_size or max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // x[0].numel()))
         for batch, target in Batches(x, y, size, shuffle=False):
@@ -111,8 +111,6 @@ def evaluate(
             counts = torch.bincount(target * classes + labels[-2], minlength=classes * classes)
             correct = hits if correct is None else correct + hits
             confusion = counts if confusion is None else confusion + counts
-    finally:
-        net.train(was_training)
     if correct is None or confusion is None:
         raise ValueError("cannot evaluate on no samples")
     shares = (correct.double() / len(y)).tolist()
@@ -138,7 +136,7 @@ def batch_statistics_accuracy(
     Returns:
         Shares 0..1, first layer first.
     """
-    if not any(isinstance(m, nn.BatchNorm2d) for m in net.modules()):
+    if not any(isinstance(m, _BatchNorm) for m in net.modules()):
         return None
     with batch_statistics(net):
         return evaluate(net, x, y, batch_size).accuracy  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from spela.vectors.grouping import Groups, class_grouping, group_vectors, most_groups
 from spela.vectors.symmetric import (
     VECTOR_KINDS,
+    as_size,
     check_directions,
     check_vectors,
     class_vectors,
@@ -14,6 +15,7 @@ from spela.vectors.symmetric import (
 __all__ = [
     "VECTOR_KINDS",
     "Groups",
+    "as_size",
     "check_directions",
     "check_vectors",
     "class_grouping",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spela.vectors.symmetric import class_vectors
+from spela.vectors.symmetric import as_size, class_vectors
 
 __all__ = ["Groups", "class_grouping", "group_vectors", "most_groups"]
 
@@ -48,9 +48,8 @@ def class_grouping(
         >>> sorted(set(grouping.amax(dim=1).tolist()))
         [1, 2, 3]
     """
-    for name, value in (("num_kernels", num_kernels), ("num_classes", num_classes)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    num_kernels = as_size("num_kernels", num_kernels)
+    num_classes = as_size("num_classes", num_classes)
     if isinstance(groups, Tensor):
         return _checked(groups, num_kernels, num_classes)
     low, high = _bounds(groups, num_classes)
@@ -161,7 +160,11 @@ def _partitions(counts: Tensor, draws: Tensor) -> Tensor:
 def _bounds(groups: int | tuple[int, int] | None, num_classes: int) -> tuple[int, int]:
     if groups is None:
         groups = (2, num_classes) if num_classes > 2 else num_classes
-    low, high = (groups, groups + 1) if isinstance(groups, int) else groups
+    if isinstance(groups, tuple):
+        low, high = (as_size("groups", bound, least=0) for bound in groups)
+    else:
+        low = as_size("groups", groups, least=0)
+        high = low + 1
     if not 1 <= low < high <= num_classes + 1:
         raise ValueError(
             f"`groups` must be 1..{num_classes}, or (low, high) with 1 <= low < high <= "

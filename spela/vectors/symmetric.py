@@ -7,6 +7,7 @@ in float64; layers round the result to their own dtype and move it to their own 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ from spela.vectors.sphere import best_minimum, coulomb, stress, unit_rows
 
 __all__ = [
     "VECTOR_KINDS",
+    "as_size",
     "check_directions",
     "check_vectors",
     "class_vectors",
@@ -24,6 +26,36 @@ __all__ = [
     "random_vectors",
     "symmetric_vectors",
 ]
+
+
+def as_size(name: str, value: object, *, least: int = 1) -> int:
+    """A size as a Python int, whatever integer it was: numpy's are usual.
+
+    Args:
+        name: Of the argument, for errors.
+        value: What was given.
+        least: The smallest allowed.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is smaller.
+
+    Example:
+        >>> import numpy as np
+        >>> as_size("num_classes", np.array([4, 2]).max())
+        4
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        size = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}"
+        ) from None
+    if size < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {size}")
+    return int(size)
 
 
 def check_vectors(vectors: Tensor, shape: tuple[int, ...]) -> None:
@@ -100,7 +132,7 @@ def symmetric_vectors(
         >>> vectors.reshape(10, 4, 4).shape
         torch.Size([10, 4, 4])
     """
-    _check_request(num_vectors, dim, generator, dtype)
+    num_vectors, dim = _checked_request(num_vectors, dim, generator, dtype)
     if dim == 1 and num_vectors > 2:
         raise ValueError(
             "Expected argument `num_vectors` to be at most 2 when `dim` is 1, because only +1 and "
@@ -147,7 +179,7 @@ def random_vectors(
         >>> random_vectors(3, 5, "uniform").norm(dim=1).round(decimals=12)
         tensor([1., 1., 1.], dtype=torch.float64)
     """
-    _check_request(num_vectors, dim, generator, dtype)
+    num_vectors, dim = _checked_request(num_vectors, dim, generator, dtype)
     shape = (num_vectors, dim)
     if distribution == "gaussian":
         vectors = _normal(shape, generator)
@@ -301,17 +333,10 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def _check_request(
+def _checked_request(
     num_vectors: int, dim: int, generator: torch.Generator | None, dtype: torch.dtype
-) -> None:
-    for name, value in (("num_vectors", num_vectors), ("dim", dim)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(
-                f"Expected argument `{name}` to be an int but got {value!r} "
-                f"of type {type(value).__name__}"
-            )
-        if value < 1:
-            raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value}")
+) -> tuple[int, int]:
+    """The two sizes as Python ints."""
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
             "Expected argument `generator` to be a CPU generator but got one on "
@@ -319,6 +344,7 @@ def _check_request(
         )
     if not dtype.is_floating_point:
         raise TypeError(f"Expected argument `dtype` to be a floating point dtype but got {dtype}")
+    return as_size("num_vectors", num_vectors), as_size("dim", dim)
 
 
 def _checked_like(like: Tensor, num_vectors: int) -> Tensor:

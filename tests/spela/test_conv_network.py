@@ -30,7 +30,7 @@ def test_a_network_learns_digits() -> None:
     data = load_dataset("digits")
     net, x, y = _net(), data.train_x, data.train_y
     optimizer = optim.LocalAdam(net.parameters(), lr=0.03)
-    for start in range(0, 100 * 100, 100):
+    for start in range(0, 100 * 200, 100):
         rows = torch.arange(start, start + 100) % len(x)
         net.local_step(x[rows], y[rows], optimizer)
     net.eval()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import spela
 from spela import Frozen, RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, optim
@@ -246,3 +250,164 @@ def test_errors_of_images_and_arguments() -> None:
         spela.convert(nn.Linear(12, 5), 5, ROWS)
     with pytest.raises(ValueError, match="`num_classes` must be at least 2, got 1"):
         spela.convert(_linear(), 1, ROWS)
+
+
+class _Residual(nn.Sequential):
+    """As many public blocks: a Sequential by type, a sum by behaviour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class _Reversed(nn.Sequential):
+    def __iter__(self) -> Iterator[nn.Module]:
+        return reversed(list(self._modules.values()))  # type: ignore[arg-type, return-value]
+
+
+class _Block(nn.Sequential):
+    """What only names its modules computes what nn.Sequential does."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(nn.Linear(inputs, outputs), nn.ReLU())
+
+
+def _square() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12))
+
+
+def _negated(name: str, at: int | None) -> nn.Sequential:
+    model = _square()
+    module = model if at is None else model[at]
+    hooks = {
+        "register_forward_pre_hook": lambda m, args: (-args[0],),
+        "register_forward_hook": lambda m, args, y: -y,
+        "register_full_backward_hook": lambda m, before, after: None,
+        "register_full_backward_pre_hook": lambda m, after: None,
+    }
+    getattr(module, name)(hooks[name])
+    return model
+
+
+def _own_forward() -> nn.Sequential:
+    model = _square()
+    model.forward = lambda x: -x  # type: ignore[method-assign]
+    return model
+
+
+def _own_layer_forward(at: int) -> nn.Sequential:
+    model = _square()
+    model[at].forward = lambda x: x.square()  # type: ignore[method-assign]
+    return model
+
+
+def _changed(change: Callable[[nn.Linear], object]) -> nn.Sequential:
+    model = _square()
+    change(model[0])  # type: ignore[arg-type]
+    return model
+
+
+def _computed(layer: nn.Linear) -> None:
+    weight = layer.weight
+    del layer.weight
+    layer.weight = 2 * weight.detach()  # type: ignore[assignment]
+
+
+DEPARTING = {
+    "root forward": (lambda: _Residual(*_square()),
+                     r"`model` \(_Residual\) has a `forward` of its own"),
+    "nested forward": (lambda: nn.Sequential(_Residual(*_square()), nn.Linear(12, 5)),
+                       r"module '0' \(_Residual\) has a `forward`"),
+    "iteration": (lambda: _Reversed(*_square()), r"`model` \(_Reversed\) has a `__iter__`"),
+    "forward on an instance": (_own_forward, r"`model` \(Sequential\) has a `forward`"),
+    "forward on a layer": (lambda: _own_layer_forward(0), r"'0' \(Linear\) has a `forward`"),
+    "forward on an activation": (lambda: _own_layer_forward(1), r"'1' \(Tanh\) has a `forward`"),
+    "a SPELA network": (lambda: SpelaSequential(SpelaLinear(12, 12, 5)), "SpelaSequential.*forward"),
+    "old weight norm": (lambda: _changed(nn.utils.weight_norm), r"'0' \(Linear\).*WeightNorm"),
+    "old spectral norm": (lambda: _changed(nn.utils.spectral_norm), r"'0' \(Linear\).*SpectralNorm"),
+    "weight norm": (lambda: _changed(nn.utils.parametrizations.weight_norm),
+                    r"module '0' \(ParametrizedLinear\) computes its weight"),
+    "spectral norm": (lambda: _changed(nn.utils.parametrizations.spectral_norm), "computes its weight"),
+    "pruned": (lambda: _changed(lambda m: prune.l1_unstructured(m, "weight", 3)),
+               r"'0' \(Linear\).*L1Unstructured"),
+    "computed": (lambda: _changed(_computed), r"'0' \(Linear\) has a weight that is no parameter"),
+    "not yet made": (lambda: nn.Sequential(nn.LazyLinear(5)), r"'0' \(LazyLinear\) has no"),
+    **{f"{name} on {at}": (partial(_negated, name, at),
+                           (f"'{at}'" if at is not None else "`model`") + r" \(.*\) has a .*hook")
+       for name in ("register_forward_pre_hook", "register_forward_hook",
+                    "register_full_backward_hook", "register_full_backward_pre_hook")
+       for at in (None, 0, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DEPARTING)
+def test_what_does_not_do_as_its_type_says_is_refused_by_name(case: str) -> None:
+    make, message = DEPARTING[case]
+    with pytest.raises(ValueError, match=message) as error:
+        spela.convert(make(), 12, ROWS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_what_was_made_plain_again_is_converted() -> None:
+    model = _square().eval()
+    nn.utils.weight_norm(model[0])
+    nn.utils.remove_weight_norm(model[0])
+    prune.l1_unstructured(model[2], "weight", 30)
+    prune.remove(model[2], "weight")
+    net = spela.convert(model, 12, ROWS)
+    assert torch.equal(net.predict(ROWS), model(ROWS).argmax(dim=1))
+    torch.testing.assert_close(net[1](net[0](ROWS)), model(ROWS))
+
+
+def test_a_subclass_that_only_names_its_modules_is_an_nn_sequential() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(_Block(12, 9), _Block(9, 8), nn.Linear(8, 5)).eval()
+    net = spela.convert(model, 5, ROWS)
+    assert torch.equal(net.predict(ROWS), model(ROWS).argmax(dim=1))
+    assert [layer.activation for layer in net] == ["relu", "relu", "identity"]
+
+
+def test_a_frozen_module_keeps_its_own_behaviour() -> None:
+    inner = _square()
+    nn.utils.parametrizations.weight_norm(inner[0])
+    inner[1].register_forward_hook(lambda m, args, y: -y)
+    model = nn.Sequential(Frozen(_Residual(*inner)), nn.Linear(12, 5)).eval()
+    net = spela.convert(model, 5, ROWS)
+    assert torch.equal(net.predict(ROWS), model(ROWS).argmax(dim=1))
+    nn.utils.weight_norm(inner[2])  # torch cannot copy its computed tensor once it has run
+    inner(ROWS)
+    with pytest.raises(ValueError, match=r"module '0' \(Frozen\) cannot be copied"):
+        spela.convert(nn.Sequential(Frozen(inner), nn.Linear(12, 5)), 5, ROWS)
+
+
+def test_every_module_keeps_its_own_mode_and_what_learns() -> None:
+    model = _convolutional().train()
+    model[1].eval()  # fine-tuning on fixed statistics
+    model[-1].eval()
+    model[1].weight.requires_grad_(False)
+    net = spela.convert(model, 5, IMAGES)
+    assert net.training
+    assert net[0].training
+    assert not net[0].norm.training
+    assert not net[-1].training
+    assert not net[0].norm.weight.requires_grad
+    before = net[0].norm.running_mean.clone()
+    net.local_step(IMAGES, torch.arange(6) % 5, optim.LocalSGD(net.parameters(), lr=0.1))
+    assert torch.equal(net[0].norm.running_mean, before)
+    slopes = nn.Sequential(nn.Linear(12, 6), nn.PReLU(), nn.Linear(6, 5))
+    slopes[1].requires_grad_(False)
+    converted = spela.convert(slopes, 5, ROWS)
+    assert not converted[0].slope.requires_grad
+    assert converted[0].weight.requires_grad
+
+
+def test_what_the_network_returns_are_cosines_to_the_class_vectors() -> None:
+    model = _linear()
+    net = spela.convert(model, np.int64(5), ROWS)
+    logits = model(ROWS)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    share = centred / logits.norm(dim=1, keepdim=True) * (5 / 4) ** 0.5
+    torch.testing.assert_close(net(ROWS), share, rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError, match=r"`num_classes` must be an integer, got 5\.0"):
+        spela.convert(model, 5.0, ROWS)  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spela import Frozen, RowNorm, SpelaLinear, SpelaSequential, optim
+from spela import Frozen, RowNorm, SpelaLinear, SpelaSequential, calibrate_thresholds, optim
+from spela.training import batch_statistics, evaluate
 
 
 def _net(dropout: float = 0.0) -> SpelaSequential:
@@ -154,3 +155,54 @@ def test_row_norm() -> None:
     torch.testing.assert_close(RowNorm("rms")(x)[0].norm(), torch.tensor(2.0).sqrt())
     with pytest.raises(ValueError, match="'unit' or 'rms'"):
         RowNorm("l1")
+
+
+def test_pre_hooks_of_the_network_change_what_every_method_sees() -> None:
+    x, target = _batch()
+    plain, hooked = _net().eval(), _net().eval()
+    hooked.register_forward_pre_hook(lambda module, args: (-args[0],))
+    torch.testing.assert_close(hooked(x), plain(-x))
+    for found, expected in zip(hooked.layer_scores(x), plain.layer_scores(-x), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(hooked.predict(x, 0.3), plain.predict(-x, 0.3))
+    torch.testing.assert_close(hooked.local_losses(x, target), plain.local_losses(-x, target))
+    policy = calibrate_thresholds(hooked, x, target, max_loss=0.1)
+    assert policy == calibrate_thresholds(plain, -x, target, max_loss=0.1)
+    for net, batch in ((hooked, x), (plain, -x)):
+        net.local_step(batch, target, optim.LocalSGD(net.parameters(), lr=0.5))
+    assert torch.equal(hooked[2].weight, plain[2].weight)
+
+
+def test_in_place_modules_inside_others_leave_a_layers_output_for_its_gradient() -> None:
+    def net(in_place: bool) -> SpelaSequential:
+        g = torch.Generator().manual_seed(0)
+        between = nn.Sequential(nn.ReLU(inplace=in_place), nn.Identity())
+        last = SpelaLinear(16, 9, 5, generator=g)
+        return SpelaSequential(SpelaLinear(12, 16, 5, generator=g), between, last)
+
+    x, target = _batch()
+    gradients = []
+    for in_place in (False, True):
+        built = net(in_place)
+        built.local_losses(x.flatten(1), target).sum().backward()
+        gradients.append(built[0].weight.grad)
+    assert torch.equal(*gradients)
+
+
+def test_looking_at_a_network_leaves_every_modules_mode() -> None:
+    x, target = _batch()
+    net = _net(0.5).train()
+    net[3].eval()
+    modes = [module.training for module in net.modules()]
+    calibrate_thresholds(net, x, target)
+    evaluate(net, x, target)
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_batch_statistics_are_those_of_every_batch_norm() -> None:
+    norm = nn.BatchNorm1d(3).eval()
+    norm.running_mean.fill_(5.0)
+    x = torch.randn(8, 3)
+    with batch_statistics(nn.Sequential(norm)):
+        torch.testing.assert_close(norm(x).mean(dim=0), torch.zeros(3), rtol=0, atol=1e-6)
+    assert norm.running_mean.tolist() == [5.0] * 3

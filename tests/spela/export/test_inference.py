@@ -110,3 +110,19 @@ def test_what_cannot_be_written_is_a_value_error(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'spela\[export\]'"):
         write_onnx(program, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class _Turned(SpelaConv2d):
+    def scores(self, y):
+        return -super().scores(y)
+
+
+def test_what_a_subclass_or_a_hook_changes_is_exported_or_refused(session_of):
+    x = torch.randn(3, 1, 8, 8)
+    net = SpelaSequential(nn.Identity(), _Turned(1, 4, 3, 5, output_size=(3, 3))).eval()
+    net[0].register_forward_hook(lambda module, args, y: 2 - y)
+    program = inference_program(net, (1, 8, 8))
+    torch.testing.assert_close(program.exported.module()(x)[0], net(x), rtol=1e-5, atol=1e-6)
+    net.register_forward_pre_hook(lambda module, args: (-args[0],))
+    with pytest.raises(ValueError, match=r"`net` \(SpelaSequential\) has a forward pre-hook"):
+        inference_program(net, (1, 8, 8))

@@ -253,3 +253,32 @@ def test_what_has_no_such_step_is_a_value_error():
     other = SpelaSequential(bound)
     with pytest.raises(ValueError, match="layer 0 is trained through parametrizations"):
         train_step_program(other, LocalSGD(other.parameters()), (4,))
+
+
+class _Halved(SpelaLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+def _hooked() -> SpelaLinear:
+    layer = SpelaLinear(4, 3, 2)
+    layer.register_forward_hook(lambda module, args, y: -y)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ([_Halved(4, 3, 2)], r"module 0 \(_Halved\) has a `forward` of its own"),
+        ([_hooked()], r"module 0 \(SpelaLinear\) has a forward hook"),
+        ([nn.AlphaDropout(0.5), SpelaLinear(4, 3, 2)], "drops out by AlphaDropout"),
+        (
+            [nn.Sequential(nn.Dropout(0.5)), SpelaLinear(4, 3, 2)],
+            "module 0 .* drops out by Dropout",
+        ),
+    ],
+)
+def test_a_step_that_would_leave_something_out_is_refused(modules, message):
+    net = SpelaSequential(*modules)
+    with pytest.raises(ValueError, match=message):
+        train_step_program(net, LocalSGD(net.parameters()), (4,))

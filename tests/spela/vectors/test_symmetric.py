@@ -283,12 +283,12 @@ def test_coulomb_energy_by_hand_and_as_torch_sees_it() -> None:
 @pytest.mark.parametrize(
     ("count", "dim", "error", "message"),
     [
-        (0, 3, ValueError, "`num_vectors` to be at least 1 but got 0"),
-        (3, 0, ValueError, "`dim` to be at least 1 but got 0"),
+        (0, 3, ValueError, "`num_vectors` must be at least 1, got 0"),
+        (3, 0, ValueError, "`dim` must be at least 1, got 0"),
         (-2, 3, ValueError, "`num_vectors`"),
-        (2.0, 3, TypeError, "`num_vectors` to be an int but got 2.0"),
-        (3, "8", TypeError, "`dim` to be an int"),
-        (True, 3, TypeError, "`num_vectors` to be an int but got True"),
+        (2.0, 3, TypeError, "`num_vectors` must be an integer, got 2.0"),
+        (3, "8", TypeError, "`dim` must be an integer"),
+        (True, 3, TypeError, "`num_vectors` must be an integer, got True"),
     ],
 )
 @pytest.mark.parametrize("kind", sorted(VECTOR_KINDS))

@@ -1,0 +1,63 @@
+"""Whether a module computes what its type says: `isinstance` alone does not tell."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+__all__ = ["departure"]
+
+# Of nn.Sequential and of layers: what decides what calling the module gives.
+_CALLED = (
+    "__call__", "_call_impl", "_wrapped_call_impl", "forward", "__iter__", "_conv_forward",
+    "scores", "local_loss", "local_step",
+)  # fmt: skip
+_HOOKS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+    "_backward_hooks": "backward hook",
+}
+
+
+def departure(module: nn.Module, kind: type[nn.Module]) -> str:
+    """Why calling `module` may give something else than its parameters under `kind`'s formula do.
+
+    Args:
+        module: An instance of `kind`, of a subclass, or of a parametrised one.
+        kind: Whose behaviour is expected.
+
+    Returns:
+        The end of a sentence about the module, with what to do; empty: it behaves as `kind`.
+
+    Example:
+        >>> layer = nn.Linear(4, 3)
+        >>> departure(layer, nn.Linear)
+        ''
+        >>> layer.forward = lambda x: -x
+        >>> departure(layer, nn.Linear)
+        "has a `forward` of its own: only Linear's is known here"
+    """
+    if parametrize.is_parametrized(module):
+        names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+        return (
+            f"computes its {names} from other parameters: make it plain first "
+            "(torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    for attribute, word in _HOOKS.items():
+        for hook in getattr(module, attribute).values():
+            name = getattr(hook, "__name__", type(hook).__name__)
+            return (
+                f"has a {word}, {name}, which would be lost: remove it first (weight norm, spectral "
+                "norm and pruning have functions for it in torch.nn.utils)"
+            )
+    for name in _CALLED:
+        own = name in vars(module) or getattr(type(module), name, None) is not getattr(
+            kind, name, None
+        )
+        if own:
+            return f"has a `{name}` of its own: only {kind.__name__}'s is known here"
+    computed = {"weight", "bias"} & set(vars(module))  # where nn.Module has no parameter
+    if computed:
+        return f"has a {computed.pop()} that is no parameter but computed: make it an nn.Parameter first"
+    return ""
