@@ -1,5 +1,5 @@
 """The README's table shows what docs/results holds, and the tables there are those of their runs, which have
-the settings that the experiments declare today."""
+the settings that the experiments declare today and records of all their epochs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
-from spela.experiments.plan import Options, plan
+from spela.experiments.archive import find_run, read_archives
+from spela.experiments.plan import Options, plan, run_key
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import build_table, read_tables
 from spela.reports.readme import BEGIN, END, main_table
+from spela.training import RunConfig, read_evidence
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 TABLES = read_tables(Options(RESULTS), list(EXPERIMENTS))
+# A run in two archives is there twice.
+RUNS = sorted(key for lines in read_archives(RESULTS / "runs").values() for key in lines)
 
 
 def test_the_readme_is_up_to_date() -> None:
@@ -34,6 +38,29 @@ def test_tables_are_those_of_the_runs(table: dict) -> None:
     again = build_table(experiment, options, plan(experiment, options))
     assert _figures(again) == _figures(table)
     assert _figures(table)
+
+
+@pytest.mark.parametrize("key", RUNS)
+def test_the_figures_of_a_run_agree(key: str) -> None:
+    run = find_run(RESULTS / "runs", key)
+    evidence = read_evidence(run)
+    config = RunConfig.from_dict(run.read_json(run.config))
+    assert evidence.summary is not None
+    assert evidence.summary["config"] == config.to_dict()
+    epochs = [record["epoch"] for record in evidence.records]
+    assert epochs == list(range(1, config.total_epochs + 1))
+    assert evidence.records[-1]["test_accuracy"] == evidence.summary["test_accuracy"]
+    assert run_key(config) == key
+
+
+def test_every_run_is_in_a_table_and_in_one_archive() -> None:
+    shown = {key for table in TABLES for row in table["rows"] for key in row["finished"]}
+    assert sorted(shown) == RUNS
+
+
+def test_there_are_few_files() -> None:
+    files = [path for path in RESULTS.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert len([path for path in files if path.name != "report.html"]) <= 60
 
 
 def _figures(table: dict[str, Any]) -> list[dict[str, Any]]:

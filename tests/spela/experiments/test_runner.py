@@ -128,15 +128,14 @@ def test_data_not_at_hand_is_skipped_and_what_it_gave_elsewhere_counts(
     assert (row["status"], "accuracy" in row) == ("skipped", False)
     assert "mnist is not at hand" in row["reason"]
     assert not (options.out / "runs").exists()
-    # A summary of that run, as if another machine had made it.
+    # Figures of that run, as if another machine had made it.
     (job,) = plan(experiment, options)
     table, theirs, _ = finished
-    summary = json.loads(
-        (theirs.out / "runs" / table["rows"][0]["runs"][0] / "summary.json").read_text()
-    )
     folder = RunFolder(options.out / "runs" / job.key)
-    folder.path.mkdir(parents=True)
-    folder.write_json(folder.summary, {**summary, "config": job.config.to_dict()})
+    shutil.copytree(theirs.out / "runs" / table["rows"][0]["runs"][0], folder.path)
+    config = job.config.to_dict()
+    folder.write_json(folder.config, config)
+    folder.write_json(folder.summary, {**folder.read_json(folder.summary), "config": config})
     (row,) = reproduce(experiment, options)["rows"]
     assert (row["status"], row["reason"]) == ("done", "")
     assert row["accuracy"][0]["by_seed"] == table["rows"][0]["accuracy"][0]["by_seed"][:1]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -258,6 +261,59 @@ def test_the_file_says_what_it_holds_and_a_damaged_one_is_refused(tmp_path: Path
     refused("not a readable stream")
     path.unlink()
     refused("is missing")
+
+
+def test_what_another_stream_learnt_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "stream.safetensors"
+    x, names = _samples(20, 6)
+    first = StreamingClassifier(_net(), seed=5)
+    first.observe(x, names)
+    first.save(path)
+    second = StreamingClassifier.load(path, _net())
+    second.observe(x, names)
+    second.save(path)
+    second.save(path)
+    held = path.read_bytes()
+    with pytest.raises(ValueError, match="holds what another stream learnt since this one"):
+        first.save(path)
+    assert path.read_bytes() == held
+    first.save(tmp_path / "first.safetensors")
+    StreamingClassifier.load(path, _net()).save(path)  # nothing learnt: the same bytes
+    assert path.read_bytes() == held
+    assert path.stat().st_mode & 0o777 == (tmp_path / "first.safetensors").stat().st_mode & 0o777
+    # A new stream replaces whatever is there, as any save does; and where the file is gone there is no loss.
+    StreamingClassifier(_net(), labels="ab").save(path)
+    path.unlink()
+    second.save(path)
+    assert path.read_bytes() == held
+
+
+def test_saves_of_two_processes_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stream.safetensors"
+    stream = StreamingClassifier(_net(), labels="ab")
+    stream.save(path)
+    held = path.read_bytes()
+    code = (
+        "import sys, time; from pathlib import Path; from spela.training.lock import locked\n"
+        "with locked(Path(sys.argv[1]), 'busy'): print('held', flush=True); time.sleep(600)"
+    )
+    lock = str(tmp_path / ".stream.safetensors.lock")
+    saver = subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE, text=True)
+    try:
+        assert saver.stdout is not None
+        assert saver.stdout.readline() == "held\n"
+        monkeypatch.setattr("spela.streaming.checkpoint._WAIT_S", 0.1)
+        with pytest.raises(ValueError, match="another process is writing"):
+            stream.save(path)
+        assert path.read_bytes() == held
+        monkeypatch.undo()
+        Timer(0.2, saver.kill).start()
+        stream.save(path)  # as soon as the other one is gone
+    finally:
+        saver.kill()
+        saver.communicate()
 
 
 def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,7 @@ from spela.features import save_features
 from spela.training import InUseError, RunFolder
 from spela.training.records import write_atomically
 
-SPELA = [sys.executable, "-m", "spela"]
-TRAIN = ["train", "--data", "digits", "--layers", "32,16", "--epochs", "300", "--batch-size", "4"]
+TRAIN = ("train", "--data", "digits", "--layers", "16,12", "--epochs", "2")
 CONFIG = make_config("little", "best", 1, layers=(6,), epochs=1, batch_size=8)
 
 
@@ -42,14 +41,6 @@ def data() -> Dataset:
 def _files(folder: Path) -> dict[str, bytes]:
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-def _wait(ready: object, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not ready():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
 
 
 _HOLD = """
@@ -76,41 +67,41 @@ def _held_elsewhere(folder: Path) -> Iterator[subprocess.Popen]:
         process.communicate()
 
 
-def test_a_second_writer_gets_one_line_and_touches_nothing(tmp_path: Path) -> None:
+def _spela(*arguments: object) -> int:
+    """The exit code of a command, called in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["spela", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
+def test_a_second_writer_gets_one_line_and_touches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(
-        [*SPELA, *TRAIN, "--out", str(out)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _wait(lambda: (out / "metrics.jsonl").exists(), first)
-        os.kill(first.pid, signal.SIGSTOP)  # alive, and its files stand still
-        before = _files(out)
-        for more in (["--resume"], ["--resume", "--tensorboard"]):
-            second = subprocess.run(
-                [*SPELA, *TRAIN, "--out", str(out), *more],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            assert second.returncode == 2
-            assert second.stderr == (
-                f"spela: error: another process is writing to {out}: wait until it ends, or choose "
+    assert _spela(*TRAIN, "--out", out) == 0
+    capsys.readouterr()
+    before = _files(out)
+    new = tmp_path / "new"
+    with _held_elsewhere(out), _held_elsewhere(new):
+        for folder, more in (
+            (out, ["--resume"]),
+            (out, ["--resume", *(["--tensorboard"] if find_spec("tensorboard") else [])]),
+            (out, ["--resume", "--epochs", "3"]),
+            (new, []),
+        ):
+            assert _spela(*TRAIN, "--out", folder, *more) == 2
+            assert capsys.readouterr().err == (
+                f"spela: error: another process is writing to {folder}: wait until it ends, or choose "
                 "another --out\n"
             )
-            assert _files(out) == before
-    finally:
-        first.kill()  # SIGKILL
-        first.communicate()
-    # The system has let go of it, and what was killed goes on.
-    assert (out / ".lock").exists()
-    with RunFolder(out).writing():
-        pass
+        assert _files(out) == before
+        assert _files(new) == {}
+    # Both were killed: the system has let go, and what lies there is no run.
+    assert (new / ".lock").exists()
+    assert _spela(*TRAIN, "--out", out, "--resume") == 0
+    assert _spela(*TRAIN, "--out", new) == 0
 
 
 def test_a_killed_writer_holds_nothing_and_its_half_files_go(data: Dataset, tmp_path: Path) -> None:
@@ -225,9 +216,7 @@ def test_a_run_that_another_process_writes_is_left_and_the_others_are_done(
     assert run_jobs([small, large], options)[small.key].status == "done"
 
 
-def test_two_reproduce_into_one_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_reproduce_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = Options(tmp_path, seeds=(0,))
     reproduce(EXPERIMENT, options)
     before = _files(tmp_path)
@@ -236,11 +225,7 @@ def test_two_reproduce_into_one_folder(
             with pytest.raises(InUseError, match="another `spela reproduce` is writing to"):
                 call(EXPERIMENT, options)
         for more in ([], ["--report-only"]):
-            arguments = ["spela", "reproduce", "mlp", "--data", "digits", "--out", str(tmp_path)]
-            monkeypatch.setattr(sys, "argv", [*arguments, *more])
-            with pytest.raises(SystemExit) as stop:
-                main()
-            assert stop.value.code == 2
+            assert _spela("reproduce", "mlp", "--data", "digits", "--out", tmp_path, *more) == 2
             assert capsys.readouterr().err == (
                 f"spela: error: another `spela reproduce` is writing to {tmp_path}: wait for it, or choose "
                 "another --out\n"
@@ -266,33 +251,24 @@ def test_files_follow_the_umask(umask: int, data: Dataset, tmp_path: Path) -> No
     assert stat.S_IMODE(own.stat().st_mode) == 0o600
 
 
-def test_two_identical_runs_leave_the_same_bytes(tmp_path: Path) -> None:
+def test_two_identical_runs_leave_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All files, apart from times: seconds in records and summary, and the report's page that shows them."""
-    train = ["train", "--data", "digits", "--layers", "16,12", "--epochs", "2", "--threads", "1"]
+    cnn = ["--model", "cnn", "--channels", "3", "--kernel-size", "3", "--epochs", "1"]
     for parent in ("first", "second"):
-        for name, arguments in {
-            "run": train,
-            "cnn": ["train", "--data", "digits", "--model", "cnn", "--channels", "3", "--epochs", "1",
-                    "--kernel-size", "3", "--threads", "1"],
-        }.items():  # fmt: skip
-            done = subprocess.run(
-                [*SPELA, *arguments, "--out", name],
-                cwd=_made(tmp_path / parent),
-                capture_output=True,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-            assert done.returncode == 0, done.stderr
+        (tmp_path / parent).mkdir()
+        monkeypatch.chdir(tmp_path / parent)
+        assert _spela(*TRAIN, "--diagnostics", "--out", "run") == 0
+        assert _spela("train", "--data", "digits", *cnn, "--out", "cnn") == 0
+        assert _spela("info", "run", "--card", "--out", "run/card.md") == 0
+        for what in ("inference", "train-step"):
+            assert _spela("export", "run", "--what", what, "--out", f"run/{what}.onnx") == 0
     first, second = (_timeless(tmp_path / name) for name in ("first", "second"))
     assert first.keys() == second.keys()
     assert {"run/checkpoint.safetensors", "run/plots/curves.png", "cnn/summary.json"} <= set(first)
     for name, content in first.items():
         assert second[name] == content, name
-
-
-def _made(path: Path) -> Path:
-    path.mkdir(exist_ok=True)
-    return path
 
 
 def _timeless(folder: Path) -> dict[str, object]:
