@@ -24,7 +24,14 @@ from spela.cli.options import (
     print_batch_statistics,
     print_top5,
 )
-from spela.data import dataset_names, default_data_root, is_available, prepare, read_inputs
+from spela.data import (
+    check_scale,
+    dataset_names,
+    default_data_root,
+    is_available,
+    prepare,
+    read_inputs,
+)
 from spela.experiments import LoadedRun, load_data, load_run
 from spela.training import batch_statistics_accuracy, evaluate
 from spela.training.records import write_atomically
@@ -88,6 +95,7 @@ def evaluate_command(
     x, y = dataset.test_x, dataset.test_y
     if split == "train":
         x, y = dataset.train_x, dataset.train_y
+    check_scale(x, checkpoint.sample_dtype, dataset.name)
     result = evaluate(loaded.net, x, y)
     typer.echo(f"{dataset.name}, {len(y):,} {split} samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
