@@ -27,7 +27,7 @@ from spela.cli.options import (
     set_threads,
 )
 from spela.cli.settings import settings_in_force
-from spela.data import dataset_names, is_available, prepare, read_inputs
+from spela.data import check_scale, dataset_names, is_available, prepare, read_inputs
 from spela.experiments import LoadedRun, load_data, load_run
 from spela.reports.card import as_markdown, as_text, describe, printable
 from spela.training import batch_statistics_accuracy, evaluate
@@ -91,6 +91,7 @@ def evaluate_command(
     x, y = dataset.test_x, dataset.test_y
     if split == "train":
         x, y = dataset.train_x, dataset.train_y
+    check_scale(x, checkpoint.sample_dtype, dataset.name)
     result = evaluate(loaded.net, x, y)
     typer.echo(f"{dataset.name}, {len(y):,} {split} samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from spela.data.arrays import as_tensor
 from spela.data.batches import Batches, epoch_generator
 from spela.data.dataset import Dataset
-from spela.data.inputs import read_inputs
+from spela.data.inputs import check_scale, read_inputs
 from spela.data.photos import PhotoSet
 from spela.data.prepare import prepare
 from spela.data.registry import dataset_names, is_available, load_dataset, load_images
@@ -20,6 +20,7 @@ __all__ = [
     "add_label_noise",
     "add_noise",
     "as_tensor",
+    "check_scale",
     "dataset_names",
     "default_data_root",
     "epoch_generator",

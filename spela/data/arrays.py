@@ -64,7 +64,7 @@ def as_samples(array: np.ndarray, where: str) -> Tensor:
     else:
         raise ValueError(
             f"{where} must be uint8 (pixels 0..255) or float (features), got {array.dtype}; "
-            "convert with .astype('uint8') or .astype('float32')"
+            "make pixels of 0..255 uint8 and all else float32, deeper pixels divided by their full scale"
         )
     if array.ndim not in (2, 3, 4):
         raise ValueError(

@@ -18,7 +18,7 @@ from spela.data.idx import looks_like_idx, read_idx
 from spela.data.npz import npz_keys, read_npy, read_npz
 from spela.data.pictures import open_picture, warn_of_backgrounds
 
-__all__ = ["image_files", "read_inputs"]
+__all__ = ["check_scale", "image_files", "read_inputs"]
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def read_inputs(
         sample_shape: the network's (C, H, W) or (F,). Arrays may be flat or not, as long as the
             number of values fits; one sample without a batch axis is accepted.
         train_dtype: the dtype the network was trained from, if known: after uint8 pixels, floats
-            outside 0..1 are refused as wrongly scaled.
+            outside 0..1 are refused as wrongly scaled; after floats, pixels are logged as a warning.
 
     Returns:
         (N, *sample_shape), uint8 or float32; `prepare` makes network inputs of it.
@@ -60,8 +60,37 @@ def read_inputs(
         images = [file for item in files for file in image_files(item)]
         if not images:
             raise ValueError("path is an empty list; give at least one image file")
-        return _read_images(images, shape)
-    return _read_array(files[0], shape, train_dtype)
+        x, where = _read_images(images, shape), str(images[0])
+    else:
+        x, where = _read_array(files[0], shape)
+    check_scale(x, train_dtype, where)
+    return x
+
+
+def check_scale(x: Tensor, train_dtype: torch.dtype | None, where: str) -> None:
+    """Refuse floats that are no scaled pixels after training on pixels; warn of pixels after floats.
+
+    Args:
+        x: uint8 or finite float32 samples.
+        train_dtype: what the network was trained from; None: unknown, nothing is said.
+        where: file or array name for messages.
+
+    Raises:
+        ValueError: trained on uint8, and x holds floats outside 0..1.
+    """
+    if train_dtype == torch.float32 and x.dtype == torch.uint8:
+        _logger.warning(
+            "%s: pixels become 0..1, but this network was trained on floats; give floats if those had "
+            "another range",
+            where,
+        )
+    if train_dtype == torch.uint8 and x.dtype == torch.float32:
+        low, high = (float(value) for value in torch.aminmax(x))
+        if low < 0.0 or high > 1.0:
+            raise ValueError(
+                f"{where} holds floats from {low:g} to {high:g}, but this network was trained on "
+                "pixels; give uint8 pixels 0..255, or floats divided by 255"
+            )
 
 
 def image_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -117,7 +146,8 @@ def _read_images(files: list[Path], shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
 
 
-def _read_array(file: Path, shape: tuple[int, ...], train_dtype: torch.dtype | None) -> Tensor:
+def _read_array(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, str]:
+    """Samples, and their name for messages."""
     suffix = file.suffix.lower()
     if not file.exists():  # else whatever kind is tried last would be missed
         raise ValueError(
@@ -140,12 +170,7 @@ def _read_array(file: Path, shape: tuple[int, ...], train_dtype: torch.dtype | N
         low, high = (float(value) for value in torch.aminmax(x))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{where} holds NaN or Inf; remove or replace them")
-        if train_dtype == torch.uint8 and (low < 0.0 or high > 1.0):
-            raise ValueError(
-                f"{where} holds floats from {low:g} to {high:g}, but this network was trained on "
-                "pixels; give uint8 pixels 0..255, or floats divided by 255"
-            )
-    return x
+    return x, where
 
 
 def _choose_key(file: Path) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from spela.cli import main
-from spela_kernels import backend, environment, gemm, gemm_choice
+from spela_kernels import backend, environment
+from spela_kernels.cpu import gemm, gemm_choice
 
 _LOOKED_UP = (
     backend.named_backend,

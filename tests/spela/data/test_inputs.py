@@ -98,6 +98,18 @@ def test_wrongly_scaled_floats_are_refused_after_pixels(tmp_path):
     assert float(found.max()) <= 1.0
 
 
+def test_pixels_after_floats_are_said(tmp_path, caplog):
+    np.save(tmp_path / "in.npy", GRAY)
+    Image.fromarray(GRAY[0]).save(tmp_path / "in.png")
+    for name in ("in.npy", "in.png"):
+        for dtype in (torch.uint8, None):
+            read_inputs(tmp_path / name, (1, 6, 7), train_dtype=dtype)
+        assert not caplog.records
+        read_inputs(tmp_path / name, (1, 6, 7), train_dtype=torch.float32)
+        assert f"{name}: pixels become 0..1, but this network was trained on floats" in caplog.text
+        caplog.clear()
+
+
 def test_a_folder_of_images_in_the_order_of_names(tmp_path, caplog):
     for row in range(5):
         Image.fromarray(GRAY[row]).save(tmp_path / f"{9 - row}.png")

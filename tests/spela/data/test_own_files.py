@@ -41,6 +41,25 @@ def test_npz_values(tmp_path, names):
     np.testing.assert_array_equal(data.test_y.numpy(), TEST_Y)
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "f2", np.longdouble])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_floats_of_any_kind_by_value(tmp_path, dtype, order):
+    x = np.arange(-9, 15).reshape(6, 4).astype(dtype, order=order) / 4
+    path = _save(tmp_path / "kinds.npz", train_x=x, test_x=x[:3], train_y=TRAIN_Y.astype(">u2"))
+    data = load_dataset(path)
+    assert data.train_x.dtype == torch.float32
+    assert data.train_x.tolist() == [[(4 * i + j - 9) / 4 for j in range(4)] for i in range(6)]
+    assert data.train_y.tolist() == TRAIN_Y.tolist()
+
+
+def test_deep_pixels_are_not_sent_to_8_bits(tmp_path):
+    path = _save(tmp_path / "deep.npz", train_x=np.full((6, 4), 65535, np.uint16))
+    with pytest.raises(
+        ValueError, match=r"got uint16; .*deeper pixels divided by their full scale"
+    ):
+        load_dataset(path)
+
+
 @pytest.mark.parametrize(
     ("shape", "wanted"),
     [

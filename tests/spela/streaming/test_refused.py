@@ -143,7 +143,7 @@ def test_a_file_that_does_not_fit_leaves_the_network_as_it_was(tmp_path: Path) -
         {**tensors, "optimizer.2.weight.exp_avg": torch.zeros(2, 2)},
         {**tensors, "buffer.y": tensors["buffer.y"] + 5},
         {**tensors, "generator": torch.zeros(3, dtype=torch.uint8)},
-        {**tensors, "classes.1": tensors["classes.1"][:, :3]},
+        {**tensors, "classes.1": tensors["classes.1"][:, :3].contiguous()},
     ]
     for content in broken:
         save_file(content, path, metadata)
