@@ -147,45 +147,23 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
             update_(parameter, gradient, Step(SgdRule(**rule), lr, buffer, None))
 
     def linear_step(
-        self,
-        x: Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        slope: nn.Parameter | None,
-        vectors: Tensor,
-        target: Tensor,
-        **settings: Any,
+        self, x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Forward, gradient and SGD update of a linear layer: see `spela_kernels.linear_sgd_`."""
+        weight, bias, slope = params
         rule = self._rule(weight)
-        buffers = Parameters(*self._momenta(rule, weight, bias, slope))
-        return linear_sgd_(
-            x,
-            weight,
-            bias,
-            vectors,
-            target,
-            slope=slope,
-            momentum_buffers=buffers,
-            **rule,
-            **settings,
-        )
+        settings |= {"momentum_buffers": Parameters(*self._momenta(rule, *params)), **rule}
+        return linear_sgd_(x, weight, bias, vectors, target, slope=slope, **settings)
 
     def projection_step(
-        self,
-        z: Tensor,
-        projection: nn.Parameter,
-        vectors: Tensor,
-        groups: Tensor,
-        target: Tensor,
-        **settings: Any,
+        self, z: Tensor, projection: nn.Parameter, *fixed: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Gradient and SGD update of a projection: see `spela_kernels.projection_sgd_`."""
         rule = self._rule(projection)
         (buffer,) = self._momenta(rule, projection)
-        return projection_sgd_(
-            z, projection, vectors, groups, target, momentum_buffer=buffer, **rule, **settings
-        )
+        settings |= {"momentum_buffer": buffer, **rule}
+        vectors, groups, target = fixed
+        return projection_sgd_(z, projection, vectors, groups, target, **settings)
 
 
 class LocalAdam(_LocalOptimizer, torch.optim.Adam):
@@ -252,56 +230,26 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
             fused_update_(parameter, gradient, Step(adam, rule["lr"], first, second, number))
 
     def linear_step(
-        self,
-        x: Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        slope: nn.Parameter | None,
-        vectors: Tensor,
-        target: Tensor,
-        **settings: Any,
+        self, x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Forward, gradient and Adam update of a linear layer: see `spela_kernels.linear_adam_`."""
-        first, second = self._moments(weight, bias, slope)
-        result = linear_adam_(
-            x,
-            weight,
-            bias,
-            vectors,
-            target,
-            slope=slope,
-            exp_avgs=Parameters(*first),
-            exp_avg_sqs=Parameters(*second),
-            step=self.state[weight]["step"] + 1,
-            **self._rule(weight),
-            **settings,
-        )
-        self._count(weight, bias, slope)
+        weight, bias, slope = params
+        first, second = self._moments(*params)
+        settings |= {"exp_avgs": Parameters(*first), "exp_avg_sqs": Parameters(*second)}
+        settings |= {"step": self.state[weight]["step"] + 1, **self._rule(weight)}
+        result = linear_adam_(x, weight, bias, vectors, target, slope=slope, **settings)
+        self._count(*params)
         return result
 
     def projection_step(
-        self,
-        z: Tensor,
-        projection: nn.Parameter,
-        vectors: Tensor,
-        groups: Tensor,
-        target: Tensor,
-        **settings: Any,
+        self, z: Tensor, projection: nn.Parameter, *fixed: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Gradient and Adam update of a projection: see `spela_kernels.projection_adam_`."""
         (first,), (second,) = self._moments(projection)
-        result = projection_adam_(
-            z,
-            projection,
-            vectors,
-            groups,
-            target,
-            exp_avg=first,
-            exp_avg_sq=second,
-            step=self.state[projection]["step"] + 1,
-            **self._rule(projection),
-            **settings,
-        )
+        settings |= {"exp_avg": first, "exp_avg_sq": second, **self._rule(projection)}
+        settings["step"] = self.state[projection]["step"] + 1
+        vectors, groups, target = fixed
+        result = projection_adam_(z, projection, vectors, groups, target, **settings)
         self._count(projection)
         return result
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, HiddenLayer, weight_gradients
-from spela.layers.steps import learning, step_on
+from spela.baselines.hidden import Gradients, HiddenLayer, RivalSequential, weight_gradients
 
 __all__ = ["ForwardForwardLayer", "ForwardForwardSequential"]
 
@@ -70,7 +69,7 @@ class ForwardForwardLayer(HiddenLayer):
         return loss, y, self.gradients(x, y, y * factor[:, None])
 
 
-class ForwardForwardSequential(nn.Sequential):
+class ForwardForwardSequential(RivalSequential):
     """A stack of `ForwardForwardLayer`, all trained locally in one sweep; any module may stand between.
 
     The label is written over the first C values of the flattened input, one-hot. Positive samples
@@ -193,18 +192,3 @@ class ForwardForwardSequential(nn.Sequential):
         return weight_gradients(
             self, self.local_gradients(x, target, (target + 1) % self.num_classes)
         )
-
-    @learning
-    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One step of every layer on the batch and its negatives: losses (L,) from before the updates.
-
-        Args:
-            x: A batch of inputs.
-            target: (B,) int64 labels.
-            optimizer: Any torch optimizer of net.parameters().
-        """
-        losses = []
-        for loss, found in self.local_gradients(x, target):
-            step_on(optimizer, found)
-            losses.append(loss)
-        return torch.stack(losses)

@@ -1,16 +1,18 @@
-"""What the rivals' layers share: phi(x W^T + b) with its gradient by hand."""
+"""What the rivals share: phi(x W^T + b) with its gradient by hand, and a step of a network of such."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from spela.layers.steps import learning, step_on
 from spela_kernels.activations import get_activation
 
-__all__ = ["Gradients", "HiddenLayer", "weight_gradients"]
+__all__ = ["Gradients", "HiddenLayer", "RivalSequential", "weight_gradients"]
 
 Gradients = list[tuple[Tensor, Tensor]]
 
@@ -115,3 +117,33 @@ def weight_gradients(
         for parameter, gradient in found
         if id(parameter) in weights
     ]
+
+
+class RivalSequential(nn.Sequential, ABC):
+    """A network that learns by gradients found by hand, each applied before the next is looked for."""
+
+    @abstractmethod
+    def local_gradients(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Gradients]]:
+        """Loss () and gradients of each part that learns by itself, in the order of their updates."""
+
+    def probe_gradients(self, x: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Loss (), weight and local gradient of every layer, for diagnostics."""
+        return weight_gradients(self, self.local_gradients(x, target))
+
+    @learning
+    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        """One step: a loss a part that learns by itself, from before its update.
+
+        Args:
+            x: A batch of inputs.
+            target: (B,) int64 labels.
+            optimizer: Any torch optimizer of net.parameters().
+
+        Returns:
+            (L,) losses.
+        """
+        losses = []
+        for loss, found in self.local_gradients(x, target):
+            step_on(optimizer, found)
+            losses.append(loss)
+        return torch.stack(losses)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, HiddenLayer, weight_gradients
-from spela.layers.steps import learning, step_on
+from spela.baselines.hidden import Gradients, HiddenLayer, RivalSequential
 
 __all__ = ["MonoForwardLayer", "MonoForwardSequential"]
 
@@ -67,7 +66,7 @@ class MonoForwardLayer(HiddenLayer):
         return loss, y, found + self.gradients(x, y, error @ self.projection)
 
 
-class MonoForwardSequential(nn.Sequential):
+class MonoForwardSequential(RivalSequential):
     """A stack of `MonoForwardLayer`, each trained locally in one sweep; any module may stand between.
 
     The last layer answers, as the publication's default; the mean of all layers' scores, its other way
@@ -123,22 +122,3 @@ class MonoForwardSequential(nn.Sequential):
                 yield loss, found
             else:
                 x = module(x)
-
-    def probe_gradients(self, x: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Loss (), weight and local gradient of every layer, for diagnostics."""
-        return weight_gradients(self, self.local_gradients(x, target))
-
-    @learning
-    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One step of every layer: losses (L,) from before the updates.
-
-        Args:
-            x: A batch of inputs.
-            target: (B,) int64 labels.
-            optimizer: Any torch optimizer of net.parameters().
-        """
-        losses = []
-        for loss, found in self.local_gradients(x, target):
-            step_on(optimizer, found)
-            losses.append(loss)
-        return torch.stack(losses)

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, weight_gradients
-from spela.layers.steps import learning, step_on
+from spela.baselines.hidden import Gradients, RivalSequential
 
 __all__ = ["PepitaSequential"]
 
 
-class PepitaSequential(nn.Sequential):
+class PepitaSequential(RivalSequential):
     """Linear layers trained by the difference of two forward passes, the output one by its error.
 
     With h_l the activities of the pass on x, h'_l those of the pass on x' = x + e F^T, and
@@ -110,23 +109,6 @@ class PepitaSequential(nn.Sequential):
             if layer.bias is not None:
                 found.append((layer.bias, change.sum(dim=0)))
         yield nn.functional.cross_entropy(logits, target), found
-
-    def probe_gradients(self, x: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Loss (), weight and local gradient of every layer, for diagnostics."""
-        return weight_gradients(self, self.local_gradients(x, target))
-
-    @learning
-    def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One step: the cross-entropy (1,) of the first pass, from before the update.
-
-        Args:
-            x: A batch of inputs.
-            target: (B,) int64 labels.
-            optimizer: Any torch optimizer of net.parameters().
-        """
-        ((loss, found),) = self.local_gradients(x, target)
-        step_on(optimizer, found)
-        return loss.reshape(1)
 
 
 def _run(plan: list[tuple[nn.Module, Tensor | None]], x: Tensor) -> tuple[list[Tensor], Tensor]:

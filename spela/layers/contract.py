@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from spela_kernels.linear import Parameters
+
 __all__ = ["FusedOptimizer", "LocalLayer"]
 
 _Result = TypeVar("_Result")
@@ -31,28 +33,18 @@ class FusedOptimizer(ABC):
 
     @abstractmethod
     def linear_step(
-        self,
-        x: Tensor,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
-        slope: nn.Parameter | None,
-        vectors: Tensor,
-        target: Tensor,
-        **settings: Any,
+        self, x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Loss () and output (B, O) of a linear layer, whose parameters are updated in place."""
 
     @abstractmethod
     def projection_step(
-        self,
-        z: Tensor,
-        projection: nn.Parameter,
-        vectors: Tensor,
-        groups: Tensor,
-        target: Tensor,
-        **settings: Any,
+        self, z: Tensor, projection: nn.Parameter, *fixed: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
-        """Loss () and dloss/dz (B, K, D) of a projection, which is updated in place."""
+        """Loss () and dloss/dz (B, K, D) of a projection, which is updated in place.
+
+        `fixed`: class vectors (K, G, d), groups (K, C) and labels (B,).
+        """
 
 
 class LocalLayer(nn.Module, ABC):

@@ -15,6 +15,7 @@ from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import check_tensors
 from spela_kernels.cosines import unit_rows
+from spela_kernels.linear import Parameters
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, without_inference
 
@@ -255,9 +256,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
             lambda x: optimizer.between_hooks(
                 optimizer.linear_step,
                 x,
-                weight,
-                bias,
-                slope,
+                Parameters(weight, bias, slope),
                 self.vectors,
                 target,
                 **self._settings(),

@@ -20,15 +20,9 @@ __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "
 
 
 def linear_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    vectors: Tensor,
-    *,
-    slope: Tensor | None = None,
-    activation: str = "leaky_relu",
-    negative_slope: float = 1e-3,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Tensor,
+    *, slope: Tensor | None = None, activation: str = "leaky_relu", negative_slope: float = 1e-3,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Layer output y = phi(x W^T + b) and its cosines to all class vectors; no gradients.
 
     Args:
@@ -57,18 +51,10 @@ def linear_forward(
 
 
 def linear_loss(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    vectors: Tensor,
-    target: Tensor,
-    *,
-    slope: Tensor | None = None,
-    activation: str = "leaky_relu",
-    negative_slope: float = 1e-3,
-    objective: str = "log",
-    scale: float = 20.0,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Tensor, target: Tensor,
+    *, slope: Tensor | None = None, activation: str = "leaky_relu", negative_slope: float = 1e-3,
+    objective: str = "log", scale: float = 20.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The local loss, differentiable in weight, bias and slope only, and the layer output.
 
     Args:
@@ -97,18 +83,10 @@ def linear_loss(
 
 @without_grad
 def linear_gradient(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    vectors: Tensor,
-    target: Tensor,
-    *,
-    slope: Tensor | None = None,
-    activation: str = "leaky_relu",
-    negative_slope: float = 1e-3,
-    objective: str = "log",
-    scale: float = 20.0,
-) -> tuple[Tensor, Tensor, Gradient]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Tensor, target: Tensor,
+    *, slope: Tensor | None = None, activation: str = "leaky_relu", negative_slope: float = 1e-3,
+    objective: str = "log", scale: float = 20.0,
+) -> tuple[Tensor, Tensor, Gradient]:  # fmt: skip
     """Loss, output and closed-form local gradients, outside autograd.
 
     Args:
@@ -136,23 +114,13 @@ def linear_gradient(
 
 @without_grad
 def linear_sgd_(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    vectors: Tensor,
-    target: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Tensor, target: Tensor,
     lr: float | Tensor,
-    *,
-    momentum_buffers: Parameters | None = None,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-    slope: Tensor | None = None,
-    activation: str = "leaky_relu",
-    negative_slope: float = 1e-3,
-    objective: str = "log",
+    *, momentum_buffers: Parameters | None = None, momentum: float = 0.0,
+    weight_decay: float = 0.0, nesterov: bool = False, slope: Tensor | None = None,
+    activation: str = "leaky_relu", negative_slope: float = 1e-3, objective: str = "log",
     scale: float = 20.0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One forward and one SGD step of a layer, in place: torch.optim.SGD's rule with dampening 0.
 
     Args:
@@ -189,25 +157,13 @@ def linear_sgd_(
 
 @without_grad
 def linear_adam_(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    vectors: Tensor,
-    target: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Tensor, target: Tensor,
     lr: float | Tensor,
-    *,
-    exp_avgs: Parameters,
-    exp_avg_sqs: Parameters,
-    step: float | Tensor,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    slope: Tensor | None = None,
-    activation: str = "leaky_relu",
-    negative_slope: float = 1e-3,
-    objective: str = "log",
-    scale: float = 20.0,
-) -> tuple[Tensor, Tensor]:
+    *, exp_avgs: Parameters, exp_avg_sqs: Parameters, step: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
+    slope: Tensor | None = None, activation: str = "leaky_relu", negative_slope: float = 1e-3,
+    objective: str = "log", scale: float = 20.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One forward and one Adam step of a layer, in place: torch.optim.Adam's rule.
 
     Args:

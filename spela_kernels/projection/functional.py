@@ -51,15 +51,9 @@ def projection_forward(z: Tensor, projection: Tensor, vectors: Tensor, groups: T
 
 
 def projection_loss(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    *,
-    objective: str = "mse",
-    scale: float = 20.0,
-) -> Tensor:
+    z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor, target: Tensor,
+    *, objective: str = "mse", scale: float = 20.0,
+) -> Tensor:  # fmt: skip
     """The local loss, differentiable in z and projection: mean over samples and kernels of f(cosine).
 
     Args:
@@ -90,15 +84,9 @@ def projection_loss(
 
 @without_grad
 def projection_gradient(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
-    *,
-    objective: str = "mse",
-    scale: float = 20.0,
-) -> tuple[Tensor, Gradient]:
+    z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor, target: Tensor,
+    *, objective: str = "mse", scale: float = 20.0,
+) -> tuple[Tensor, Gradient]:  # fmt: skip
     """Loss and closed-form gradients, outside autograd.
 
     Args:
@@ -120,20 +108,11 @@ def projection_gradient(
 
 @without_grad
 def projection_sgd_(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
+    z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor, target: Tensor,
     lr: float | Tensor,
-    *,
-    momentum_buffer: Tensor | None = None,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-    objective: str = "mse",
-    scale: float = 20.0,
-) -> tuple[Tensor, Tensor]:
+    *, momentum_buffer: Tensor | None = None, momentum: float = 0.0, weight_decay: float = 0.0,
+    nesterov: bool = False, objective: str = "mse", scale: float = 20.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One SGD step of the projection, in place: torch.optim.SGD's rule with dampening 0.
 
     Args:
@@ -168,22 +147,12 @@ def projection_sgd_(
 
 @without_grad
 def projection_adam_(
-    z: Tensor,
-    projection: Tensor,
-    vectors: Tensor,
-    groups: Tensor,
-    target: Tensor,
+    z: Tensor, projection: Tensor, vectors: Tensor, groups: Tensor, target: Tensor,
     lr: float | Tensor,
-    *,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: float | Tensor,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    objective: str = "mse",
-    scale: float = 20.0,
-) -> tuple[Tensor, Tensor]:
+    *, exp_avg: Tensor, exp_avg_sq: Tensor, step: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
+    objective: str = "mse", scale: float = 20.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One Adam step of the projection, in place: torch.optim.Adam's rule.
 
     Args:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import spela.report
 from sklearn.datasets import load_digits
 
+import spela.reports.run
 from spela.cli.console import printing_anywhere
 from spela.reports.cells import change_text
 
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_at_the_report_leaves_the_results(
         raise OSError(f"cannot write {path}: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(spela.report, "write_atomically", full)
+        patch.setattr(spela.reports.run, "write_atomically", full)
         code, shown, error = call(*train)
     assert code == 2
     assert "layer 1: " in shown

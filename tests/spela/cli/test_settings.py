@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spela_kernels import backend, environment, gemm, gemm_choice
+from spela_kernels import backend, environment
+from spela_kernels.cpu import gemm, gemm_choice
 
 COMMANDS = {
     "demo": ["--out", "new"],
