@@ -11,7 +11,9 @@ from torch import Tensor
 __all__ = ["NORM_EPS", "cosine_gradient", "scalar_like", "unit_rows", "widened"]
 
 _NARROW = (torch.float16, torch.bfloat16)
-# Rows shorter than this have no direction: their cosines are 0 and they contribute no gradient.
+# Rows no longer than this have no direction: they contribute no gradient, and their cosines are taken as if they
+# were this long, so that a row of zeros has cosines of 0. In float32 the norm of a row longer than 1.8e19, whose
+# squares overflow, is infinite: its cosines are 0 and it contributes no gradient either.
 NORM_EPS = 1e-12
 
 
@@ -30,7 +32,7 @@ def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
 
 
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (..., d) scaled to norm 1 (zeros stay zeros), and their norms (...)."""
+    """Rows (..., d) scaled to norm 1, those below `NORM_EPS` by 1 / NORM_EPS, and their norms (...)."""
     norm = torch.linalg.vector_norm(rows, dim=-1)
     return rows / norm.clamp_min(NORM_EPS)[..., None], norm
 
@@ -45,7 +47,7 @@ def cosine_gradient(pull: Tensor, drift: Tensor, rows: Tensor, norm: Tensor) -> 
         norm: (...) their norms.
 
     Returns:
-        (..., d); zeros for rows without direction.
+        (..., d); zeros for rows that are no longer than `NORM_EPS` or whose norm is infinite.
 
     Example:
         >>> v, row = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]])

@@ -54,13 +54,18 @@ def _activate(x: Tensor, params: Parameters, settings: Settings) -> tuple[Tensor
 
 
 def _inverse(norm: Tensor) -> Tensor:
-    """1 / norm, and 0 for rows that have no direction."""
+    """1 / norm as gradients take it: 0 for rows that have no direction."""
     return torch.threshold(norm, NORM_EPS, math.inf).reciprocal_()
 
 
-def _class_cosines(wide: Tensor, inverse: Tensor, vectors: Tensor) -> Tensor:
+def _reciprocal(norm: Tensor) -> Tensor:
+    """1 / norm as cosines take it."""
+    return norm.clamp_min(NORM_EPS).reciprocal_()
+
+
+def _class_cosines(wide: Tensor, norm: Tensor, vectors: Tensor) -> Tensor:
     dots, _ = linear(wide, vectors, None, None, 0.0)  # (B, C)
-    return dots.mul_(inverse[:, None])
+    return dots.mul_(_reciprocal(norm)[:, None])
 
 
 @without_autocast
@@ -70,8 +75,8 @@ def scores(
     """Layer output (B, O) and its cosines to every class vector (B, C)."""
     y, _ = _activate(x, params, settings)
     wide = widened(y)
-    inverse = _inverse(torch.linalg.vector_norm(wide, dim=1))
-    return y, _class_cosines(wide, inverse, widened(vectors))
+    norm = torch.linalg.vector_norm(wide, dim=1)
+    return y, _class_cosines(wide, norm, widened(vectors))
 
 
 def _statistics(
@@ -81,10 +86,10 @@ def _statistics(
     wide, wide_vectors = widened(y), widened(vectors)
     norm = torch.linalg.vector_norm(wide, dim=1)
     if objective.all_classes:
-        cosine = _class_cosines(wide, _inverse(norm), wide_vectors)
+        cosine = _class_cosines(wide, norm, wide_vectors)
     else:
         own = torch.embedding(wide_vectors, target)  # (B, O)
-        cosine = own.mul_(wide).sum(dim=1).mul_(_inverse(norm))
+        cosine = own.mul_(wide).sum(dim=1).mul_(_reciprocal(norm))
     loss = objective.loss(cosine, target, settings.scale).mean()
     kept = z if get_activation(settings.activation).needs_input else y.new_empty(0)
     return Forward(loss, y, kept, norm, cosine)

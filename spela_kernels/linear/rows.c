@@ -128,12 +128,24 @@ static double label_loss(int objective, double c, double margin, double *derivat
     }
 }
 
-/* Cross-entropy of scale * dots * inverse (C,). Writes the factors of the class vectors in dL/dy, `share` of the
+/* 1 / |y| as cosines take it and as gradients do, where it is 0 for a row too short to have a direction
+ * (`rows.py`). NaN stays NaN. */
+struct inverse {
+    double cosine, gradient;
+};
+
+static struct inverse inverse_norm(const float *y, int64_t outputs, double eps)
+{
+    double norm = sqrt(spela_dot(y, y, outputs));
+    return (struct inverse){1 / (norm < eps ? eps : norm), norm <= eps ? 0 : 1 / norm};
+}
+
+/* Cross-entropy of scale * cosines (C,). Writes the factors of the class vectors in dL/dy, `share` of the
  * batch, to every `stride`th float; `along` is the factor of y. */
-static double softmax_loss(const float *dots, int64_t classes, int64_t label, double inverse, double scale,
+static double softmax_loss(const float *dots, int64_t classes, int64_t label, struct inverse inverse, double scale,
                            double share, float *factors, int64_t stride, float *along)
 {
-    double largest = -INFINITY, sum = 0, mean = 0, sharp = scale * inverse;
+    double largest = -INFINITY, sum = 0, mean = 0, sharp = scale * inverse.cosine;
     for (int64_t k = 0; k < classes; k++)
         if (!(sharp * dots[k] <= largest)) /* NaN stays NaN */
             largest = sharp * dots[k];
@@ -141,18 +153,11 @@ static double softmax_loss(const float *dots, int64_t classes, int64_t label, do
         sum += factors[k * stride] = expf((float)(sharp * dots[k] - largest));
     for (int64_t k = 0; k < classes; k++) {
         double q = share * scale * (factors[k * stride] / sum - (k == label));
-        mean += q * dots[k] * inverse;
-        factors[k * stride] = (float)(q * inverse);
+        mean += q * dots[k] * inverse.cosine;
+        factors[k * stride] = (float)(q * inverse.gradient);
     }
-    *along = (float)(mean * inverse * inverse);
+    *along = (float)(mean * inverse.gradient * inverse.gradient);
     return log(sum) + largest - sharp * dots[label];
-}
-
-/* 1 / |y|, and 0 for a row that is too short to have a direction. */
-static double inverse_norm(const float *y, int64_t outputs, double eps)
-{
-    double norm = sqrt(spela_dot(y, y, outputs));
-    return norm <= eps ? 0 : 1 / norm; /* NaN stays NaN */
 }
 
 static void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
@@ -187,11 +192,11 @@ static PyObject *label_rows(PyObject *module, PyObject *const *args, Py_ssize_t 
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < batch; i++) {
         const float *own = vectors + target[i] * outputs, *row = y + i * outputs;
-        double inverse = inverse_norm(row, outputs, eps), cosine = spela_dot(row, own, outputs) * inverse;
-        double derivative, pull;
+        struct inverse inverse = inverse_norm(row, outputs, eps);
+        double cosine = spela_dot(row, own, outputs) * inverse.cosine, derivative, pull;
         losses[i] = label_loss((int)objective, cosine, margin, &derivative);
-        pull = derivative * inverse / batch;
-        spela_turn(row, own, outputs, (float)pull, (float)(pull * cosine * inverse), dz + i * outputs);
+        pull = derivative * inverse.gradient / batch;
+        spela_turn(row, own, outputs, (float)pull, (float)(pull * cosine * inverse.gradient), dz + i * outputs);
         spela_activate(row, outputs, (float)slope, dz + i * outputs);
     }
     sum_rows(dz, batch, outputs, threads, dbias);
