@@ -11,9 +11,9 @@ from torch import Tensor
 __all__ = ["NORM_EPS", "cosine_gradient", "scalar_like", "unit_rows", "widened"]
 
 _NARROW = (torch.float16, torch.bfloat16)
-# Rows no longer than this have no direction: they contribute no gradient, and their cosines are taken as if they
-# were this long, so that a row of zeros has cosines of 0. In float32 the norm of a row longer than 1.8e19, whose
-# squares overflow, is infinite: its cosines are 0 and it contributes no gradient either.
+# Rows no longer than this have no direction: they contribute no gradient, and their cosines are taken as if
+# they were this long, so that a row of zeros has cosines of 0. In float32 the norm of a row longer than
+# 1.8e19, whose squares overflow, is infinite: its cosines are 0 and it contributes no gradient either.
 NORM_EPS = 1e-12
 
 

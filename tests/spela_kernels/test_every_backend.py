@@ -16,7 +16,7 @@ from spela_kernels.linear import compiled
 
 NAMED = sk.available_backends("cpu")
 SIZE = 8  # of a row
-# float32: whose squares vanish, too short for a direction, about that bound, ordinary, whose squares overflow.
+# float32: squares that vanish, too short for a direction, about that bound, ordinary, squares that overflow.
 LENGTHS = (0.0, 1e-30, 1e-14, 5e-13, 9.99e-13, 1.01e-12, 1e-6, 1.0, 1.7e19, 2e19, 1e25, 3e38)
 
 
