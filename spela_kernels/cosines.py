@@ -48,7 +48,7 @@ def cosine_gradient(pull: Tensor, drift: Tensor, rows: Tensor, norm: Tensor) -> 
         norm: (...) their norms.
 
     Returns:
-        (..., d); zeros for rows without direction.
+        (..., d); zeros for rows that are no longer than `NORM_EPS` or whose norm is infinite.
 
     Example:
         >>> v, row = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 4.0]])

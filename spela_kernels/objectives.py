@@ -5,6 +5,8 @@ themselves, so the layer's gradient needs only `derivative`:
 
     dL/dy_i = ( q_i V - <q_i, s_i> y_i/|y_i| ) / |y_i|,   q = derivative / B
 
+and 0 for a row that has no direction (`cosines.NORM_EPS`).
+
 Adding an objective is one row of `OBJECTIVES`; `Objective.in_kernels` says who runs it.
 """
 

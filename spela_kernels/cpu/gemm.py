@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-# What oneDNN can apply to the product before it is stored, under the names of the internal op.
+# What oneDNN can apply to the product before it is stored, under the names of the internal op. Not its relu:
+# it makes a NaN 0, and the loss would stay finite.
 _FUSED = {
     "leaky_relu": ("leaky_relu", ""),
-    "relu": ("relu", ""),
     "tanh": ("tanh", ""),
     "identity": ("none", ""),
 }
@@ -145,6 +145,9 @@ def linear(
         if name == "leaky_relu":
             y = torch.nn.functional.leaky_relu_(z, float(slope))
             return y, y
+    if name == "relu":
+        z.relu_()
+        return z, z
     if phi is None:
         return z, z
     y = phi.forward(z, slope)

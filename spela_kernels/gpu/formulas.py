@@ -60,12 +60,18 @@ def acos(c):
 
 
 @triton.jit
+def _clamped(c, low, high):
+    """c between two bounds; tl.clamp and tl.maximum would make a NaN one of them."""
+    return tl.where(c < low, low, tl.where(c > high, high, c))
+
+
+@triton.jit
 def activate(z, slope, ACTIVATION: tl.constexpr):
     """phi(z)."""
     if ACTIVATION == "leaky_relu" or ACTIVATION == "prelu":
         return tl.where(z > 0, z, slope * z)
     elif ACTIVATION == "relu":
-        return tl.where(z > 0, z, 0.0 * z)  # 0 z keeps a NaN
+        return tl.where(z <= 0, 0.0, z)  # keeps a NaN
     elif ACTIVATION == "tanh":
         return tanh(z)
     elif ACTIVATION == "elu":
@@ -104,9 +110,9 @@ def label_loss(c, OBJECTIVE: tl.constexpr):
     elif OBJECTIVE == "cosine":
         return -c
     elif OBJECTIVE == "angular":
-        return tl.log(1 + acos(tl.clamp(c, -1.0, 1.0)) / _PI)
+        return tl.log(1 + acos(_clamped(c, -1.0, 1.0)) / _PI)
     elif OBJECTIVE == "euclidean":
-        return tl.log(1 + tl.sqrt(tl.maximum(2 - 2 * c, 0.0)))
+        return tl.log(1 + tl.sqrt(2 - 2 * tl.where(c > 1, 1.0, c)))
     else:
         tl.static_assert(OBJECTIVE == "mse", "unknown objective")
         return (1 - c) * (1 - c)
@@ -115,7 +121,7 @@ def label_loss(c, OBJECTIVE: tl.constexpr):
 @triton.jit
 def label_derivative(c, OBJECTIVE: tl.constexpr):
     """f'(c)."""
-    inside = tl.clamp(c, -_EDGE, _EDGE)
+    inside = _clamped(c, -_EDGE, _EDGE)
     if OBJECTIVE == "log":
         return -1 / (2 - c)
     elif OBJECTIVE == "cosine":

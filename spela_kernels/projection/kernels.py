@@ -43,8 +43,9 @@ def _label_vectors(vectors_ptr, groups_ptr, target_ptr, offs_b, offs_e, B, E, G,
 def _through_cosine(pull, p, norm):
     """Gradient of p (rows, E) from sum_j q_j u_j: what is along p does not turn it."""
     inverse = inverse_norm(norm)[:, None]
-    drift = tl.sum(pull * p, axis=1)[:, None] * inverse
-    return (pull - drift * inverse * p) * inverse
+    unit = p * inverse
+    drift = tl.sum(pull * unit, axis=1)[:, None]
+    return (pull - drift * unit) * inverse
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spela_kernels.activations import ACTIVATIONS
 from spela_kernels.cpu import gemm, gemm_choice
 from spela_kernels.linear import cpu
 from spela_kernels.linear.parity import CASES, LARGE
@@ -39,6 +41,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 def test_every_tensor_is_as_close_to_float64_as_the_reference(library: str, case) -> None:
     assert mismatches(cpu, case) == []
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_library_hides_a_nan(library: str, activation: str) -> None:
+    """A loss that stays finite would train on."""
+    g = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(9, 12, generator=g),
+        torch.randn(18, 12, generator=g),
+        torch.ones(18),
+    )
+    x[2, 3], weight[5, 0] = math.nan, math.inf
+    slope = torch.tensor([0.25]) if activation == "prelu" else 0.25
+    y, _ = gemm.linear(x, weight, bias, activation, slope)
+    exact = ACTIVATIONS[activation].forward(torch.nn.functional.linear(x, weight, bias), slope)
+    assert exact[2].isnan().all()
+    torch.testing.assert_close(y, exact, equal_nan=True)
 
 
 def test_bf16_products_keep_float32_weights(library: str) -> None:

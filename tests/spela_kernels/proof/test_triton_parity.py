@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parent / "interpreter"
-EVERY_BACKEND = FOLDER.parent / "test_added_rows.py"
+HERE = Path(__file__).resolve().parent
+FOLDER = HERE.parent / "interpreter"
+EVERY_BACKEND = [str(HERE / name) for name in ("test_added_rows.py", "test_every_backend.py")]
 
 
 def test_kernels_match_the_oracle_in_the_interpreter() -> None:
@@ -19,7 +20,7 @@ def test_kernels_match_the_oracle_in_the_interpreter() -> None:
     environment.pop("SPELA_BACKEND", None)
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", str(FOLDER), str(EVERY_BACKEND)),
+            *(sys.executable, "-m", "pytest", str(FOLDER), *EVERY_BACKEND),
             *("-p", "no:cacheprovider", "--durations=5"),
         ],
         env=environment,
