@@ -275,10 +275,12 @@ def _can_resume(folder: RunFolder, config: RunConfig) -> bool:
     """Whether there is a checkpoint of these settings and all records before it; else the run starts over."""
     folder.remove_summary()  # it is none of this run's, or there would be nothing to do
     try:
-        _, checkpoint = read_checkpoint(folder)
+        evidence, checkpoint = read_checkpoint(folder)
     except ValueError:
-        checkpoint = None
-    if checkpoint is not None and checkpoint.config == config and not checkpoint.extended_at:
+        folder.clear()
+        return False
+    whole = len(evidence.records) == checkpoint.epoch and not checkpoint.extended_at
+    if whole and checkpoint.config == config:
         return True
     folder.clear()
     return False

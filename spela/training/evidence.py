@@ -85,8 +85,8 @@ def _agreed(folder: RunFolder, with_checkpoint: bool) -> tuple[Evidence, Checkpo
         if checkpoint is not None:
             found = records if folder.holds(folder.metrics) else None
             problem = problem or _in_the_checkpoint(checkpoint, config, summary, found)
-    except RecursionError:
-        problem = "its files are nested too deeply"
+    except (RecursionError, OverflowError) as error:
+        problem = f"its files hold what no run writes ({error})"
     if problem:
         raise _refused(folder, problem)
     return Evidence(records, summary), checkpoint
@@ -115,9 +115,12 @@ def _in_the_summary(summary: Any, config: Any, records: list[dict[str, Any]]) ->
         return "summary.json has two seeds"
     epochs = summary.get("epochs")
     total = _total(settings)
-    if epochs != total or epochs != len(records):
-        found = len(records)
+    found = len(records)
+    if not epochs == total == found or not 1 <= settings["epochs"] <= found:
         return f"summary.json says {epochs} epochs, its settings {total}, and metrics.jsonl has {found}"
+    extended = summary.get("extended_at", [])
+    if not isinstance(extended, list) or not all(type(epoch) is int for epoch in extended):
+        return f"summary.json was extended at {extended!r}"
     last = records[-1]
     for name in _OF_THE_LAST_EPOCH:
         # As text: a figure may be NaN.
@@ -146,8 +149,11 @@ def _in_the_checkpoint(
     for name, other in (("config.json", config), ("summary.json", summary and summary["config"])):
         if other not in (None, settings):
             return f"checkpoint.safetensors has other settings than {name} ({_different(settings, other)})"
-    if summary is not None and summary["epochs"] != checkpoint.epoch:
-        return f"summary.json says {summary['epochs']} epochs, checkpoint.safetensors {checkpoint.epoch}"
+    if summary is not None:
+        if summary["epochs"] != checkpoint.epoch:
+            return f"summary.json says {summary['epochs']} epochs, checkpoint.safetensors {checkpoint.epoch}"
+        if summary.get("extended_at", []) != list(checkpoint.extended_at):
+            return "extended_at in summary.json is not that of checkpoint.safetensors"
     if records is not None and len(records) < checkpoint.epoch:
         return (
             f"metrics.jsonl has lost records of the {checkpoint.epoch} epochs that checkpoint.safetensors "
@@ -205,7 +211,7 @@ def check_weights(folder: RunFolder, evidence: Evidence, net: nn.Module) -> None
     same = (
         isinstance(noted, list)
         and len(noted) == len(found)
-        and all(isinstance(norm, int | float) for norm in noted)
+        and all(isinstance(norm, float) for norm in noted)
         and all(_close(a, b) for a, b in zip(noted, found, strict=True))
     )
     if not same:

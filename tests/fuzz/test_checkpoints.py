@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from spela.cli import main
 from spela.data import load_dataset
 from spela.experiments import build_network, build_optimizer, load_run, make_config, run
 from spela.reports.card import as_markdown, as_text, describe
-from spela.training import load_checkpoint, restore
+from spela.training import RunFolder, load_checkpoint, read_evidence, restore
 
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"layers": (12, 11), "optimizer": "sgd", "momentum": 0.9, "lr": 0.1},
@@ -190,3 +191,25 @@ def test_a_huge_network_takes_no_memory(good, bad):
         )
         with bounded_memory(), pytest.raises(ValueError, match="is damaged: its settings describe"):
             load_run(bad)
+
+
+@fuzz(100)
+@given(data=st.data())
+def test_damaged_files_beside_a_sound_checkpoint(good, data):
+    """Settings, summary and records: what they say is believed where they agree, or refused."""
+    bad = good.parent / "beside"
+    bad.mkdir(exist_ok=True)
+    for path in good.glob("*.json*"):
+        shutil.copy(path, bad)
+    shutil.copy(good / "checkpoint.safetensors", bad)
+    name = data.draw(st.sampled_from(["config.json", "summary.json", "metrics.jsonl"]))
+    held = json.loads((good / name).read_text())  # one epoch: one line
+    wrong = data.draw(damaged_json(held))
+    (bad / name).write_text(json.dumps(wrong) + "\n")
+    try:
+        evidence = read_evidence(RunFolder(bad))
+        assert evidence.summary is not None
+        assert evidence.records[-1]["test_accuracy"] == evidence.summary["test_accuracy"]
+    except ValueError as error:
+        check_error(error)
+    _use(bad)
