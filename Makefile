@@ -15,8 +15,9 @@ $(READY): pyproject.toml setup.py $(wildcard spela_kernels/*/*.[ch])
 demo: $(READY)
 	$(BIN)/spela demo
 
+# Two processes, a file at a time: tests compute on one thread.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
