@@ -146,6 +146,14 @@ def test_float64_and_bfloat16_run_on_the_reference_here() -> None:
         assert all(torch.equal(kernel[name], same[name]) for name in same)
 
 
+def test_short_rows_have_no_direction() -> None:
+    case = CASES["primes-no-bias"]
+    x, params, vectors, _ = case.tensors(torch.float32)
+    settings = Settings(case.activation, objective=case.objective)
+    assert triton_backend.scores(x, params, vectors, settings)[1].abs().max() > 0.1
+    assert not triton_backend.scores(1e-16 * x, params, vectors, settings)[1].any()
+
+
 def _train(backend: str, x: Tensor, target: Tensor, step: Callable[..., Any]) -> list[Tensor]:
     g = torch.Generator().manual_seed(0)
     weights = [torch.randn(o, i, generator=g) / i**0.5 for o, i in ((32, 64), (24, 32))]

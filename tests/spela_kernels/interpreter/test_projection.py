@@ -41,6 +41,12 @@ def test_rows_without_direction_have_no_gradient() -> None:
     assert (results["gradient.z"][1, 0] != 0).any()
 
 
+def test_short_rows_have_no_direction() -> None:
+    z, projection, vectors, groups, _ = CASES["block-plus-1"].tensors(torch.float32)
+    assert triton_backend.scores(z, projection, vectors, groups).abs().max() > 0.1
+    assert not triton_backend.scores(1e-16 * z, projection, vectors, groups).any()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
