@@ -88,7 +88,7 @@ def owns(layer: nn.Module, *names: str) -> bool:
 
 
 @functools.cache
-def _refusal(kind: type) -> str | None:
+def _refusal(kind: Any) -> str | None:
     """Why optimizers of a kind cannot make a local step, or None."""
     if issubclass(kind, torch.optim.SparseAdam):
         return "takes sparse gradients only"
