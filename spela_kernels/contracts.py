@@ -247,7 +247,7 @@ def check_target(x: Tensor, target: Tensor) -> None:
         TypeError: If labels are not int64.
     """
     if x.shape[0] == 0:
-        raise ValueError("the batch has no rows: learning needs at least one sample")
+        raise ValueError("there are no rows: a batch needs at least one sample")
     if target.dim() != 1 or target.shape[0] != x.shape[0]:
         one_hot = ": use target.argmax(dim=1)" if target.dim() == 2 else ""
         raise ValueError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela_kernels.contracts import check_tensors
-from spela_kernels.precision import made_in_inference, recordable, without_inference
+from spela_kernels.precision import made_in_inference, recordable
 
 __all__ = ["check_step", "learning", "not_held", "owns", "step_by_gradient", "step_on"]
 
@@ -47,11 +47,17 @@ def learning(step: _Method) -> _Method:
         (False, False)
     """
 
+    # One wrapper with as few calls as possible: all of it is felt in a small layer's step.
     @functools.wraps(step)
-    @without_inference
     def wrapped(self: Any, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Any:
         check_tensors(x, target)
-        x, target = recordable(x), recordable(target)
+        # torch.compile cannot ask for the mode, and traces as outside of it.
+        if not torch.compiler.is_compiling():
+            if torch.is_inference_mode_enabled():
+                with torch.inference_mode(False):
+                    return wrapped(self, x, target, optimizer)
+            if x.is_inference() or target.is_inference():
+                x, target = recordable(x), recordable(target)
         if not torch.is_grad_enabled():
             return step(self, x, target, optimizer)
         with torch.no_grad():
@@ -82,11 +88,11 @@ def owns(layer: nn.Module, *names: str) -> bool:
 
 
 @functools.cache
-def _refusal(kind: type) -> str | None:
+def _refusal(kind: Any) -> str | None:
     """Why optimizers of a kind cannot make a local step, or None."""
     if issubclass(kind, torch.optim.SparseAdam):
         return "takes sparse gradients only"
-    step = inspect.signature(kind.step).parameters  # type: ignore[attr-defined]
+    step = inspect.signature(kind.step).parameters
     closure = step.get("closure")
     if issubclass(kind, torch.optim.LBFGS) or (
         closure is not None and closure.default is inspect.Parameter.empty
@@ -107,18 +113,8 @@ def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -
             under `torch.inference_mode`, or no step on given gradients is possible with it.
         TypeError: If it is no optimizer.
     """
-    kind = type(optimizer)
-    if not hasattr(kind, "step") or not hasattr(optimizer, "param_groups"):
-        raise TypeError(
-            f"`optimizer` must be an optimizer of net.parameters(), got {kind.__name__}: give LocalSGD, "
-            "LocalAdam or one of torch.optim"
-        )
-    reason = None if isinstance(optimizer, FusedOptimizer) else _refusal(kind)  # type: ignore[arg-type]
-    if reason is not None:
-        raise ValueError(
-            f"{kind.__name__} {reason}, so it cannot make a local step: use another optimizer, or train "
-            "by net.local_losses(x, target)"
-        )
+    if not isinstance(optimizer, FusedOptimizer):
+        _check_kind(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for layer in layers:
         # Walking through submodules takes long; a linear layer has none.
@@ -128,15 +124,30 @@ def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -
                 continue
             if id(parameter) not in held:
                 raise not_held(parameter)
-            _check_updatable(parameter)
+            if made_in_inference(parameter):
+                raise _not_updatable(parameter)
 
 
-def _check_updatable(parameter: Tensor) -> None:
-    if made_in_inference(parameter):
-        raise ValueError(
-            f"a parameter of shape {tuple(parameter.shape)} was made under torch.inference_mode() and "
-            "cannot learn: build, copy, move and load networks outside of it"
+def _check_kind(optimizer: torch.optim.Optimizer) -> None:
+    kind: Any = type(optimizer)
+    if not hasattr(kind, "step") or not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            f"`optimizer` must be an optimizer of net.parameters(), got {kind.__name__}: give LocalSGD, "
+            "LocalAdam or one of torch.optim"
         )
+    reason = _refusal(kind)
+    if reason is not None:
+        raise ValueError(
+            f"{kind.__name__} {reason}, so it cannot make a local step: use another optimizer, or train "
+            "by net.local_losses(x, target)"
+        )
+
+
+def _not_updatable(parameter: Tensor) -> ValueError:
+    return ValueError(
+        f"a parameter of shape {tuple(parameter.shape)} was made under torch.inference_mode() and "
+        "cannot learn: build, copy, move and load networks outside of it"
+    )
 
 
 def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -161,7 +172,8 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
     """
     given = [(parameter, gradient) for parameter, gradient in gradients if parameter.requires_grad]
     for parameter, _ in given:
-        _check_updatable(parameter)
+        if made_in_inference(parameter):
+            raise _not_updatable(parameter)
     pending = [
         (parameter, parameter.grad)
         for group in optimizer.param_groups

@@ -56,10 +56,10 @@ def test_an_empty_batch_teaches_nothing(make: type, kind: str) -> None:
     before, optimizer = copy.deepcopy(net.state_dict()), make(net.parameters(), lr=0.1)
     first = next(iter(net))
     for learner in (net, first):
-        with pytest.raises(ValueError, match="no rows: learning needs at least one sample"):
+        with pytest.raises(ValueError, match="no rows: a batch needs at least one sample"):
             learner.local_step(none, TARGET[:0], optimizer)
     for losses in (net.local_losses, first.local_loss):
-        with pytest.raises(ValueError, match="no rows: learning needs at least one sample"):
+        with pytest.raises(ValueError, match="no rows: a batch needs at least one sample"):
             losses(none, TARGET[:0])
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key]), key

@@ -61,6 +61,18 @@ def test_rows_without_direction_have_no_gradient() -> None:
     assert (results["gradient.z"][1, 0] != 0).any()
 
 
+@pytest.mark.parametrize("name", ["linear-primes-no-bias", "projection-block-plus-1"])
+def test_short_rows_have_no_direction(name: str) -> None:
+    case = CASES[name]
+    call, backend = case.call(torch.float32), _backend(case)
+    short = call._replace(**{call._fields[0]: 1e-16 * call[0]})
+    scores = [
+        backend.scores(c)[1] if case.op == "linear" else backend.scores(c) for c in (call, short)
+    ]
+    assert scores[0].abs().max() > 0.1
+    assert not scores[1].any()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
