@@ -65,11 +65,20 @@ class HiddenLayer(nn.Linear):
             )
         self.activation = activation
         self.negative_slope = negative_slope
-        bound = 1 / math.sqrt(in_features)
-        with torch.no_grad():
-            self.weight.uniform_(-gain * bound, gain * bound, generator=generator)
-            if self.bias is not None:
-                self.bias.uniform_(-bound, bound, generator=generator)
+        self.gain = gain
+        self._initialise(generator)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        bound = 1 / math.sqrt(self.in_features)
+        self.weight.uniform_(-self.gain * bound, self.gain * bound, generator=generator)
+        if self.bias is not None:
+            self.bias.uniform_(-bound, bound, generator=generator)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew from torch's default generator, as the constructor does."""
+        if hasattr(self, "gain"):  # nn.Linear calls this before it is set
+            self._initialise(None)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, I) -> y (B, O)."""

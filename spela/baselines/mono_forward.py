@@ -45,9 +45,19 @@ class MonoForwardLayer(HiddenLayer):
         **settings: Any,
     ) -> None:
         super().__init__(in_features, out_features, generator=generator, **settings)
-        bound = 1 / math.sqrt(out_features)
-        draw = self.weight.detach().new_empty(num_classes, out_features)
-        self.projection = nn.Parameter(draw.uniform_(-bound, bound, generator=generator))
+        self.projection = nn.Parameter(self.weight.new_empty(num_classes, out_features))
+        self._initialise_projection(generator)
+
+    @torch.no_grad()
+    def _initialise_projection(self, generator: torch.Generator | None) -> None:
+        bound = 1 / math.sqrt(self.out_features)
+        self.projection.uniform_(-bound, bound, generator=generator)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew from torch's default generator, as the constructor does."""
+        super().reset_parameters()
+        if "projection" in self._parameters:  # nn.Linear calls this before there is one
+            self._initialise_projection(None)
 
     def scores(self, y: Tensor) -> Tensor:
         """Goodness (B, C) of outputs (B, O)."""

@@ -62,9 +62,18 @@ class PepitaSequential(RivalSequential):
         if not modules or not isinstance(modules[-1], nn.Linear):
             raise ValueError("the last module must be nn.Linear: its outputs are the logits")
         first = next(module for module in modules if isinstance(module, nn.Linear))
-        bound = feedback_scale * math.sqrt(6 / first.in_features)
+        self.feedback_scale = feedback_scale
         draw = first.weight.detach().new_empty(first.in_features, modules[-1].out_features)
-        self.register_buffer("feedback", draw.uniform_(-bound, bound, generator=generator))
+        self.register_buffer("feedback", draw)
+        self._initialise(generator)
+
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        bound = self.feedback_scale * math.sqrt(6 / len(self.feedback))
+        self.feedback.uniform_(-bound, bound, generator=generator)
+
+    def reset_parameters(self) -> None:
+        """Draw the feedback matrix anew from torch's default generator; layers have methods of their own."""
+        self._initialise(None)
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
         """The logits: only the output layer answers."""

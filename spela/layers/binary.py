@@ -59,6 +59,10 @@ class BinaryWeight(nn.Module):
         """The binary weight of a latent one."""
         return _StraightThrough.apply(latent, self.scale, self.limit)
 
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """A latent weight that starts from given values: those themselves."""
+        return weight
+
 
 def with_binary_weight(layer: Linear) -> Linear:
     """The same layer, whose `weight` is binary from now on and whose parameter is the latent weight.

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from spela.layers.block import Stages, block_backward, block_forward
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
+from spela.layers.initial import set_values
 from spela.layers.maps import convolved_size
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
     Groups,
     as_size,
     check_directions,
+    check_vector_kind,
     check_vectors,
     class_grouping,
+    decode_groups,
+    encode_groups,
     group_vectors,
     most_groups,
 )
@@ -46,8 +50,10 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
     Kernel k sorts the classes into groups of its own, flattens its map and multiplies it by a trainable
     projection P_k; the loss is mean_bk f(cos(y_bk P_k, u_bk)) with u_bk the fixed vector of the group of
     the label, or a function of the cosines' means over kernels. Convolution and batch norm start as
-    torch's, P with N(0, projection_std^2). Batch norm uses running statistics in eval, as in torch. A
-    state_dict of nn.Conv2d's loads the convolution and leaves the rest as it is.
+    torch's, P with N(0, projection_std^2). Batch norm uses running statistics in eval, as in torch. The
+    (K, C) int64 group of each kernel and class is `grouping`; the state_dict holds it as `group_codes`, in
+    a form that averages of weights and buffers leave as it is. A state_dict of nn.Conv2d's loads the
+    convolution and leaves the rest as it is.
 
     Args:
         in_channels: Channels of the input.
@@ -60,7 +66,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         projection_std: Standard deviation of the projections at the start, > 0. The loss does not see
             their length, so it sets how fast they turn at a given learning rate; the authors' is 1.
         grouping: g groups in every kernel; (low, high): g_k drawn from low..high-1; a (K, C) tensor, as
-            the buffer `grouping` of a layer to share it with; None: (2, C).
+            `grouping` of a layer to share it with; None: (2, C).
         batch_norm: Whether there is a batch norm, the submodule `norm`.
         pool: max, avg, or None.
         pool_size: Window and stride of the pooling.
@@ -90,7 +96,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
     projection: nn.Parameter
     norm: nn.BatchNorm2d | None
     vectors: Tensor
-    grouping: Tensor
+    group_codes: Tensor
 
     @without_inference
     def __init__(
@@ -159,46 +165,88 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         self.norm = nn.BatchNorm2d(out_channels, **factory) if batch_norm else None
         shape = (out_channels, height * width, symmetric_dim)
         self.projection = nn.Parameter(torch.empty(shape, **factory))
-        own = class_grouping(out_channels, num_classes, grouping, generator=generator)
-        rows = self._class_vectors(vectors, own, most_groups(grouping, num_classes), generator)
-        self.register_buffer("grouping", own.to(self.weight.device))
-        self.register_buffer("vectors", rows.to(self.weight))
+        if isinstance(grouping, Tensor):
+            grouping = class_grouping(out_channels, num_classes, grouping)  # checked, and a copy
+        most = most_groups(grouping, num_classes)
+        rows = (out_channels, most, symmetric_dim)
+        if isinstance(vectors, Tensor):
+            check_vectors(vectors, rows)
+        # What was given is kept: `reset_parameters` starts from it again.
+        self._group_source = grouping
+        self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors
+        codes = torch.empty(out_channels, num_classes, dtype=torch.int64, device=self.weight.device)
+        self.register_buffer("group_codes", codes)
+        self.register_buffer("vectors", self.weight.new_empty(rows))
         self._initialise(generator)
 
-    def _class_vectors(
-        self,
-        vectors: str | Tensor,
-        grouping: Tensor,
-        most: int,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        if isinstance(vectors, str):
-            counts = (grouping.amax(dim=1) + 1).tolist()
-            return group_vectors(vectors, counts, self.symmetric_dim, most, generator=generator)
-        expected = (self.out_channels, most, self.symmetric_dim)
-        check_vectors(vectors, expected)
-        own = grouping.to(vectors.device)
-        check_directions(vectors[torch.arange(len(own), device=own.device)[:, None], own])
-        return nn.functional.normalize(vectors.double(), dim=2)
+    @property
+    def grouping(self) -> Tensor:
+        """(K, C) int64: the group of each class in each kernel."""
+        return decode_groups(self.group_codes)
+
+    @grouping.setter
+    def grouping(self, grouping: Tensor) -> None:
+        self.group_codes = encode_groups(grouping)
+
+    def _class_vectors(self, grouping: Tensor, generator: torch.Generator | None) -> Tensor:
+        if isinstance(self._vector_source, str):
+            counts, most = (grouping.amax(dim=1) + 1).tolist(), self.vectors.shape[1]
+            return group_vectors(
+                self._vector_source, counts, self.symmetric_dim, most, generator=generator
+            )
+        own = grouping.to(self._vector_source.device)
+        check_directions(
+            self._vector_source[torch.arange(len(own), device=own.device)[:, None], own]
+        )
+        return nn.functional.normalize(self._vector_source.double(), dim=2)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
+        check_vector_kind(self._vector_source)
+        if self.weight.is_meta:  # nothing to hold values: `to_empty`, then `reset_parameters`
+            return
+        own = class_grouping(
+            self.out_channels, self.num_classes, self._group_source, generator=generator
+        )
+        self.group_codes.copy_(encode_groups(own))
+        self.vectors.copy_(self._class_vectors(own, generator))
         where = "cpu" if generator is None else generator.device
         bound = 1 / math.sqrt(self.weight[0].numel())
-        for parameter in (self.weight, self.bias):
-            if parameter is not None and not parameter.is_meta:
+        for name in ("weight", "bias"):
+            parameter = getattr(self, name)
+            if parameter is not None:
                 draw = torch.empty(parameter.shape, dtype=torch.float32, device=where)
-                parameter.copy_(draw.uniform_(-bound, bound, generator=generator))
-        if not self.projection.is_meta:
-            draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
-            self.projection.copy_(draw.normal_(0.0, self.projection_std, generator=generator))
+                set_values(self, name, draw.uniform_(-bound, bound, generator=generator))
+        draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
+        draw.normal_(0.0, self.projection_std, generator=generator)
+        set_values(self, "projection", draw)
         if self.norm is not None:
             self.norm.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw convolution and projection again from torch's default generator, reset the batch norm."""
-        if hasattr(self, "projection"):  # nn.Conv2d calls this before there is one
+        """Draw groups, class vectors, convolution and projection anew, and reset the batch norm.
+
+        From torch's default generator, in the constructor's order: after `torch.manual_seed(s)` the
+        layer has the bits of one built after it, or with a generator of that seed. So a layer that was
+        built on the meta device starts as any other once `to_empty` has given it memory.
+        """
+        if "vectors" in self._buffers:  # nn.Conv2d calls this before there are any
             self._initialise(None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        key, plain = f"{prefix}group_codes", state_dict.pop(f"{prefix}grouping", None)
+        if plain is not None:  # older states hold the groups themselves
+            state_dict[key] = encode_groups(plain)
+        codes = state_dict.get(key)
+        if codes is not None and not codes.is_meta and codes.numel():
+            groups = decode_groups(codes.long())
+            if groups.min() < 0 or groups.max() >= self.vectors.shape[1]:
+                errors: list[str] = rest[-1]
+                errors.append(
+                    f"{key} has groups outside the layer's 0..{self.vectors.shape[1] - 1}"
+                )
+                state_dict[key] = self.group_codes
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _check_input(self, x: Tensor) -> None:
         """Refuse what would fail half way: after a forward the running statistics have moved on."""

@@ -9,8 +9,15 @@ from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
+from spela.layers.initial import set_values
 from spela.layers.steps import learning, owns, step_by_gradient
-from spela.vectors import as_size, check_directions, check_vectors, class_vectors
+from spela.vectors import (
+    as_size,
+    check_directions,
+    check_vector_kind,
+    check_vectors,
+    class_vectors,
+)
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import check_tensors
@@ -67,8 +74,6 @@ class SpelaLinear(LocalLayer, nn.Linear):
     bias: nn.Parameter | None  # type: ignore[assignment]
     slope: nn.Parameter | None
     vectors: Tensor
-    init: str = "kaiming_uniform"  # on the class too: nn.Linear initialises before they are set
-    bias_init: str = "zeros"
 
     @without_inference
     def __init__(
@@ -114,46 +119,57 @@ class SpelaLinear(LocalLayer, nn.Linear):
         self.scale = scale
         self.init = init
         self.bias_init = bias_init
-        slope = None
-        if activation == "prelu":
-            slope = nn.Parameter(self.weight.new_full((1,), negative_slope))
+        slope = nn.Parameter(self.weight.new_empty(1)) if activation == "prelu" else None
         self.register_parameter("slope", slope)
-        self.register_buffer("vectors", self._class_vectors(vectors, generator))
+        rows = (num_classes, out_features)
+        if isinstance(vectors, Tensor):
+            check_vectors(vectors, rows)
+        # What was given is kept: `reset_parameters` starts from it again.
+        self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors
+        self.register_buffer("vectors", self.weight.new_empty(rows))
         self._initialise(generator)
 
-    def _class_vectors(self, vectors: str | Tensor, generator: torch.Generator | None) -> Tensor:
-        if isinstance(vectors, str):
-            rows = class_vectors(vectors, self.num_classes, self.out_features, generator=generator)
-        else:
-            check_vectors(vectors, (self.num_classes, self.out_features))
-            check_directions(vectors)
-            rows = nn.functional.normalize(vectors.double(), dim=1)
-        return rows.to(self.weight)
+    def _class_vectors(self, generator: torch.Generator | None) -> Tensor:
+        source = self._vector_source
+        if isinstance(source, str):
+            return class_vectors(source, *self.vectors.shape, generator=generator)
+        check_directions(source)
+        return nn.functional.normalize(source.double(), dim=1)
 
+    @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
-        with torch.no_grad():
-            # Drawn on the generator's device, so that a seed means the same weights everywhere.
-            where = "cpu" if generator is None else generator.device
-            draw = torch.empty(self.weight.shape, dtype=torch.float32, device=where)
-            if not self.weight.is_meta:
-                if self.init == "kaiming_normal":
-                    draw.normal_(0.0, math.sqrt(2 / self.in_features), generator=generator)
-                else:
-                    bound = math.sqrt(6 / self.in_features)
-                    draw.uniform_(-bound, bound, generator=generator)
-                self.weight.copy_(draw)
-            if self.bias is None:
-                return
-            if self.bias_init == "zeros":
-                self.bias.zero_()
-            elif not self.bias.is_meta:
+        check_vector_kind(self._vector_source)
+        if self.vectors.is_meta:  # nothing to hold values: `to_empty`, then `reset_parameters`
+            return
+        self.vectors.copy_(self._class_vectors(generator))
+        # Drawn on the generator's device, so that a seed means the same weights everywhere.
+        where = "cpu" if generator is None else generator.device
+        draw = torch.empty((self.out_features, self.in_features), dtype=torch.float32, device=where)
+        if self.init == "kaiming_normal":
+            draw.normal_(0.0, math.sqrt(2 / self.in_features), generator=generator)
+        else:
+            bound = math.sqrt(6 / self.in_features)
+            draw.uniform_(-bound, bound, generator=generator)
+        set_values(self, "weight", draw)
+        if self.bias is not None:
+            draw = torch.zeros(self.out_features, dtype=torch.float32, device=where)
+            if self.bias_init == "uniform":
                 bound = 1 / math.sqrt(self.in_features)
-                draw = torch.empty(self.bias.shape, device=where)
-                self.bias.copy_(draw.uniform_(-bound, bound, generator=generator))
+                draw.uniform_(-bound, bound, generator=generator)
+            set_values(self, "bias", draw)
+        if self.slope is not None:
+            first = torch.tensor([self.negative_slope], dtype=torch.float64, device="cpu")
+            set_values(self, "slope", first)
 
     def reset_parameters(self) -> None:
-        """Draw the weights and the bias again from torch's default generator."""
-        self._initialise(None)
+        """Draw class vectors, weights and bias anew, and put prelu's slope back.
+
+        From torch's default generator, in the constructor's order: after `torch.manual_seed(s)` the
+        layer has the bits of one built after it, or with a generator of that seed. So a layer that was
+        built on the meta device starts as any other once `to_empty` has given it memory.
+        """
+        if "vectors" in self._buffers:  # nn.Linear calls this before there are any
+            self._initialise(None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Layer output: x (*, I) -> y (*, O); plain torch, so autograd, hooks and export work."""

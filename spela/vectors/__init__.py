@@ -1,10 +1,18 @@
 """The fixed directions that layers turn their outputs to: a vector a class, or one a group of classes."""
 
-from spela.vectors.grouping import Groups, class_grouping, group_vectors, most_groups
+from spela.vectors.grouping import (
+    Groups,
+    class_grouping,
+    decode_groups,
+    encode_groups,
+    group_vectors,
+    most_groups,
+)
 from spela.vectors.symmetric import (
     VECTOR_KINDS,
     as_size,
     check_directions,
+    check_vector_kind,
     check_vectors,
     class_vectors,
     coulomb_energy,
@@ -17,10 +25,13 @@ __all__ = [
     "Groups",
     "as_size",
     "check_directions",
+    "check_vector_kind",
     "check_vectors",
     "class_grouping",
     "class_vectors",
     "coulomb_energy",
+    "decode_groups",
+    "encode_groups",
     "group_vectors",
     "most_groups",
     "random_vectors",

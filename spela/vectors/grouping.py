@@ -10,7 +10,16 @@ from torch import Tensor
 
 from spela.vectors.symmetric import as_size, class_vectors
 
-__all__ = ["Groups", "class_grouping", "group_vectors", "most_groups"]
+__all__ = [
+    "Groups",
+    "class_grouping",
+    "decode_groups",
+    "encode_groups",
+    "group_vectors",
+    "most_groups",
+]
+
+_CODE_BITS = 32
 
 # g for every kernel, [low, high) to draw g_k from, or the grouping itself (K, C); None: (2, C)
 Groups = int | tuple[int, int] | Tensor | None
@@ -84,6 +93,33 @@ def most_groups(groups: Groups, num_classes: int) -> int:
     if isinstance(groups, Tensor):
         return int(groups.max()) + 1
     return _bounds(groups, num_classes)[1] - 1
+
+
+def encode_groups(grouping: Tensor) -> Tensor:
+    """Groups as a buffer holds them: (g + 1/2) 2^32, which reads as g after any averaging of equal tables.
+
+    Weight averages with buffers compute decay * a + (1 - decay) * b in floating point and round down: of
+    groups themselves that makes others. In the middle of their intervals they drift by less than
+    g 2^9 / (1 - decay) of the 2^31 that would take them out.
+
+    Args:
+        grouping: (K, C) int64.
+
+    Returns:
+        (K, C) int64 on the same device.
+
+    Example:
+        >>> codes = encode_groups(torch.tensor([[0, 3]]))
+        >>> average = torch.full_like(codes, 0).copy_(codes * 0.9 + codes * 0.1)
+        >>> decode_groups(average)
+        tensor([[0, 3]])
+    """
+    return (grouping << _CODE_BITS) + (1 << (_CODE_BITS - 1))
+
+
+def decode_groups(codes: Tensor) -> Tensor:
+    """The inverse of `encode_groups`: (K, C) int64."""
+    return codes >> _CODE_BITS
 
 
 def group_vectors(

@@ -20,6 +20,7 @@ __all__ = [
     "VECTOR_KINDS",
     "as_size",
     "check_directions",
+    "check_vector_kind",
     "check_vectors",
     "class_vectors",
     "coulomb_energy",
@@ -201,6 +202,17 @@ VECTOR_KINDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def check_vector_kind(kind: str | Tensor) -> None:
+    """Refuse a name that is none of ``VECTOR_KINDS``; vectors themselves are no name.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if isinstance(kind, str) and kind not in VECTOR_KINDS:
+        known = ", ".join(repr(name) for name in VECTOR_KINDS)
+        raise ValueError(f"Expected argument `kind` to be one of {known} but got {kind!r}")
+
+
 def class_vectors(
     kind: str,
     num_vectors: int,
@@ -227,9 +239,7 @@ def class_vectors(
         >>> class_vectors("symmetric", 4, 3).shape
         torch.Size([4, 3])
     """
-    if kind not in VECTOR_KINDS:
-        known = ", ".join(repr(name) for name in VECTOR_KINDS)
-        raise ValueError(f"Expected argument `kind` to be one of {known} but got {kind!r}")
+    check_vector_kind(kind)
     return VECTOR_KINDS[kind](num_vectors, dim, generator=generator, dtype=dtype)
 
 

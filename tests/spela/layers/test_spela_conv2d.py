@@ -102,7 +102,7 @@ def test_is_an_nn_conv2d_with_torch_layout() -> None:
     assert layer.projection.shape == (4, 9, 7)
     assert layer.vectors.shape == (4, 4, 7)  # g_k is drawn from 2..4
     assert set(layer.state_dict()) == {
-        "weight", "bias", "projection", "vectors", "grouping", "norm.weight", "norm.bias",
+        "weight", "bias", "projection", "vectors", "group_codes", "norm.weight", "norm.bias",
         "norm.running_mean", "norm.running_var", "norm.num_batches_tracked",
     }  # fmt: skip
     assert "output_size=(3, 3)" in repr(layer)
@@ -132,7 +132,7 @@ def test_a_generator_decides_everything() -> None:
     first, second, other = _layer(), _layer(), _layer(seed=2)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
-    for name in ("weight", "bias", "projection", "vectors", "grouping"):
+    for name in ("weight", "bias", "projection", "vectors", "group_codes"):
         assert not torch.equal(first.state_dict()[name], other.state_dict()[name]), name
     other.load_state_dict(first.state_dict())
     x, _ = _batch()

@@ -1,0 +1,45 @@
+"""Initial values for a parameter, also where a parametrization computes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["set_values"]
+
+
+@torch.no_grad()
+def set_values(layer: nn.Module, name: str, values: Tensor) -> None:
+    """Let the parameter `name` of a layer have these values, rounded to its dtype.
+
+    Args:
+        layer: Any module.
+        name: Of its parameter; a parametrization gets the values through its `right_inverse`.
+        values: Of its shape.
+
+    Raises:
+        ValueError: If a hook computes it (pruning, the older weight norm), which would undo the values.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
+        >>> set_values(layer, "weight", torch.tensor([[3.0, 4.0]]))
+        >>> layer.weight.tolist(), layer.parametrizations.weight.original0.item()
+        ([[3.0, 4.0]], 5.0)
+    """
+    if parametrize.is_parametrized(layer, name):
+        setattr(layer, name, values.to(getattr(layer, name)))
+    elif name in layer._parameters:
+        held: Any = layer.get_parameter(name)
+        if hasattr(held, "device_mesh"):  # a DTensor, as FSDP makes them
+            from torch.distributed.tensor import distribute_tensor
+
+            values = distribute_tensor(values.to(held.device), held.device_mesh, held.placements)
+        held.copy_(values)
+    else:
+        raise ValueError(
+            f"the {name} of this {type(layer).__name__} is computed by a hook: remove it (torch.nn.utils) "
+            "before reset_parameters"
+        )
