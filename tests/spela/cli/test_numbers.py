@@ -31,7 +31,7 @@ def test_settings(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", set(WRONG) - {"lr_drop", "input_dropout", "label_noise", "test_share"}
+    "name", sorted(set(WRONG) - {"lr_drop", "input_dropout", "label_noise", "test_share"})
 )
 def test_options(name: str, call: Call) -> None:
     option = f"--{name.replace('_', '-')}"
