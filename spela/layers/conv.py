@@ -169,7 +169,7 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             grouping = class_grouping(out_channels, num_classes, grouping)  # checked, and a copy
         most = most_groups(grouping, num_classes)
         rows = (out_channels, most, symmetric_dim)
-        if isinstance(vectors, Tensor):
+        if not isinstance(vectors, str):
             check_vectors(vectors, rows)
         # What was given is kept: `reset_parameters` starts from it again.
         self._group_source = grouping

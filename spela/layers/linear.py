@@ -122,7 +122,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         slope = nn.Parameter(self.weight.new_empty(1)) if activation == "prelu" else None
         self.register_parameter("slope", slope)
         rows = (num_classes, out_features)
-        if isinstance(vectors, Tensor):
+        if not isinstance(vectors, str):
             check_vectors(vectors, rows)
         # What was given is kept: `reset_parameters` starts from it again.
         self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors

@@ -5,6 +5,7 @@ Axes: S starts, N vectors, d their dimension; float64 on the CPU.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -20,8 +21,13 @@ Objective = Callable[[Tensor], tuple[float, Tensor]]
 # Every start gets a short run, only the best one a long one: a local minimum shows its rank within
 # a few hundred steps, the last digits take thousands.
 _SHORT_RUN = 200
+# Multiply-adds that all runs together may take, some seconds of a core; up to 200 vectors need fewer.
+_MOST_WORK = 1.5e10
+_SLOW_WORK = 3e9
 _BLOCK_ROWS = 256  # pairs are formed 256 x N at a time: stays in cache, and memory grows as N only
 _MIN_SQUARED = 1e-15  # keeps pairs that round to coincident finite
+
+_logger = logging.getLogger(__name__)
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
@@ -55,11 +61,24 @@ def stress(vectors: Tensor, distances: Tensor) -> tuple[float, Tensor]:
 
 
 def best_minimum(objective: Objective, starts: Tensor) -> Tensor:
-    """Return the unit rows (N, d) of the lowest minimum reached from ``starts`` (S, N, d)."""
-    runs = [_minimise(objective, start, _SHORT_RUN) for start in starts]
-    best = min(runs, key=lambda run: run[0])[1]
-    # A step costs about N^2 d, so many vectors get fewer of them: 500 steps at N = 1000.
-    return _minimise(objective, best, max(500, 400_000 // starts.shape[1]))[1]
+    """Return the unit rows (N, d) of the lowest minimum reached from ``starts`` (S, N, d).
+
+    Many vectors get few steps, and from some 12,000 in 64 dimensions on none: their random start is close to
+    the minimum's energy already.
+    """
+    count, dim = starts.shape[1:]
+    step = count * count * (dim + 30.0)  # the pairs' products, and their elementwise work
+    # Up to 800 vectors this is the limit on steps that L-BFGS needs, beyond it the work.
+    short, long = _SHORT_RUN, max(500, 400_000 // count)
+    share = min(1.0, _MOST_WORK / (step * (short * len(starts) + long)))
+    short, long = int(short * share), int(long * share)
+    if step * (short * len(starts) + long) > _SLOW_WORK:
+        _logger.warning("placing %s class vectors in %s dimensions takes some seconds", count, dim)
+    if long == 0:
+        return unit_rows(starts[0])
+    runs = [_minimise(objective, start, short) for start in starts] if len(starts) > 1 else []
+    best = min(runs, key=lambda run: run[0])[1] if runs else starts[0]
+    return _minimise(objective, best, long)[1]
 
 
 def _minimise(objective: Objective, start: Tensor, max_steps: int) -> tuple[float, Tensor]:
