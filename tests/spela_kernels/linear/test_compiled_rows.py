@@ -13,7 +13,7 @@ from spela_kernels.contracts import Settings
 from spela_kernels.linear import compiled, cpu, reference
 from spela_kernels.linear.compiled import is_built, step_rows
 from spela_kernels.linear.parity import CASES, LARGE
-from spela_kernels.linear.types import Parameters
+from spela_kernels.linear.types import Call, Parameters
 from spela_kernels.objectives import OBJECTIVES
 from spela_kernels.proof.parity import mismatches
 
@@ -47,9 +47,9 @@ def test_loss_and_gradient_against_float64(objective: str, activation: str) -> N
     eye = Parameters(torch.eye(203, dtype=torch.float64), None, None)
     # The reference's layer with W = 1 and no activation hands the rows on as they are.
     plain = Settings("identity", 0.0, objective, 5.0)
-    exact_rows = (y.double(), eye, vectors.double(), target, plain)
-    saved = reference.forward(*exact_rows)
-    dweight = reference.backward(*exact_rows, saved).weight
+    exact_rows = Call(y.double(), eye, vectors.double(), target, plain)
+    saved = reference.forward(exact_rows)
+    dweight = reference.backward(exact_rows, saved).weight
     # `y` has a row of zeros: of the drivers gelsd alone is right where the rank is short.
     dy = torch.linalg.lstsq(y.double().T, dweight.T, driver="gelsd").solution
     below = {"leaky_relu": 0.25, "relu": 0.0}.get(activation, 1.0)
