@@ -92,7 +92,10 @@ def test_the_rules_import_neither_torch_nor_triton() -> None:
     folder = Path(configs.__file__).resolve().parents[1]
     imported = {
         name.split(".")[0]
-        for name in ("architectures", "roofline", "traffic", "linear/configs", "linear/cost")
+        for name in (
+            *("gpu/architectures", "gpu/tiles", "cost/roofline", "cost/traffic"),
+            *("linear/configs", "linear/cost"),
+        )
         for path in [folder / f"{name}.py"]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         for name in (
