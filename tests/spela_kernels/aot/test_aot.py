@@ -36,7 +36,7 @@ from spela_kernels.gpu.launching import Launch, record_launches, run
 from spela_kernels.linear import triton_backend
 from spela_kernels.linear.types import Call, Parameters
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @triton.jit
