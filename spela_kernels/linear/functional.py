@@ -4,9 +4,9 @@ The same arguments everywhere: x (B, I) layer input; weight (O, I); bias (O,) or
 class vectors; target (B,) int64 labels, all on one device in one float dtype. x alone may be in 16 bits under
 float32 parameters (mixed precision, what autocast chooses): products and y are then in x's dtype. Losses and
 cosines come back in at least float32. Every function raises ValueError for shapes, devices, labels or names
-that do not fit and TypeError for dtypes that do not. A row of y that is no longer than 1e-12, or in float32 longer
-than 1.8e19, has no direction: it contributes no gradient (`rows.py`). Source: spec sections 3 and 5; TMLR
-2025, Algorithm 1.
+that do not fit and TypeError for dtypes that do not. A row of y that is no longer than 1e-12, or in float32
+longer than 1.8e19, has no direction: it contributes no gradient (`rows.py`). Source: spec sections 3 and 5;
+TMLR 2025, Algorithm 1.
 """
 
 from __future__ import annotations

@@ -138,6 +138,24 @@ def test_out_of_resources_falls_back_once_told(
     assert len(caplog.records) == (0 if times == 1 else 1)
 
 
+def test_an_older_triton_beside_a_newer_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton up to 3.6 takes int() of an array, which numpy refuses from 2.4 on."""
+    prepare = interpreter._patch_lang_tensor
+
+    def prepare_as_3_6(tensor: Any, *scope: Any) -> None:
+        def scalar(self: Any) -> int:
+            if self.handle.data.ndim > 0:
+                raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+            return int(self.handle.data)
+
+        prepare(tensor, *scope)
+        tensor.__index__ = scalar
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", prepare_as_3_6)
+    assert mismatches(triton_backend, CASES["ones"]) == []
+    assert interpreter._patch_lang_tensor is prepare_as_3_6  # others find Triton as they left it
+
+
 def test_float64_and_bfloat16_run_on_the_reference_here() -> None:
     warn_of_fallback.cache_clear()
     case = CASES["zero-rows"]
