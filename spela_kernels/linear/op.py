@@ -17,10 +17,11 @@ from torch import Tensor
 
 from spela_kernels.activations import get_activation
 from spela_kernels.backend import select_backend
-from spela_kernels.contracts import Settings, check_labels, check_linear, check_state, check_target
+from spela_kernels.contracts import Settings, check_labels, check_linear, check_target
 from spela_kernels.linear.types import Forward, Parameters
 from spela_kernels.objectives import get_objective
 from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.update_contracts import check_state, check_updated
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
@@ -175,17 +176,25 @@ def _define_step(name: str, run: Callable[..., Any], schema: str) -> Callable[..
     return getattr(torch.ops.spela, name).default
 
 
+def _note_update(params: Parameters) -> None:
+    """What autograd saved of the parameters is no longer what it was; kernels write past its notice."""
+    torch.autograd.graph.increment_version([p for p in params if p is not None])
+
+
 def _sgd(  # type: ignore[no-untyped-def]
     x, weight, bias, slope, vectors, target, m_weight, m_bias, m_slope, lr, *rest
 ):
     rule, settings = SgdRule(*rest[:-4]), rest[-4:]
     params, bundle = _unpack(x, weight, bias, slope, vectors, target, settings)
     buffers = None
-    if m_weight is not None:
+    if rule.momentum != 0 or m_weight is not None:
         buffers = Parameters(m_weight, m_bias, m_slope)
         for name, buffer, parameter in zip(_NAMES, buffers, params, strict=True):
             check_state(f"momentum of {name}", buffer, parameter)
-    return _backend(x, bundle).sgd_step_(x, params, vectors, target, bundle, buffers, lr, rule)
+    check_updated((*params, m_weight, m_bias, m_slope), (x, vectors))
+    done = _backend(x, bundle).sgd_step_(x, params, vectors, target, bundle, buffers, lr, rule)
+    _note_update(params)
+    return done
 
 
 sgd_op = _define_step(
@@ -207,8 +216,11 @@ def _adam(  # type: ignore[no-untyped-def]
     for name, m, v, parameter in zip(_NAMES, first, second, params, strict=True):
         check_state(f"exp_avg of {name}", m, parameter)
         check_state(f"exp_avg_sq of {name}", v, parameter)
+    check_updated((*params, *first, *second), (x, vectors))
     backend = _backend(x, bundle)
-    return backend.adam_step_(x, params, vectors, target, bundle, first, second, step, lr, rule)
+    done = backend.adam_step_(x, params, vectors, target, bundle, first, second, step, lr, rule)
+    _note_update(params)
+    return done
 
 
 adam_op = _define_step(

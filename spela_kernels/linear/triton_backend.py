@@ -106,9 +106,6 @@ def _step(layer: Layer, update: Update, fallback: Callable[[], _Stepped]) -> _St
         rows = launch_finalise(layer, y, z, squares, dots, gradient=True)
         loss = layer.x.new_empty((), dtype=torch.float32)
         launch_update(layer, y, z, rows, update, layer.params, loss)
-        for parameter in layer.params:
-            if parameter is not None:  # what autograd saved of it is no longer what it was
-                torch.autograd.graph.increment_version(parameter)
         return loss, y
 
     return guarded(run, fallback, layer.x)

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor
 
 from spela_kernels.backend import select_backend
-from spela_kernels.contracts import (
-    Settings,
-    check_labels,
-    check_projection,
-    check_state,
-    check_target,
-)
+from spela_kernels.contracts import Settings, check_labels, check_projection, check_target
 from spela_kernels.objectives import get_objective
 from spela_kernels.projection.types import Forward
 from spela_kernels.rules import AdamRule, SgdRule
+from spela_kernels.update_contracts import check_state, check_updated
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
@@ -146,9 +141,12 @@ def _sgd(  # type: ignore[no-untyped-def]
     z, projection, vectors, groups, target, momentum_buffer, lr, *rest
 ):
     bundle = _check(z, projection, vectors, groups, target, *rest[-2:])
-    check_state("momentum_buffer", momentum_buffer, projection)
+    rule = SgdRule(*rest[:-2])
+    if rule.momentum != 0 or momentum_buffer is not None:
+        check_state("momentum_buffer", momentum_buffer, projection)
+    check_updated((projection, momentum_buffer), (z, vectors))
     tensors = (z, projection, vectors, groups, target)
-    return _backend(z, bundle).sgd_step_(*tensors, bundle, momentum_buffer, lr, SgdRule(*rest[:-2]))
+    return _backend(z, bundle).sgd_step_(*tensors, bundle, momentum_buffer, lr, rule)
 
 
 sgd_op = torch.library.custom_op(
@@ -167,6 +165,7 @@ def _adam(  # type: ignore[no-untyped-def]
     bundle = _check(z, projection, vectors, groups, target, *rest[-2:])
     check_state("exp_avg", exp_avg, projection)
     check_state("exp_avg_sq", exp_avg_sq, projection)
+    check_updated((projection, exp_avg, exp_avg_sq), (z, vectors))
     tensors, rule = (z, projection, vectors, groups, target), AdamRule(*rest[:-2])
     return _backend(z, bundle).adam_step_(*tensors, bundle, exp_avg, exp_avg_sq, step, lr, rule)
 
