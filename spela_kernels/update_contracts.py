@@ -60,6 +60,7 @@ def check_updated(updated: tuple[Tensor | None, ...], read: tuple[Tensor, ...]) 
         ValueError: If numbers of a tensor to update are one in memory, or it is also another argument.
 
     Example:
+        >>> import torch
         >>> weight = torch.ones(2, 2)
         >>> check_updated((weight, None), (weight.clone(),))
     """
