@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from spela.vectors import VECTOR_KINDS
 from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["RunConfig", "parse_groups"]
@@ -22,7 +23,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
     "precision": ("fp32", "bf16"),
-    "vectors": ("symmetric", "gaussian", "uniform"),
+    "vectors": VECTOR_KINDS,
     "init": ("default", "kaiming-normal"),
     "binarise": ("", "all", "last"),
 }
