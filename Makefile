@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-slow check bench setup
+.PHONY: demo test test-slow test-oldest check bench setup
 
 setup: $(READY)
 
@@ -21,6 +22,13 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The oldest versions that pyproject.toml admits, in an environment of their own.
+test-oldest:
+	test -x $(OLDEST)/python || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python tests/oldest.py > .venv-oldest/constraints.txt
+	$(OLDEST)/python -m pip install --quiet --constraint .venv-oldest/constraints.txt -e ".[dev,tensorboard]"
+	$(OLDEST)/python -m pytest
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ would have to wait for them.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,6 @@ __all__ = [
     "check_labels",
     "check_linear",
     "check_projection",
-    "check_state",
     "check_target",
     "check_tensors",
     "without_kernels",
@@ -55,6 +55,11 @@ def without_kernels(settings: Settings) -> str | None:
     if not get_activation(settings.activation).in_kernels:
         return f"activation {settings.activation!r}"
     return None
+
+
+def _check_scale(settings: Settings) -> None:
+    if not 0 < settings.scale < math.inf:
+        raise ValueError(f"`scale` must be > 0 and finite, got {settings.scale}")
 
 
 def _check_matrix(name: str, tensor: Tensor, axes: str) -> None:
@@ -121,13 +126,17 @@ def check_linear(
     activation, negative_slope = settings.activation, settings.negative_slope
     get_activation(activation)
     get_objective(settings.objective)
-    if not settings.scale > 0:
-        raise ValueError(f"`scale` must be > 0, got {settings.scale}")
+    _check_scale(settings)
     _check_matrix("x", x, "(B, I)")
     _check_matrix("weight", weight, "(O, I)")
     _check_matrix("vectors", vectors, "(C, O)")
     if not weight.is_floating_point():
         raise TypeError(f"`weight` must be floating point, got {weight.dtype}")
+    if weight.numel() == 0 or vectors.numel() == 0:
+        raise ValueError(
+            f"a layer needs inputs, outputs and classes: weight {tuple(weight.shape)}, vectors "
+            f"{tuple(vectors.shape)}"
+        )
     if x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"`x` has {x.shape[1]} features but `weight` takes {weight.shape[1]}: "
@@ -152,9 +161,10 @@ def check_linear(
         if slope.shape != (1,):
             raise ValueError(f"`slope` must have shape (1,), got {tuple(slope.shape)}")
         _check_like("slope", slope, "weight", weight)
-    if activation == "leaky_relu" and not negative_slope >= 0:
+    if activation == "leaky_relu" and not 0 <= negative_slope < math.inf:
         raise ValueError(
-            f"`negative_slope` must be >= 0, got {negative_slope}: the sign of y must tell that of z"
+            f"`negative_slope` must be >= 0 and finite, got {negative_slope}: the sign of y must tell "
+            "that of z"
         )
 
 
@@ -176,8 +186,7 @@ def check_projection(
         TypeError: On dtypes that differ or are not what is said above.
     """
     get_objective(settings.objective)
-    if not settings.scale > 0:
-        raise ValueError(f"`scale` must be > 0, got {settings.scale}")
+    _check_scale(settings)
     for name, tensor, axes in (
         ("z", z, "(B, K, D): flatten each kernel's map to a row"),
         ("projection", projection, "(K, D, d)"),
@@ -188,6 +197,11 @@ def check_projection(
     kernels, size, dim = projection.shape
     if not projection.is_floating_point():
         raise TypeError(f"`projection` must be floating point, got {projection.dtype}")
+    if projection.numel() == 0 or vectors.numel() == 0:
+        raise ValueError(
+            f"a projection needs kernels, sizes and groups: projection {tuple(projection.shape)}, vectors "
+            f"{tuple(vectors.shape)}"
+        )
     if z.shape[1:] != (kernels, size):
         raise ValueError(
             f"`z` is {tuple(z.shape)} but `projection` {tuple(projection.shape)} takes "
@@ -270,25 +284,3 @@ def check_labels(target: Tensor, num_classes: int) -> None:
         ValueError: If a label is not in 0..C-1.
     """
     _check_range("target", target, num_classes, "labels")
-
-
-def check_state(name: str, state: Tensor | None, parameter: Tensor | None) -> None:
-    """Check an optimizer buffer against its parameter.
-
-    Args:
-        name: The argument's name, for the message.
-        state: Buffer or None.
-        parameter: The parameter the buffer belongs to, or None.
-
-    Raises:
-        ValueError: If shapes or devices differ, or the buffer has no parameter.
-    """
-    if state is None:
-        return
-    if parameter is None:
-        raise ValueError(f"`{name}` is given but its parameter is None")
-    if state.shape != parameter.shape or state.device != parameter.device:
-        raise ValueError(
-            f"`{name}` must be {tuple(parameter.shape)} on {parameter.device}, got "
-            f"{tuple(state.shape)} on {state.device}"
-        )

@@ -24,9 +24,19 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:
-    """A number as a 0-d tensor on the device of `like`, in at least float32; tensors pass through."""
+    """A learning rate or count as a 0-d tensor on the device of `like`, in at least float32.
+
+    Tensors pass through.
+
+    Raises:
+        ValueError: If it is not one number, or is negative, infinite or NaN; tensors are not looked into.
+    """
     if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"`lr` and `step` must be one number, got shape {tuple(value.shape)}")
         return value
+    if not 0 <= value < math.inf:
+        raise ValueError(f"`lr` and `step` must be finite and >= 0, got {value}")
     dtype = torch.promote_types(like.dtype, torch.float32)
     # A fill: copying the number to a GPU would wait for it.
     return torch.full((), value, dtype=dtype, device=like.device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from spela.vectors import VECTOR_KINDS
 from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["RunConfig", "parse_groups"]
@@ -27,7 +28,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "schedule": ("constant", "cosine", "drop"),
     "normalize_input": ("none", "unit", "rms"),
     "precision": ("fp32", "bf16"),
-    "vectors": ("symmetric", "gaussian", "uniform"),
+    "vectors": VECTOR_KINDS,
     "init": ("default", "kaiming-normal"),
     "bias_init": ("default", "uniform"),
     "binarise": ("", "all", "last"),

@@ -207,6 +207,7 @@ def update_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | N
         step: As in `rules.update_`.
 
     Example:
+        >>> from spela_kernels.rules import SgdRule
         >>> weight, ones, lr = torch.ones(1, 1), torch.ones(2, 1), torch.tensor(0.25)
         >>> update_product_(weight, ones, ones, Step(SgdRule(), lr, None, None))
         >>> weight

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from spela_kernels.gpu.architectures import Architecture, find_architecture
+from spela_kernels.gpu.interpreting import readable_scalars
 
 __all__ = [
     "Launch",
@@ -30,6 +32,7 @@ __all__ = [
     "vector_width",
 ]
 
+_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself looks at its import
 _VECTOR_BYTES = 16  # the widest load of one thread
 
 
@@ -117,7 +120,8 @@ def run(
     if _recording is not None:
         _recording.launches.append(Launch(kernel, programs, arguments, options))
         return
-    kernel[(programs,)](*arguments, **options)
+    with readable_scalars() if _INTERPRETS else nullcontext():
+        kernel[(programs,)](*arguments, **options)
 
 
 class _Config(Protocol):

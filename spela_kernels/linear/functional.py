@@ -17,6 +17,7 @@ from spela_kernels.cosines import scalar_like
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.linear.types import Gradient, Parameters
 from spela_kernels.precision import autocast_input, recordable, without_grad
+from spela_kernels.rules import check_adam
 
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
 
@@ -194,6 +195,7 @@ def linear_adam_(
         tensor([[ 1.1000,  0.1000],
                 [-0.1000,  0.9000]])
     """
+    check_adam(step, betas)
     loss, y = adam_op(
         autocast_input(x), weight, bias, slope, vectors, target, *exp_avgs, *exp_avg_sqs,
         scalar_like(step, weight), scalar_like(lr, weight), *betas, eps, weight_decay,

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from spela_kernels.activations import get_activation
 from spela_kernels.backend import select_backend
-from spela_kernels.contracts import Settings, check_labels, check_linear, check_state, check_target
-from spela_kernels.linear.types import NO_BUFFERS, Call, Forward, Parameters
+from spela_kernels.contracts import Settings, check_labels, check_linear, check_target
+from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Forward
 from spela_kernels.objectives import get_objective
-from spela_kernels.rules import AdamRule, SgdRule, Step
+from spela_kernels.rules import AdamRule, SgdRule, Step, check_state, check_updated
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
@@ -182,16 +182,23 @@ def _define_step(name: str, run: Callable[..., Any], schema: str) -> Callable[..
     return getattr(torch.ops.spela, name).default
 
 
+def _step(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor]:
+    check_updated((*call.params, *step.first, *step.second), (call.x, call.vectors))
+    done = _backend(call).step_(call, step)
+    # What autograd saved of the parameters is no longer what it was; kernels write past its notice.
+    torch.autograd.graph.increment_version([p for p in call.params if p is not None])
+    return done
+
+
 def _sgd(  # type: ignore[no-untyped-def]
     x, weight, bias, slope, vectors, target, m_weight, m_bias, m_slope, lr, *rest
 ):
     call = _call(x, weight, bias, slope, vectors, target, rest[-4:])
-    buffers = NO_BUFFERS
-    if m_weight is not None:
-        buffers = (m_weight, m_bias, m_slope)
+    rule, buffers = SgdRule(*rest[:-4]), (m_weight, m_bias, m_slope)
+    if rule.momentum != 0 or m_weight is not None:
         for name, buffer, parameter in zip(_NAMES, buffers, call.params, strict=True):
             check_state(f"momentum of {name}", buffer, parameter)
-    return _backend(call).step_(call, Step(SgdRule(*rest[:-4]), lr, buffers, NO_BUFFERS))
+    return _step(call, Step(rule, lr, buffers, NO_BUFFERS))
 
 
 sgd_op = _define_step(
@@ -212,7 +219,7 @@ def _adam(  # type: ignore[no-untyped-def]
     for name, m, v, parameter in zip(_NAMES, first, second, call.params, strict=True):
         check_state(f"exp_avg of {name}", m, parameter)
         check_state(f"exp_avg_sq of {name}", v, parameter)
-    return _backend(call).step_(call, Step(AdamRule(*rest[:-4]), lr, first, second, step))
+    return _step(call, Step(AdamRule(*rest[:-4]), lr, first, second, step))
 
 
 adam_op = _define_step(

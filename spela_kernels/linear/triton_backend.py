@@ -90,9 +90,6 @@ def step_(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor]:
         launch_update(
             plan, projected, rows, call.params, step=step_on_device(call.x, step), loss=loss
         )
-        for parameter in call.params:
-            if parameter is not None:  # what autograd saved of it is no longer what it was
-                torch.autograd.graph.increment_version(parameter)
         return loss, projected.y
 
     return guarded(run, lambda: reference.step_(call, step), call.x)

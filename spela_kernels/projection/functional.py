@@ -16,6 +16,7 @@ from spela_kernels.cosines import scalar_like
 from spela_kernels.precision import autocast_input, recordable, without_grad
 from spela_kernels.projection.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.projection.types import Gradient
+from spela_kernels.rules import check_adam
 
 __all__ = [
     "projection_adam_",
@@ -182,6 +183,7 @@ def projection_adam_(
         tensor([[[ 1.1000, -0.1000],
                  [ 0.1000,  0.9000]]])
     """
+    check_adam(step, betas)
     loss, dz = adam_op(
         autocast_input(z), projection, vectors, groups, target, exp_avg, exp_avg_sq,
         scalar_like(step, projection), scalar_like(lr, projection), *betas, eps, weight_decay,

@@ -14,16 +14,10 @@ import torch
 from torch import Tensor
 
 from spela_kernels.backend import select_backend
-from spela_kernels.contracts import (
-    Settings,
-    check_labels,
-    check_projection,
-    check_state,
-    check_target,
-)
+from spela_kernels.contracts import Settings, check_labels, check_projection, check_target
 from spela_kernels.objectives import get_objective
 from spela_kernels.projection.types import Call, Forward
-from spela_kernels.rules import AdamRule, SgdRule, Step
+from spela_kernels.rules import AdamRule, SgdRule, Step, check_state, check_updated
 
 __all__ = ["adam_op", "forward_op", "loss_backward_op", "loss_op", "sgd_op"]
 
@@ -159,8 +153,11 @@ def _sgd(  # type: ignore[no-untyped-def]
     z, projection, vectors, groups, target, momentum_buffer, lr, *rest
 ):
     call = _call(z, projection, vectors, groups, target, rest[-2:])
-    check_state("momentum_buffer", momentum_buffer, projection)
-    return _backend(call).step_(call, Step(SgdRule(*rest[:-2]), lr, momentum_buffer, None))
+    rule = SgdRule(*rest[:-2])
+    if rule.momentum != 0 or momentum_buffer is not None:
+        check_state("momentum_buffer", momentum_buffer, projection)
+    check_updated((projection, momentum_buffer), (z, vectors))
+    return _backend(call).step_(call, Step(rule, lr, momentum_buffer, None))
 
 
 sgd_op = torch.library.custom_op(
@@ -179,6 +176,7 @@ def _adam(  # type: ignore[no-untyped-def]
     call = _call(z, projection, vectors, groups, target, rest[-2:])
     check_state("exp_avg", exp_avg, projection)
     check_state("exp_avg_sq", exp_avg_sq, projection)
+    check_updated((projection, exp_avg, exp_avg_sq), (z, vectors))
     return _backend(call).step_(call, Step(AdamRule(*rest[:-2]), lr, exp_avg, exp_avg_sq, step))
 
 

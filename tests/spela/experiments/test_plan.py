@@ -14,6 +14,8 @@ from spela.experiments.declare import Experiment, Row
 from spela.experiments.plan import Options, plan, run_key
 from spela.experiments.registry import EXPERIMENTS, find_experiments
 from spela.features import feature_file, save_features
+from spela.vectors import VECTOR_KINDS
+from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 NONE = Path("/nonexistent")
 
@@ -186,3 +188,14 @@ def test_names_are_checked() -> None:
         _experiment(Row("a", "tmlr"), Row("a", "best"))
     with pytest.raises(ValueError, match="no row 'b'"):
         _experiment(Row("a", "tmlr", rival="b"))
+
+
+def test_a_row_added_to_a_table_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (OBJECTIVES, ACTIVATIONS, VECTOR_KINDS):
+        monkeypatch.setitem(table, "mine", next(iter(table.values())))
+    names = ("objective", "conv_objective", "activation", "vectors")
+    config = make_config("digits", **dict.fromkeys(names, "mine"))
+    assert [getattr(config, name) for name in names] == ["mine"] * 4
+    for name in names:
+        with pytest.raises(ValueError, match=rf"unknown {name} 'other': use one of .*, mine"):
+            make_config("digits", **{name: "other"})

@@ -137,8 +137,8 @@ def _model(step: Step) -> StepCost:
 def _take(backend: ModuleType, moments: int, call: Any, buffers: list[Any], none: Any) -> None:
     rules = (SgdRule(), SgdRule(0.9), AdamRule())
     first, second = (*buffers[:moments], none, none)[:2]
-    one, lr = torch.tensor(1.0), torch.tensor(0.1)
-    backend.step_(call, Update(rules[moments], lr, first, second, one))
+    number = torch.tensor(1.0) if moments == 2 else None
+    backend.step_(call, Update(rules[moments], torch.tensor(0.1), first, second, number))
 
 
 def _dtypes(*itemsizes: int) -> list[torch.dtype]:

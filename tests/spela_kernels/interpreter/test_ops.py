@@ -224,6 +224,25 @@ def test_out_of_resources_falls_back_once_told(
     assert len(caplog.records) == (0 if times == 1 else 1)
 
 
+def test_an_older_triton_beside_a_newer_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton up to 3.6 takes int() of an array, which numpy refuses from 2.4 on."""
+    prepare = interpreter._patch_lang_tensor
+
+    def prepare_as_3_6(tensor: Any, *scope: Any) -> None:
+        def scalar(self: Any) -> int:
+            if self.handle.data.ndim > 0:
+                raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+            return int(self.handle.data)
+
+        prepare(tensor, *scope)
+        tensor.__index__ = scalar
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", prepare_as_3_6)
+    case = CASES["linear-ones"]
+    assert mismatches(_backend(case), case) == []
+    assert interpreter._patch_lang_tensor is prepare_as_3_6  # others find Triton as they left it
+
+
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
