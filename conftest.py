@@ -33,4 +33,5 @@ if find_spec("triton") is None:
         "tests/spela_kernels/interpreter/*",
     ]
 elif tuple(map(int, version("triton").split(".")[:2])) < (3, 6):
-    collect_ignore_glob = ["spela_kernels/aot/*"]  # plans by what Triton's launcher does from 3.6 on
+    # Its plans follow what Triton's launcher does from 3.6 on.
+    collect_ignore_glob = ["spela_kernels/aot/*"]

@@ -62,27 +62,26 @@ def run_parallel(
     if parallel not in PARALLEL:
         raise ValueError(f"unknown parallel {parallel!r}: use one of {', '.join(PARALLEL)}")
     folder = SharedRunFolder(out, ranks)
+    net = build_network(config, dataset.sample_shape, dataset.num_classes)
+    if not isinstance(net, SpelaSequential):
+        raise ValueError(f"--parallel trains SPELA networks only, not method {config.method!r}")
+    trainer: DataParallelTrainer | LayerParallelTrainer
+    if parallel == "data":
+        joint = DataParallelSequential(net.to(ranks.device), ranks)
+        optimizer = build_optimizer(config, joint)
+        data = dataset.to(ranks.device)
+        trainer = DataParallelTrainer(config, joint, optimizer, data, folder, listener)
+    else:
+        spread = LayerParallelSequential(net, ranks, dataset.sample_shape)
+        optimizer = build_optimizer(config, nn.ParameterList(spread.own_parameters))
+        data = dataset if ranks.is_main else _without_inputs(dataset)
+        data = data.to(ranks.device)
+        trainer = LayerParallelTrainer(config, spread, optimizer, data, folder, listener)
     with folder.writing():
-        checkpoint = checked_checkpoint(folder, config, extend) if resume else None
-        net = build_network(config, dataset.sample_shape, dataset.num_classes)
-        if not isinstance(net, SpelaSequential):
-            raise ValueError(f"--parallel trains SPELA networks only, not method {config.method!r}")
-        trainer: DataParallelTrainer | LayerParallelTrainer
-        if parallel == "data":
-            joint = DataParallelSequential(net.to(ranks.device), ranks)
-            optimizer = build_optimizer(config, joint)
-            data = dataset.to(ranks.device)
-            trainer = DataParallelTrainer(config, joint, optimizer, data, folder, listener)
+        if resume:
+            trainer.resume(checked_checkpoint(folder, config, extend))
         else:
-            spread = LayerParallelSequential(net, ranks, dataset.sample_shape)
-            optimizer = build_optimizer(config, nn.ParameterList(spread.own_parameters))
-            data = dataset if ranks.is_main else _without_inputs(dataset)
-            data = data.to(ranks.device)
-            trainer = LayerParallelTrainer(config, spread, optimizer, data, folder, listener)
-        if checkpoint is None:
             trainer.start()
-        else:
-            trainer.resume(checkpoint)
         return trainer.fit()
 
 

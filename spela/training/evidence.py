@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -74,8 +75,8 @@ def read_checkpoint(folder: RunFolder) -> tuple[Evidence, Checkpoint]:
 def _agreed(folder: RunFolder, with_checkpoint: bool) -> tuple[Evidence, Checkpoint | None]:
     # In this order a run that is being trained agrees with itself: a summary comes last, and records
     # before their checkpoint.
-    config = folder.read_json(folder.config) if folder.holds(folder.config) else None
-    summary = folder.read_json(folder.summary) if folder.holds(folder.summary) else None
+    config = _read_object(folder, folder.config)
+    summary = _read_object(folder, folder.summary)
     checkpoint = load_checkpoint(folder.checkpoint) if with_checkpoint else None
     records = folder.read_metrics()
     try:
@@ -92,6 +93,16 @@ def _agreed(folder: RunFolder, with_checkpoint: bool) -> tuple[Evidence, Checkpo
     return Evidence(records, summary), checkpoint
 
 
+def _read_object(folder: RunFolder, path: Path) -> dict[str, Any] | None:
+    """A file's JSON object; None where there is no file."""
+    if not folder.holds(path):
+        return None
+    held = folder.read_json(path)
+    if not isinstance(held, dict):
+        raise _refused(folder, f"{path.name} is no JSON object")
+    return held
+
+
 def _refused(folder: RunFolder, problem: str) -> ValueError:
     return ValueError(
         f"{folder.path} disagrees with itself: {problem}; put the run's own file back, or remove the "
@@ -105,9 +116,9 @@ def _in_the_records(records: list[dict[str, Any]]) -> str:
     return f"epoch {wrong[0]} is out of order in metrics.jsonl" if wrong else ""
 
 
-def _in_the_summary(summary: Any, config: Any, records: list[dict[str, Any]]) -> str:
-    if not isinstance(summary, dict):
-        return "summary.json is no JSON object"
+def _in_the_summary(
+    summary: dict[str, Any], config: dict[str, Any] | None, records: list[dict[str, Any]]
+) -> str:
     settings = summary.get("config")
     if not isinstance(settings, dict) or config not in (None, settings):
         return f"summary.json has other settings than config.json ({_different(settings, config)})"
@@ -138,12 +149,12 @@ def _in_the_summary(summary: Any, config: Any, records: list[dict[str, Any]]) ->
 
 def _in_the_checkpoint(
     checkpoint: Checkpoint,
-    config: Any,
+    config: dict[str, Any] | None,
     summary: dict[str, Any] | None,
     records: list[dict[str, Any]] | None,
 ) -> str:
     settings = checkpoint.config.to_dict()
-    if checkpoint.extended_at and summary is None and isinstance(config, dict):
+    if checkpoint.extended_at and summary is None and config is not None:
         # Given more epochs and stopped before config.json said so.
         config = config | {name: settings[name] for name in ("epochs", "head_epochs")}
     for name, other in (("config.json", config), ("summary.json", summary and summary["config"])):

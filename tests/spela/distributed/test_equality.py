@@ -145,6 +145,21 @@ def test_a_layer_parallel_run_leaves_what_one_process_leaves(
     assert summary["parameters"] == sum(p.numel() for p in load_run(done / name).net.parameters())
 
 
+def test_a_run_given_more_epochs_leaves_what_one_process_leaves(done: Path, tmp_path: Path) -> None:
+    run(workers.config(), workers.dataset(), tmp_path / "one")
+    longer = workers.config(epochs=3)
+    run(longer, workers.dataset(), tmp_path / "one", resume=True, extend=True)
+    paths = (tmp_path / "one", done / "more-layers")
+    one, spread = [load_file(path / "checkpoint.safetensors") for path in paths]
+    assert one.keys() == spread.keys()
+    assert all(torch.equal(one[key], spread[key]) for key in one)
+    assert _records(paths[1]) == _records(paths[0])
+    for path in (*paths, done / "more-data"):
+        summary = read_evidence(RunFolder(path)).summary
+        assert summary is not None
+        assert (summary["epochs"], summary["extended_at"]) == (3, [2])
+
+
 def test_a_data_parallel_run_leaves_what_one_process_leaves(done: Path, tmp_path: Path) -> None:
     run(workers.config(), workers.dataset(), tmp_path / "one")
     one = load_file(tmp_path / "one" / "checkpoint.safetensors")

@@ -139,6 +139,9 @@ def main(out: Path) -> None:
         run_parallel(config(), dataset(), out / "half" / form, ranks, form, resume=True)
         run_parallel(config(**CNN_RUN), dataset(), out / f"cnn-{form}", ranks, form)
         run_parallel(config(), dataset(), out / f"run-{form}", ranks, form, resume=True)
+        more, longer = out / f"more-{form}", config(epochs=3)
+        run_parallel(config(), dataset(), more, ranks, form)
+        run_parallel(longer, dataset(), more, ranks, form, resume=True, extend=True)
         message = ""
         try:
             run_parallel(config(), dataset(), out / "run-data", ranks, form)

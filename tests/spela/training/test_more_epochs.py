@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spela.cli import main
 from spela.data import Dataset
 from spela.experiments import load_run, make_config, run
 from spela.reports.card import as_markdown, as_text, describe
@@ -148,3 +150,27 @@ def test_what_is_no_longer_run_is_refused(
     with pytest.raises(ValueError, match="was started with other settings"):
         run(_config(**{**before, **after}), data, tmp_path / "run", resume=True, extend=extend)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == held
+
+
+def test_the_command_line_goes_on_only_when_epochs_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["spela", "train", "--data", "digits", "--layers", "8", "--out", str(tmp_path / "run")]
+
+    def spela(*more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [*train, *more])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    assert spela("--epochs", "1")[0] == 0
+    code, _, error = spela("--resume")  # the recipe has more epochs than this run was started with
+    assert (code, error.count("\n")) == (2, 1)
+    assert "epochs 1 -> " in error
+    code, shown, _ = spela("--resume", "--epochs", "2")
+    assert code == 0
+    note = extension_note(make_config("digits", "best", epochs=2), [1])
+    assert "given more epochs after epoch 1: the learning rate" in note
+    assert "not the result of one run of 2 epochs" in note
+    assert note in shown
+    assert note in (tmp_path / "run" / "report.html").read_text()
