@@ -18,7 +18,7 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.backend import select_backend
 from spela_kernels.contracts import Settings, check_labels, check_linear, check_target
-from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Forward
+from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Forward, Parameters
 from spela_kernels.objectives import get_objective
 from spela_kernels.rules import AdamRule, SgdRule, Step, check_state, check_updated
 
