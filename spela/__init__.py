@@ -13,7 +13,7 @@ try:
     from spela import optim
     from spela.convert import convert
     from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, multiply_adds
-    from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
+    from spela.layers import Frozen, LocalLayer, RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear
     from spela.network import SpelaSequential
     from spela.process import keep_freed_memory
     from spela.vectors import class_grouping, coulomb_energy, random_vectors, symmetric_vectors
@@ -33,6 +33,7 @@ __all__ = [
     "LocalLayer",
     "Prediction",
     "RowNorm",
+    "SpelaBlock",
     "SpelaClassifier",
     "SpelaConv2d",
     "SpelaLinear",

@@ -1,6 +1,7 @@
 """SPELA layers and the contract they share."""
 
 from spela.layers.binary import BinaryWeight, with_binary_weight
+from spela.layers.block import SpelaBlock
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.conv import SpelaConv2d
 from spela.layers.frozen import Frozen
@@ -13,6 +14,7 @@ __all__ = [
     "FusedOptimizer",
     "LocalLayer",
     "RowNorm",
+    "SpelaBlock",
     "SpelaConv2d",
     "SpelaLinear",
     "with_binary_weight",

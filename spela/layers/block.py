@@ -1,169 +1,373 @@
-"""Convolution, batch norm, LeakyReLU and pooling of one layer: forward, and its gradient in closed form.
-
-Max pooling commutes with an increasing function, so it comes first and the affine map and LeakyReLU see a
-quarter of the map. Where batch norm's factor is negative the kernel is negated, whose maximum is then the
-minimum's; a factor of exactly 0 is taken for a positive one, where autograd, which finds the whole window
-equal, takes its first pixel: both are subgradients. What is left on the full map is the convolution, one
-pass for maxima and statistics, and one update in place that turns the convolution's output into its
-gradient (`spela_kernels.pooling`). Source: spec section 4; Ioffe and Szegedy 2015 for the batch norm's
-gradient.
-
-Axes: B batch, K kernels, H, W map of the convolution.
-"""
+"""SpelaBlock: any module as a part of a network that learns by a loss of its own."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spela_kernels.cosines import widened
-from spela_kernels.pooling import Normal, activate, descend, scatter_to_maxima_, window_maxima
+from spela.layers.checkpointing import run_checkpointed
+from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela.layers.hooks import call_with_hooks
+from spela.layers.initial import set_values
+from spela.layers.modes import in_eval_mode
+from spela.layers.readout import check_readable, pooled_size, read_out
+from spela.layers.similarity import Similarity
+from spela.layers.steps import learning, owns, step_by_gradient
+from spela.vectors import (
+    as_size,
+    check_directions,
+    check_vector_kind,
+    check_vectors,
+    class_vectors,
+)
+from spela_kernels import projection_forward, projection_loss
+from spela_kernels.contracts import check_labels, check_target, check_tensors
+from spela_kernels.objectives import get_objective
+from spela_kernels.precision import made_in_inference, recordable, without_inference
 
-__all__ = ["Block", "Stages", "block_backward", "block_forward"]
-
-
-class Stages(NamedTuple):
-    """The modules and settings of a block."""
-
-    conv: nn.Conv2d
-    norm: nn.BatchNorm2d | None
-    negative_slope: float  # of LeakyReLU, >= 0
-    pool: str | None  # max, avg or None
-    pool_size: int  # window and stride
-
-
-class Block(NamedTuple):
-    """What `block_forward` leaves for `block_backward`."""
-
-    y: Tensor  # (B, K, Ho, Wo) output, without a graph
-    rows: Tensor  # (B, K, Ho * Wo) the same, kernels first in memory
-    conv: Tensor  # (B, K, H, W) the convolution's output with its graph, kernels negated by `sign`
-    sign: Tensor  # (K,) 1 or -1
-    where: Tensor | None  # of the maxima, where `window_maxima` has said so
-    x: Tensor  # what batch norm took: `conv`, or its maxima
-    normal: Normal | None  # what it made of it
-    active: Tensor  # what LeakyReLU gave, before average pooling
+__all__ = ["SpelaBlock"]
 
 
-def _per_kernel(values: Tensor) -> Tensor:
-    return values[:, None, None]
+class SpelaBlock(LocalLayer):
+    """Any module, trained to turn what is read out of its output towards the vector of the sample's class.
 
-
-def _last_channels(maps: Tensor) -> Tensor:
-    """The maps with channels last in memory, and in their strides where one channel leaves both readings."""
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    _, channels, height, width = maps.shape
-    return maps.as_strided(maps.shape, (channels * height * width, 1, channels * width, channels))
-
-
-def _moments(
-    conv: Tensor, known: tuple[Tensor, Tensor] | None, norm: nn.BatchNorm2d, sign: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean (K,) and variance (K,) to normalise with; in training the running ones move on.
-
-    `known` are those of `conv`, where a pass over it has found them.
-    """
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        return norm.running_mean * sign, norm.running_var
-    if known is not None:
-        mean, variance = known
-    elif conv.is_meta:  # the op below has no shapes there
-        mean = variance = conv.new_empty(conv.shape[1])
-    else:
-        mean, variance = torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
-    if norm.running_mean is not None and norm.running_var is not None:
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        share = norm.momentum
-        if share is None:
-            share = 1.0 / float(norm.num_batches_tracked)
-        count = conv.numel() // conv.shape[1]
-        norm.running_mean.lerp_(mean * sign, share)
-        norm.running_var.lerp_(variance * (count / (count - 1)), share)
-    return mean, variance
-
-
-def _average(stages: Stages) -> int:
-    return stages.pool_size if stages.pool == "avg" else 1
-
-
-def block_forward(stages: Stages, x: Tensor) -> Block:
-    """pool(leaky_relu(batch_norm(conv(x)))), batch norm as it does in its own mode.
+    The gradient goes through the whole body and ends there: the next block gets the output without a graph,
+    and what the body stored is freed before that block runs. A head, which only training and early exits
+    need, sees the output: maps averaged down to few numbers, tokens averaged, rows as they are; then, where
+    there is a projection, r P. With one block around a whole network, this is backprop.
 
     Args:
-        stages: What to run.
-        x: (B, C, H, W); receives no gradient.
+        body: Maps one tensor to one tensor: maps (B, C, H, W), tokens (B, T, E) or rows (B, F). It is not
+            copied.
+        num_classes: C, at least 2.
+        sample_input: A batch of the body's input, in its dtype and on its device; sets the head's sizes.
+        readout: Most numbers that are read out of maps, but at least one a channel.
+        projection: d, outputs of the trainable projection; None: what is read out is itself turned.
+        projection_std: Standard deviation of the projection at the start, > 0; the loss does not see its
+            length, so it sets how fast it turns at a given learning rate.
+        objective: log, cosine, angular, euclidean, mse, or softmax (over all classes).
+        scale: Factor of the cosines in `softmax`; other objectives ignore it.
+        similarity: Weight w in [0, 1) of a similarity loss, beside 1 - w of the objective's.
+        dropout: Share of what is read out that training leaves out, in [0, 1).
+        checkpoint: Whether the body runs a second time for its gradient instead of storing activations.
+        vectors: symmetric, gaussian or uniform, or a (C, d) tensor of rows to normalise.
+        generator: CPU source of class vectors and head; None: torch's default one.
 
-    Returns:
-        A `Block`.
+    Shape:
+        As the body's.
+
+    Raises:
+        TypeError: If the body is no module, or returns no float tensor.
+        ValueError: If a size, share or name does not fit, the body takes the sample for its own memory, or
+            `vectors` has the wrong shape.
+
+    Source: spec "blocks"; Nøkland and Eidnes 2019 for the similarity loss.
+
+    Example:
+        >>> body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        >>> block = SpelaBlock(body, 10, torch.randn(2, 3, 8, 8))
+        >>> y = block(torch.randn(5, 3, 8, 8))
+        >>> y.shape, block.scores(y).shape
+        (torch.Size([5, 16, 8, 8]), torch.Size([5, 10]))
     """
-    layer, norm, negative_slope, pool, pool_size = stages
-    # In this order pooling, batch norm and the convolution itself are several times faster.
-    x = _last_channels(x.detach())
-    weight, bias = layer.weight, layer.bias
-    sign = torch.ones_like(weight[:, 0, 0, 0])
-    if norm is not None:
-        sign = torch.where(norm.weight.detach() < 0, -sign, sign)
-    with torch.enable_grad():
-        signed = weight * sign[:, None, None, None]
-        conv = layer._conv_forward(
-            x,
-            signed.contiguous(memory_format=torch.channels_last),
-            None if bias is None else bias * sign,
+
+    projection: nn.Parameter | None
+    similarity: Similarity | None
+    vectors: Tensor
+
+    @without_inference
+    def __init__(
+        self,
+        body: nn.Module,
+        num_classes: int,
+        sample_input: Tensor,
+        *,
+        readout: int = 256,
+        projection: int | None = 128,
+        projection_std: float = 0.1,
+        objective: str = "softmax",
+        scale: float = 20.0,
+        similarity: float = 0.0,
+        dropout: float = 0.0,
+        checkpoint: bool = False,
+        vectors: str | Tensor = "symmetric",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(body, nn.Module):
+            raise TypeError(f"`body` must be an nn.Module, got {type(body).__name__}")
+        if not isinstance(sample_input, Tensor):
+            raise TypeError(f"`sample_input` must be a tensor, got {type(sample_input).__name__}")
+        self.num_classes = as_size("num_classes", num_classes, least=2)
+        self.readout = as_size("readout", readout)
+        get_objective(objective)
+        for name, value, fits, bounds in (
+            ("projection_std", projection_std, 0 < projection_std < math.inf, "> 0"),
+            ("scale", scale, 0 < scale < math.inf, "> 0"),
+            ("similarity", similarity, 0 <= similarity < 1, "in [0, 1)"),
+            ("dropout", dropout, 0 <= dropout < 1, "in [0, 1)"),
+        ):
+            if not fits:
+                raise ValueError(f"`{name}` must be {bounds}, got {value}")
+        self.objective = objective
+        self.scale = scale
+        self.projection_std = projection_std
+        self.similarity_weight = similarity
+        self.dropout = dropout
+        self.checkpoint = checkpoint
+        y = _sample_output(body, sample_input)
+        self.output_shape = y.shape[1:]
+        self._pooled = pooled_size(self.output_shape, self.readout)
+        numbers = read_out(y, self._pooled).shape[1]
+        width = numbers if projection is None else as_size("projection", projection)
+        if not isinstance(vectors, str):
+            check_vectors(vectors, (self.num_classes, width))
+        self.body = body
+        # In the parameters' dtype: of a body that autocast runs, the output's is narrower.
+        first = next((p for p in body.parameters() if p.is_floating_point()), y)
+        factory: dict[str, Any] = {"device": y.device, "dtype": first.dtype}
+        own = (
+            None if projection is None else nn.Parameter(torch.empty(1, numbers, width, **factory))
         )
-    with torch.no_grad():
-        where, known, values, normal = None, None, conv.detach(), None
-        if pool == "max":
-            values, where, known = window_maxima(values, pool_size)
-        if norm is not None:
-            mean, variance = _moments(conv.detach(), known, norm, sign)
-            inverse = (variance + norm.eps).rsqrt()
-            scale = norm.weight.abs() * inverse
-            normal = Normal(mean, inverse, scale, norm.bias - mean * scale)
-        active, y, rows = activate(values, normal, negative_slope, _average(stages))
-    return Block(y, rows, conv, sign, where, values, normal, active)
+        self.register_parameter("projection", own)
+        self.similarity = Similarity(self.output_shape, **factory) if similarity > 0 else None
+        # What was given is kept: `reset_parameters` starts from it again.
+        self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors
+        self.register_buffer("vectors", torch.empty(self.num_classes, width, **factory))
+        self._initialise_head(generator)
+
+    def _class_vectors(self, generator: torch.Generator | None) -> Tensor:
+        source = self._vector_source
+        if isinstance(source, str):
+            return class_vectors(source, *self.vectors.shape, generator=generator)
+        check_directions(source)
+        return nn.functional.normalize(source.double(), dim=1)
+
+    @torch.no_grad()
+    def _initialise_head(self, generator: torch.Generator | None) -> None:
+        check_vector_kind(self._vector_source)
+        if self.vectors.is_meta:  # nothing to hold values: `to_empty`, then `reset_parameters`
+            return
+        self.vectors.copy_(self._class_vectors(generator))
+        where = "cpu" if generator is None else generator.device
+        if self.projection is not None:
+            draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
+            set_values(
+                self, "projection", draw.normal_(0.0, self.projection_std, generator=generator)
+            )
+        if self.similarity is not None:
+            weight = self.similarity.weight
+            bound = 1 / math.sqrt(weight[0].numel())
+            draw = torch.empty(weight.shape, dtype=torch.float32, device=where)
+            set_values(self.similarity, "weight", draw.uniform_(-bound, bound, generator=generator))
+
+    def reset_parameters(self) -> None:
+        """Let every module of the body that knows how start anew, then draw class vectors and head.
+
+        From torch's default generator, so that a block that was built on the meta device starts as any
+        other once `to_empty` has given it memory.
+        """
+        for module in self.body.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        self._initialise_head(None)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters that only this block's loss needs: of the projection and the similarity loss."""
+        body = {id(parameter) for parameter in self.body.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in body]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The body's output."""
+        if self.checkpoint and torch.is_grad_enabled():
+            return run_checkpointed(self.body, x)
+        y: Tensor = self.body(x)
+        return y
+
+    def scores(self, y: Tensor) -> Tensor:
+        """Cosines of what the head makes of the body's outputs to the class vectors; no gradients.
+
+        Args:
+            y: (B, ...) outputs of this block.
+
+        Returns:
+            (B, C); a row shorter than 1e-12, or so long that its squares overflow (1.8e19 in float32), has no
+            direction and scores 0 for every class.
+
+        Raises:
+            ValueError: If y is not such an output.
+        """
+        rows = self._rows(y)
+        return projection_forward(rows.to(self.vectors.dtype)[:, None], *self._projector())
+
+    def _rows(self, y: Tensor) -> Tensor:
+        """What the head sees: (B, F)."""
+        width = self.output_shape[0 if len(self.output_shape) == 3 else -1]
+        if y.dim() != 1 + len(self.output_shape) or y.shape[1 if y.dim() == 4 else -1] != width:
+            expected = ", ".join(map(str, self.output_shape))
+            raise ValueError(
+                f"outputs of this block must be like (B, {expected}), got {tuple(y.shape)}"
+            )
+        return read_out(y, self._pooled)
+
+    def _projector(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Projection (1, F, d), class vectors (1, C, d) and groups (1, C) of the op: one kernel."""
+        vectors, classes = self.vectors, torch.arange(self.num_classes, device=self.vectors.device)
+        projection: Tensor | None = self.projection
+        if projection is None:
+            projection = torch.eye(vectors.shape[1], dtype=vectors.dtype, device=vectors.device)[
+                None
+            ]
+        return projection, vectors[None], classes[None]
+
+    def _criterion(self) -> dict[str, Any]:
+        return {"objective": self.objective, "scale": self.scale}
+
+    def _check(self, x: Tensor, target: Tensor) -> None:
+        """Refuse what would fail half way: after a forward running statistics have moved on."""
+        check_tensors(x, target)
+        check_target(x, target)
+        check_labels(target, self.num_classes)
+        if self.similarity is not None and len(x) < 2:
+            raise ValueError("the similarity loss compares samples: train on batches of at least 2")
+
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The body's output and what the head gets of it, with their graph."""
+        version = x._version
+        y = check_readable(self.forward(x), type(self.body).__name__)
+        if x._version != version:
+            raise _in_place(self.body)
+        return y, nn.functional.dropout(self._rows(y), self.dropout, self.training)
+
+    def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss () differentiable in this block's parameters only, and the detached output.
+
+        Args:
+            x: The body's input; receives no gradient.
+            target: (B,) int64 labels.
+
+        Returns:
+            loss (), y.
+
+        Raises:
+            ValueError: On a shape, device or label that does not fit, for a batch of one sample with a
+                similarity loss, or if the body changes its input in place.
+            TypeError: On dtypes that do not fit.
+
+        Example:
+            >>> block = SpelaBlock(nn.Linear(4, 8), 3, torch.randn(2, 4))
+            >>> loss, y = block.local_loss(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+            >>> loss.backward()
+            >>> block.body.weight.grad.shape
+            torch.Size([8, 4])
+        """
+        self._check(x, target)
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            y, rows = self._run(recordable(x).detach())
+            loss = projection_loss(rows[:, None], *self._projector(), target, **self._criterion())
+            if self.similarity is not None:
+                weight = self.similarity_weight
+                loss = (1 - weight) * loss + weight * self.similarity(y, self.vectors[target])
+            return loss, y.detach()
+
+        return call_with_hooks(self, x, run)
+
+    @learning
+    def local_step(
+        self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer
+    ) -> tuple[Tensor, Tensor]:
+        """Forward and update in place, under `torch.no_grad` and `torch.inference_mode` too.
+
+        No `.grad` is read or changed, and the optimizer's step hooks are called once: `spela.layers.steps`.
+
+        Args:
+            x: The body's input.
+            target: (B,) int64 labels.
+            optimizer: `LocalSGD` or `LocalAdam` (the head's loss, gradient and update in one op, unless it
+                has no projection or a similarity loss), or any torch optimizer that holds this block's
+                parameters. Frozen parameters stay.
+
+        Returns:
+            loss () and y, both from before the update.
+
+        Raises:
+            ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
+            TypeError: On dtypes that do not fit.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        projection = self.projection
+        if (
+            not isinstance(optimizer, FusedOptimizer)
+            or not owns(self, "projection")
+            or projection is None
+            or not projection.requires_grad
+            or self.similarity is not None
+            # In 16 bits, the fused step's moments and gradients would be float32.
+            or any(p.element_size() <= 2 or made_in_inference(p) for p in trained)
+            or not all(optimizer.can_fuse([parameter]) for parameter in trained)
+        ):
+            return step_by_gradient(self, x, target, optimizer)
+        self._check(x, target)
+        body = [parameter for parameter in trained if parameter is not projection]
+        return call_with_hooks(
+            self,
+            x,
+            lambda x: optimizer.between_hooks(
+                self._fused_update, x, target, optimizer, projection, body
+            ),
+        )
+
+    def _fused_update(
+        self,
+        x: Tensor,
+        target: Tensor,
+        optimizer: FusedOptimizer,
+        projection: nn.Parameter,
+        body: list[nn.Parameter],
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            y, rows = self._run(x.detach())
+        _, *fixed = self._projector()
+        loss, drows = optimizer.projection_step(
+            rows.detach()[:, None], projection, *fixed, target, **self._criterion()
+        )
+        if rows.requires_grad:
+            found = torch.autograd.grad(rows, body, drows[:, 0].to(rows.dtype), allow_unused=True)
+            optimizer.update((p, g) for p, g in zip(body, found, strict=True) if g is not None)
+        return loss, y.detach()
+
+    def extra_repr(self) -> str:
+        """The head's sizes."""
+        projection = None if self.projection is None else self.projection.shape[2]
+        return (
+            f"num_classes={self.num_classes}, readout={self.readout}, projection={projection}, "
+            f"objective={self.objective}"
+        )
+
+
+def _in_place(body: nn.Module) -> ValueError:
+    return ValueError(
+        f"the body ({type(body).__name__}) changes its input in place, which is another block's output: "
+        "build its first module with inplace=False"
+    )
 
 
 @torch.no_grad()
-def block_backward(stages: Stages, block: Block, dy: Tensor) -> dict[Tensor, Tensor]:
-    """Gradients of the convolution's and the batch norm's parameters.
-
-    Args:
-        stages: As `block_forward` was given them.
-        block: What it returned; its `conv` may be overwritten.
-        dy: (B, K, Ho, Wo) gradient of `block.y`.
-
-    Returns:
-        The gradient of each parameter.
-    """
-    layer, norm, negative_slope, pool, pool_size = stages
-    gradients: dict[Tensor, Tensor] = {}
-    batch_moments = norm is not None and (norm.training or norm.running_mean is None)
-    normal = block.normal
-    dx, along, total = descend(dy, block.active, block.x, normal, negative_slope, _average(stages))
-    dconv = block.conv.detach().contiguous(memory_format=torch.channels_last)
-    slope, offset = None, None
-    if norm is not None and normal is not None and along is not None and total is not None:
-        gradients |= {norm.weight: along * block.sign, norm.bias: total}
-        if batch_moments:
-            # Through the batch's own mean and deviation, on the whole map: affine in `conv`.
-            share = -normal.scale / (dconv.numel() // dconv.shape[1])
-            slope = share * along * normal.inverse
-            offset = share * total - slope * normal.mean
-    if pool == "max":
-        scatter_to_maxima_(dconv, pool_size, block.where, dx, slope, offset)
-    elif slope is None or offset is None:
-        dconv.copy_(dx)
-    else:
-        torch.addcmul(_per_kernel(offset), dconv, _per_kernel(slope), out=dconv).add_(dx)
-    own = [p for p in (layer.weight, layer.bias) if p is not None]
-    if batch_moments and layer.bias is not None:
-        # A shift that the batch's own mean takes out again; summing dconv would find rounding, which Adam
-        # turns into steps of full size.
-        gradients[layer.bias] = torch.zeros_like(layer.bias)
-        own = own[:1]
-    # In the parameter's own strides: torch's fused optimizers walk both through memory side by side.
-    found = torch.autograd.grad(block.conv, own, dconv)
-    return gradients | {p: torch.empty_like(p).copy_(g) for p, g in zip(own, found, strict=True)}
+def _sample_output(body: nn.Module, sample: Tensor) -> Tensor:
+    """What the body makes of a sample, in eval mode, so that no statistic moves."""
+    x = sample.detach().clone()
+    version = x._version
+    with in_eval_mode(body):
+        y = check_readable(body(x), f"`body` ({type(body).__name__})")
+    if x._version != version:
+        raise _in_place(body)
+    if len(y) != len(x):
+        raise ValueError(
+            f"`body` makes {len(y)} rows of {len(x)} samples: it must keep the batch axis first"
+        )
+    return y

@@ -57,7 +57,9 @@ class LocalLayer(nn.Module, ABC):
     ) -> None:
         """Take the state of the torch layer that this one is, too: what it lacks stays as it is."""
         given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
-        if given == {name for name in ("weight", "bias") if getattr(self, name, None) is not None}:
+        if given and given == {
+            name for name in ("weight", "bias") if getattr(self, name, None) is not None
+        }:
             for name, own in self.state_dict().items():
                 state_dict.setdefault(prefix + name, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.layers.block import Stages, block_backward, block_forward
 from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela.layers.conv_stages import Stages, stages_backward, stages_forward
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import set_values
 from spela.layers.maps import convolved_size
@@ -385,13 +385,13 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         self, x: Tensor, target: Tensor, optimizer: FusedOptimizer
     ) -> tuple[Tensor, Tensor]:
         stages = Stages(self, self.norm, self.negative_slope, self.pool, self.pool_size)
-        block = block_forward(stages, x)
+        done = stages_forward(stages, x)
         loss, dz = optimizer.projection_step(
-            block.rows, *self._projector(), target, **self._criterion()
+            done.rows, *self._projector(), target, **self._criterion()
         )
         dy = dz.unflatten(2, self.output_size)
-        optimizer.update(block_backward(stages, block, dy).items())
-        return loss, block.y
+        optimizer.update(stages_backward(stages, done, dy).items())
+        return loss, done.y
 
     def extra_repr(self) -> str:
         """nn.Conv2d's line, then what makes this layer a SPELA layer."""

@@ -110,18 +110,26 @@ def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -
 
     Raises:
         ValueError: If the optimizer does not hold a parameter that is to learn, such a parameter was made
-            under `torch.inference_mode`, or no step on given gradients is possible with it.
+            under `torch.inference_mode` or is another layer's, too, or no step on given gradients is
+            possible with it.
         TypeError: If it is no optimizer.
     """
     if not isinstance(optimizer, FusedOptimizer):
         _check_kind(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    seen: set[int] = set()
     for layer in layers:
         # Walking through submodules takes long; a linear layer has none.
         own = layer.parameters() if layer._modules else layer._parameters.values()
         for parameter in own:
             if parameter is None or not parameter.requires_grad:
                 continue
+            if id(parameter) in seen:
+                raise ValueError(
+                    f"two layers share a parameter of shape {tuple(parameter.shape)}: what learns apart "
+                    "cannot share one, give each its own"
+                )
+            seen.add(id(parameter))
             if id(parameter) not in held:
                 raise not_held(parameter)
             if made_in_inference(parameter):

@@ -1,4 +1,4 @@
-"""A convolution block in closed form against autograd of the layer's plain forward."""
+"""A convolution layer's stages in closed form against autograd of its plain forward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spela import SpelaConv2d
-from spela.layers.block import Stages, block_backward, block_forward
+from spela.layers.conv_stages import Stages, stages_backward, stages_forward
 from spela.optim import LocalSGD
 from spela_kernels.pooling import compiled
 
@@ -47,11 +47,11 @@ def test_the_closed_form_is_the_gradient_of_the_layer(
     stages = Stages(layer, layer.norm, 0.1, pool, pool_size)
     twin = copy.deepcopy(layer)
     y = twin(x)
-    block = block_forward(stages, x)
-    torch.testing.assert_close(block.y, y, rtol=0, atol=1e-12)
+    done = stages_forward(stages, x)
+    torch.testing.assert_close(done.y, y, rtol=0, atol=1e-12)
     dy = torch.randn(y.shape, generator=g, dtype=torch.float64)
     y.backward(dy)
-    gradients = block_backward(stages, block, dy)
+    gradients = stages_backward(stages, done, dy)
     for name, parameter in layer.named_parameters():
         if name != "projection":
             expected = twin.get_parameter(name).grad
@@ -66,8 +66,8 @@ def test_channels_are_last_in_memory_whatever_the_input(channels: int) -> None:
     stages = Stages(layer, layer.norm, 0.1, "max", 2)
     x = torch.randn(5, channels, 8, 8)
     for given in (x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT):
-        block = block_forward(stages, given)
-        for maps in (block.conv, block.y):
+        done = stages_forward(stages, given)
+        for maps in (done.conv, done.y):
             assert maps.stride(1) == 1
             assert maps.is_contiguous(memory_format=torch.channels_last)
 
@@ -76,8 +76,8 @@ def test_channels_are_last_in_memory_whatever_the_input(channels: int) -> None:
 def test_a_bias_that_batch_norm_takes_out_gets_no_gradient(training: bool) -> None:
     layer = SpelaConv2d(2, 4, 3, 3, (3, 3), symmetric_dim=4).train(training)
     stages = Stages(layer, layer.norm, 0.1, "max", 2)
-    block = block_forward(stages, torch.randn(5, 2, 8, 8))
-    found = block_backward(stages, block, torch.randn(block.y.shape))[layer.bias]
+    done = stages_forward(stages, torch.randn(5, 2, 8, 8))
+    found = stages_backward(stages, done, torch.randn(done.y.shape))[layer.bias]
     assert (
         bool((found == 0).all()) == training
     )  # in evaluation the running mean stays, and it counts

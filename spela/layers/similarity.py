@@ -1,0 +1,73 @@
+"""The similarity loss: samples of one class are to look alike, of different classes as their vectors do.
+
+Axes: B batch, C channels, H, W map, T tokens, E their width, F numbers, d dimension of the class vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spela_kernels.cosines import unit_rows, widened
+
+__all__ = ["Similarity"]
+
+
+class Similarity(nn.Module):
+    """Mean squared difference of two Gram matrices (B, B): of what a block makes, and of its labels' vectors.
+
+    The block's output goes through a convolution (3 x 3, zeros padded) or, tokens and rows, a linear map,
+    both without bias and trained with the block; of maps and tokens the deviation over positions is what
+    counts. These rows are centred over the batch and normalised. For a simplex the matrix of the labels is 1
+    for the same class and -1 / (C - 1) else.
+
+    Args:
+        shape: Of one sample of the output: (C, H, W), (T, E) or (F,).
+
+    Source: Nøkland and Eidnes 2019 (arXiv 1901.06656), section 2.2, with SPELA's vectors as targets.
+
+    Example:
+        >>> loss = Similarity((4, 8, 8))(torch.randn(5, 4, 8, 8), torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])])
+        >>> loss.shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        width = shape[0] if len(shape) == 3 else shape[-1]
+        size = (width, width, 3, 3) if len(shape) == 3 else (width, width)
+        self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+
+    def forward(self, y: Tensor, vectors: Tensor) -> Tensor:
+        """The loss.
+
+        Args:
+            y: (B, C, H, W), (B, T, E) or (B, F), B at least 2.
+            vectors: (B, d) unit vector of each sample's class.
+
+        Returns:
+            loss (), in at least float32.
+
+        Raises:
+            ValueError: For a batch of one sample, which is similar to nothing.
+        """
+        if len(y) < 2:
+            raise ValueError("the similarity loss compares samples: train on batches of at least 2")
+        if y.dim() == 4:
+            made = nn.functional.conv2d(y, self.weight, padding=1).flatten(2)
+            rows = widened(made).std(dim=2, correction=0)
+        else:
+            made = nn.functional.linear(y, self.weight)
+            rows = widened(made)
+            rows = rows.std(dim=1, correction=0) if y.dim() == 3 else rows
+        unit, _ = unit_rows(rows - rows.mean(dim=0))
+        target = widened(vectors)
+        return (unit @ unit.T - target @ target.T).square().mean()

@@ -1,0 +1,354 @@
+"""SpelaBlock against autograd of the loss written out, and what it refuses before anything moves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spela_kernels as sk
+from spela import SpelaBlock, SpelaSequential
+from spela.optim import LocalAdam, LocalSGD
+from spela_kernels.objectives import OBJECTIVES
+
+CLASSES = 5
+
+
+class _Tokens(nn.Module):
+    """Images to tokens through one attention layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        # Without biases: that of the keys has no gradient but rounding, which Adam makes steps of.
+        self.attention = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self.patch(x).flatten(2).mT)
+
+
+class _Twice(nn.Module):
+    """One parameter, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.linear(x).tanh())
+
+
+BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "maps": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.LeakyReLU()),
+        (3, 8, 8),
+    ),
+    "tokens": (_Tokens, (3, 8, 8)),
+    "rows": (lambda: nn.Sequential(nn.Linear(6, 9), nn.Tanh()), (6,)),
+    "one parameter twice": (_Twice, (6,)),
+    "no parameters": (nn.Tanh, (6,)),
+}
+
+
+def _block(
+    kind: str, *, dtype: torch.dtype = torch.float64, **settings: Any
+) -> tuple[SpelaBlock, Tensor, Tensor]:
+    torch.manual_seed(0)
+    make, shape = BODIES[kind]
+    x = torch.randn(12, *shape, dtype=dtype)
+    block = SpelaBlock(
+        make().to(dtype), CLASSES, x[:2], readout=24, **{"projection": 7, **settings}
+    )
+    return block, x, torch.arange(12) % CLASSES
+
+
+def _expected(block: SpelaBlock, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss as the spec writes it, in operators that autograd knows."""
+    y = block.body(x)
+    rows = y
+    if y.dim() == 4:
+        rows = nn.functional.adaptive_avg_pool2d(y, (2, 2)).flatten(1)
+    elif y.dim() == 3:
+        rows = y.mean(dim=1)
+    if block.projection is not None:
+        rows = rows @ block.projection[0]
+    cosines = nn.functional.normalize(rows, dim=1) @ block.vectors.T
+    row = OBJECTIVES[block.objective]
+    compared = cosines if row.all_classes else cosines.gather(1, target[:, None])[:, 0]
+    loss = row.loss(compared, target, block.scale).mean()
+    if block.similarity is not None:
+        weight = block.similarity.weight
+        if y.dim() == 4:
+            seen = nn.functional.conv2d(y, weight, padding=1).flatten(2).std(2, correction=0)
+        elif y.dim() == 3:
+            seen = (y @ weight.T).std(1, correction=0)
+        else:
+            seen = y @ weight.T
+        seen = nn.functional.normalize(seen - seen.mean(0), dim=1)
+        labels = block.vectors[target]
+        gram = (seen @ seen.T - labels @ labels.T).square().mean()
+        loss = (1 - block.similarity_weight) * loss + block.similarity_weight * gram
+    return loss, y
+
+
+SETTINGS = [
+    {"objective": "softmax"},
+    {"objective": "log"},
+    {"objective": "mse", "projection": None},
+    {"objective": "softmax", "projection": None, "scale": 3.0},
+    {"similarity": 0.99},
+    {"similarity": 0.5, "projection": None, "objective": "cosine"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("kind", BODIES)
+def test_loss_and_gradients_are_those_of_autograd(kind: str, settings: dict[str, Any]) -> None:
+    block, x, target = _block(kind, **settings)
+    other = copy.deepcopy(block)
+    expected, y = _expected(other, x, target)
+    loss, out = block.local_loss(x.clone().requires_grad_(), target)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out, y.detach(), rtol=0, atol=0)
+    assert not out.requires_grad
+    if not loss.requires_grad:  # nothing in it learns
+        assert not list(block.parameters())
+        return
+    loss.backward()
+    expected.backward()
+    for (name, ours), theirs in zip(block.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("backend", sk.available_backends("cpu"))
+@pytest.mark.parametrize("rule", [LocalSGD, LocalAdam])
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_fused_step_is_torchs_step_on_the_loss(kind: str, rule: Any, backend: str) -> None:
+    block, x, target = _block(kind)
+    other = copy.deepcopy(block)
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    plain = {LocalSGD: torch.optim.SGD, LocalAdam: torch.optim.Adam}[rule]
+    ours, theirs = rule(block.parameters(), **settings), plain(other.parameters(), **settings)
+    with sk.use_backend(backend):
+        for _ in range(3):
+            loss, out = block.local_step(x, target, ours)
+            theirs.zero_grad()
+            expected, y = _expected(other, x, target)
+            expected.backward()
+            theirs.step()
+            torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(out, y.detach(), rtol=1e-9, atol=1e-9)
+    for (name, a), b in zip(block.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=name)
+    assert all(p.grad is None for p in block.parameters())
+
+
+def test_checkpointing_gives_the_same_numbers_and_moves_statistics_once() -> None:
+    states = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        x, target = torch.randn(12, 3, 8, 8), torch.arange(12) % CLASSES
+        more = (nn.Dropout(0.3), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6, momentum=None))
+        block = SpelaBlock(
+            nn.Sequential(*BODIES["maps"][0](), *more), CLASSES, x, checkpoint=checkpoint
+        )
+        optimizer = LocalAdam(block.parameters(), lr=0.01)
+        for _ in range(3):
+            block.local_step(x, target, optimizer)
+        states.append(block.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=0, msg=name)
+    assert states[1]["body.1.num_batches_tracked"] == 3
+
+
+def test_checkpointing_stores_less() -> None:
+    held = []
+    for checkpoint in (False, True):
+        layers = [m for _ in range(6) for m in (nn.Linear(64, 64), nn.Tanh(), nn.Tanh())]
+        x = torch.randn(32, 64)
+        block = SpelaBlock(
+            nn.Sequential(nn.Sequential(*layers[:9]), nn.Sequential(*layers[9:])),
+            5,
+            x,
+            checkpoint=checkpoint,
+        )
+        stored: dict[int, int] = {}
+
+        def note(t: Tensor, stored: dict[int, int] = stored) -> Tensor:
+            stored[t.untyped_storage().data_ptr()] = t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            loss, _ = block.local_loss(x, torch.arange(32) % CLASSES)
+        own = sum(p.numel() for p in block.parameters())
+        held.append(sum(stored.values()) - own)
+        loss.backward()
+    assert held[1] < held[0] / 2
+
+
+def test_dropout_and_readout_are_the_heads_alone() -> None:
+    block, x, target = _block("maps", dropout=0.5)
+    losses = {float(block.local_loss(x, target)[0]) for _ in range(4)}
+    assert len(losses) == 4
+    block.eval()
+    assert len({float(block.local_loss(x, target)[0]) for _ in range(4)}) == 1
+    torch.testing.assert_close(block(x), block.body(x), rtol=0, atol=0)
+    assert [tuple(p.shape) for p in block.head_parameters()] == [(1, 24, 7)]
+
+
+def test_scores_are_cosines_and_images_of_another_size_are_read_out_alike() -> None:
+    block, x, _ = _block("maps")
+    block.eval()
+    rows = nn.functional.adaptive_avg_pool2d(block(x), (2, 2)).flatten(1) @ block.projection[0]
+    expected = nn.functional.normalize(rows, dim=1) @ block.vectors.T
+    torch.testing.assert_close(block.scores(block(x)), expected, rtol=1e-12, atol=1e-12)
+    larger = torch.randn(3, 3, 15, 11, dtype=torch.float64)
+    assert block.scores(block(larger)).shape == (3, CLASSES)
+    assert block.scores(block(x[:0])).shape == (0, CLASSES)
+
+
+def test_a_state_comes_back_and_a_missing_one_is_told() -> None:
+    block, x, target = _block("maps", similarity=0.5)
+    block.local_step(x, target, LocalSGD(block.parameters(), lr=0.1))
+    other = _block("maps", similarity=0.5)[0]
+    other.load_state_dict(block.state_dict())
+    block.eval()
+    other.eval()
+    assert torch.equal(block.scores(block(x)), other.scores(other(x)))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({})
+
+
+def test_from_the_meta_device_a_block_starts_as_any_other() -> None:
+    make, shape = BODIES["maps"]
+    with torch.device("meta"):
+        block = SpelaBlock(make(), CLASSES, torch.empty(2, *shape), similarity=0.5)
+    block.to_empty(device="cpu")
+    torch.manual_seed(3)
+    block.reset_parameters()
+    torch.manual_seed(3)
+    body = make()
+    body[0].reset_parameters()
+    torch.manual_seed(3)
+    other = SpelaBlock(make(), CLASSES, torch.zeros(2, *shape), similarity=0.5)
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, block.state_dict()[name]), name
+
+
+def test_mixed_precision_learns_and_keeps_float32() -> None:
+    block, x, target = _block("maps", dtype=torch.float32)
+    optimizer = LocalAdam(block.parameters(), lr=0.01)
+    losses = []
+    for _ in range(30):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, y = block.local_step(x, target, optimizer)
+        losses.append(float(loss))
+    assert y.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in block.parameters())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_step_learns_with_gradients_off_in_the_same_bits(mode: Any) -> None:
+    states = []
+    for outside in (torch.enable_grad, mode):
+        block, x, target = _block("maps", dtype=torch.float32)
+        optimizer = LocalAdam(block.parameters(), lr=0.01)
+        with outside():
+            for _ in range(3):
+                block.local_step(x.clone(), target, optimizer)
+        states.append(block.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_hooks_and_frozen_parts() -> None:
+    block, x, target = _block("maps", dtype=torch.float32)
+    seen = []
+    block.register_forward_hook(lambda module, args, y: seen.append(y) or -y)
+    first = block.body[0].weight.requires_grad_(False).clone()
+    norm = block.body[1].weight.clone()
+    _, y = block.local_step(x, target, LocalSGD(block.parameters(), lr=0.5))
+    assert torch.equal(y, -seen[0])
+    assert torch.equal(block.body[0].weight, first)
+    assert not torch.equal(block.body[1].weight, norm)
+
+
+class _Returns(nn.Module):
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    ("body", "settings", "message"),
+    [
+        (_Returns(lambda x: (x, x)), {}, "must return one float tensor, got tuple"),
+        (_Returns(lambda x: x.argmax(1)), {}, "must return one float tensor, got torch.int64"),
+        (_Returns(lambda x: x[:, 0, 0, 0]), {}, r"must return maps"),
+        (_Returns(lambda x: x.flatten(1)[:1]), {}, "must keep the batch axis"),
+        (nn.ReLU(inplace=True), {}, "changes its input in place"),
+        (nn.Identity(), {"readout": 0}, "`readout` must be at least 1"),
+        (nn.Identity(), {"projection": 0}, "`projection` must be at least 1"),
+        (nn.Identity(), {"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
+        (nn.Identity(), {"similarity": 1.0}, r"`similarity` must be in \[0, 1\)"),
+        (nn.Identity(), {"objective": "none"}, "unknown objective 'none'"),
+        (nn.Identity(), {"vectors": torch.ones(5, 3)}, r"\(5, 128\)"),
+        (torch.relu, {}, "`body` must be an nn.Module, got builtin"),
+    ],
+)
+def test_what_no_block_can_be_made_of(body: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        SpelaBlock(body, CLASSES, torch.randn(4, 3, 8, 8), **settings)
+
+
+def test_a_refused_step_changes_nothing() -> None:
+    block, x, target = _block("maps", similarity=0.5, dtype=torch.float32)
+    plain, *_ = _block("maps", dtype=torch.float32)
+    for changed, batch, labels, message in (
+        (block, x[:1], target[:1], "batches of at least 2"),
+        (plain, x, target + 1, r"must hold labels 0\.\.4"),
+        (plain, x, target[:3], "one label per sample"),
+        (plain, x[:0], target[:0], "there are no rows"),
+        (plain, x[:, :2], target, "channels"),
+    ):
+        before = copy.deepcopy(changed.state_dict())
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            changed.local_step(batch, labels, LocalAdam(changed.parameters(), lr=0.1))
+        for name, value in changed.state_dict().items():
+            assert torch.equal(value, before[name]), (message, name)
+
+
+def test_blocks_that_share_a_parameter_are_refused_before_anything_moves() -> None:
+    shared = nn.Linear(6, 6)
+    x, target = torch.randn(4, 6), torch.arange(4)
+    net = SpelaSequential(*(SpelaBlock(shared, CLASSES, x) for _ in range(2)))
+    before = shared.weight.clone()
+    with pytest.raises(ValueError, match=r"two layers share a parameter of shape \(6, 6\)"):
+        net.local_step(x, target, LocalSGD(net.parameters(), lr=0.1))
+    assert torch.equal(shared.weight, before)
+
+
+def test_a_network_of_blocks_learns_and_answers_early() -> None:
+    torch.manual_seed(0)
+    x, target = torch.randn(60, 3, 8, 8), torch.arange(60) % CLASSES
+    x[torch.arange(60), target % 3, target, target] += 4.0
+    first = SpelaBlock(BODIES["maps"][0](), CLASSES, x)
+    second = SpelaBlock(nn.Sequential(nn.Conv2d(6, 8, 3), nn.GELU()), CLASSES, first(x).detach())
+    net = SpelaSequential(first, second)
+    optimizer = LocalAdam(net.parameters(), lr=0.01)
+    for _ in range(60):
+        losses = net.local_step(x, target, optimizer)
+    assert losses.shape == (2,)
+    net.eval()
+    assert (net.predict(x) == target).float().mean() > 0.95
+    assert [s.shape for s in net.layer_scores(x)] == [(60, CLASSES)] * 2
+    assert set(net.predict_detailed(x, 0.2).layer.tolist()) <= {0, 1}
