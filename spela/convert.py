@@ -1,16 +1,18 @@
-"""convert: an nn.Sequential becomes a SpelaSequential of the same weights and layer outputs."""
+"""convert: a network becomes a SpelaSequential of the same weights, that learns by layers or by blocks."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spela.layers import Frozen, LocalLayer, RowNorm, SpelaConv2d, SpelaLinear
+from spela.cutting import cut_network
+from spela.layers import Frozen, LocalLayer, RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear
+from spela.layers.modes import in_eval_mode
 from spela.layers.plain import departure
 from spela.network import SpelaSequential
 from spela.vectors import as_size
@@ -56,46 +58,60 @@ class _Objective(NamedTuple):
 
 @torch.no_grad()
 def convert(
-    model: nn.Sequential,
+    model: nn.Module,
     num_classes: int,
     sample_input: Tensor,
     *,
+    blocks: int | str | None = None,
+    cut: Sequence[str] | None = None,
     frozen: nn.Module | None = None,
     objective: str = "softmax",
     scale: float = 20.0,
     conv_scale: float = 60.0,
     symmetric_dim: int = 16,
     generator: torch.Generator | None = None,
+    **head: Any,
 ) -> SpelaSequential:
-    """Turn a network into one that learns layer by layer, with the same weights and layer outputs.
+    """Turn a network into one that learns locally, with the same weights and outputs.
 
-    A Linear and the activation after it become a SpelaLinear; a Conv2d and the BatchNorm2d, ReLU or
-    LeakyReLU and square pool after it a SpelaConv2d. Everything else stays a module between the layers,
-    copied, and no longer learns. The last module's output is that of `model`; `net(x)` is something
-    else: the cosines of that output to the class vectors, in [-1, 1]. Where the last Linear has no
-    activation and `num_classes` outputs, its class vectors are the simplex on the output axes,
-    e_k - 1/C, and the cosines order the classes as the logits do: `net.predict(x)` is the argmax of
-    `model(x)` until the network is trained. Anywhere else the answers have to be learnt.
+    With `blocks` or `cut`, any network that torch.fx can trace is cut into parts, each of which becomes a
+    SpelaBlock: few blocks learn almost as backprop does, which `blocks=1` is, many need little memory.
+    Parts begin with a layer, and one tensor goes from each to the next.
+
+    Without them, an nn.Sequential becomes one of layers. A Linear and the activation after it become a
+    SpelaLinear; a Conv2d and the BatchNorm2d, ReLU or LeakyReLU and square pool after it a SpelaConv2d.
+    Everything else stays a module between the layers, copied, and no longer learns.
+
+    The last module's output is that of `model`; `net(x)` is something else: the cosines of that output to the
+    class vectors, in [-1, 1]. Where the last Linear has no activation and `num_classes` outputs, its class
+    vectors are the simplex on the output axes, e_k - 1/C, and the cosines order the classes as the logits do:
+    `net.predict(x)` is the argmax of `model(x)` until the network is trained. Anywhere else the answers have
+    to be learnt. A last Linear of zeros has no direction to start from: its copy is drawn anew.
 
     Args:
         model: nn.Sequential, nested ones included; it is copied and stays as it is. Whatever a type
-            does not tell is refused: a `forward` of one's own, hooks, computed weights.
+            does not tell is refused: a `forward` of one's own, hooks, computed weights. Any nn.Module of
+            one tensor, to be cut into blocks.
         num_classes: C, at least 2.
         sample_input: (B, ...) a batch of the network's input, or the backbone's, which sets the sizes.
+        blocks: How many blocks; they are cut so that the one that stores most for its gradient stores as
+            little as possible. "layers": as many as the network can be cut into.
+        cut: Instead, the names (as in named_modules) of the modules behind which to cut.
         frozen: A backbone to put in front as `spela.Frozen`: not copied, never trained again.
         objective: Local objective of every layer, as in `SpelaLinear`.
         scale: Factor of the cosines of linear layers in `softmax`.
         conv_scale: Factor of the scores of convolutions, which are means over kernels and so smaller.
         symmetric_dim: Dimension of the convolutions' class vectors.
         generator: Source of class vectors and projections; None: torch's default one.
+        **head: Of blocks: readout, projection, similarity, dropout, checkpoint, ... of `SpelaBlock`.
 
     Returns:
         A `SpelaSequential`, every module in the mode, on the device and in the dtype it had in `model`.
 
     Raises:
-        TypeError: If `model` is no nn.Sequential, or `num_classes` no integer.
+        TypeError: If `model` is no nn.Sequential (to be cut: no nn.Module), or `num_classes` no integer.
         ValueError: Naming the first module that has no counterpart, that does not do what its type
-            says, or whose input does not fit.
+            says, or whose input does not fit; or where a network cannot be traced or cut.
 
     Source: design section 3; the projections are those of the `best` recipe of the CNN.
 
@@ -105,11 +121,18 @@ def convert(
         >>> net = convert(model, 3, x)
         >>> torch.equal(net.predict(x), model(x).argmax(dim=1))
         True
+        >>> convert(model, 3, x, blocks=2).local_layers[0].body(x).shape
+        torch.Size([5, 16])
     """
+    if blocks is not None or cut is not None:
+        head |= {"objective": objective, "scale": scale, "generator": generator}
+        return _by_blocks(model, num_classes, sample_input, blocks, cut, frozen, head)
+    if head:
+        raise TypeError(f"{', '.join(head)}: settings of blocks; say how many `blocks`")
     if not isinstance(model, nn.Sequential):
         raise TypeError(
-            f"`model` must be an nn.Sequential, got {type(model).__name__}: list its modules in one, "
-            "or put it into `frozen`"
+            f"`model` must be an nn.Sequential, got {type(model).__name__}: cut it into `blocks`, list its "
+            "modules in one, or put it into `frozen`"
         )
     num_classes = as_size("num_classes", num_classes, least=2)
     settings = _Objective(num_classes, objective, scale, conv_scale, symmetric_dim, generator)
@@ -137,10 +160,61 @@ def convert(
             f"{left[0]} comes after the last Linear or Conv2d, whose scores are the answer: nothing "
             "would use it, remove it"
         )
+    return _in_mode_of(model, front, modules)
+
+
+def _in_mode_of(
+    model: nn.Module, front: list[nn.Module], modules: Sequence[nn.Module]
+) -> SpelaSequential:
     net = SpelaSequential(*front, *modules)
     for module in (net, *front):
         module.training = model.training
     return net
+
+
+def _by_blocks(
+    model: nn.Module,
+    num_classes: int,
+    x: Tensor,
+    blocks: int | str | None,
+    cut: Sequence[str] | None,
+    frozen: nn.Module | None,
+    head: dict[str, Any],
+) -> SpelaSequential:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be an nn.Module, got {type(model).__name__}")
+    front: list[nn.Module] = [] if frozen is None else [Frozen(frozen)]
+    for module in front:
+        x = module(x)
+    parts = cut_network(model, x, blocks, cut)
+    found: list[SpelaBlock] = []
+    for part in parts:
+        last = part is parts[-1] and _last_module(part)
+        own = dict(head)
+        if isinstance(last, nn.Linear) and last.out_features == num_classes:
+            # The logits are turned themselves: the cosines to these vectors order the classes as they do.
+            own |= {"projection": None, "vectors": torch.eye(num_classes) - 1 / num_classes}
+            _draw_if_zero(last, head["generator"])
+        block = SpelaBlock(part, num_classes, x, **own)
+        block.training = part.training
+        with in_eval_mode(part):
+            x = part(x)
+        found.append(block)
+    return _in_mode_of(model, front, found)
+
+
+def _draw_if_zero(linear: nn.Linear, generator: torch.Generator | None) -> None:
+    """Weights of zeros give rows without direction, from which nothing is learnt: start as nn.Linear does."""
+    if not linear.weight.any():
+        bound = linear.in_features**-0.5
+        draw = torch.empty(linear.weight.shape, dtype=torch.float32)
+        linear.weight.copy_(draw.uniform_(-bound, bound, generator=generator))
+
+
+def _last_module(part: nn.Module) -> nn.Module | None:
+    """The module that gives a part's output; None if an operation does."""
+    (last,) = part.graph.output_node().all_input_nodes  # type: ignore[union-attr, operator]
+    return part.get_submodule(str(last.target)) if last.op == "call_module" else None
 
 
 def _flatten(model: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -244,6 +318,7 @@ def _linear(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
         device=source.weight.device,
         dtype=source.weight.dtype,
     )
+    _draw_if_zero(source, settings.generator)
     _copy_parameters(source, layer)
     if layer.slope is not None:
         layer.slope.requires_grad_(steps[1].module.get_parameter("weight").requires_grad)

@@ -1,0 +1,273 @@
+"""Cuts a network into parts that follow each other: one tensor goes from each to the next.
+
+The network is traced by torch.fx. It may be cut behind every operation whose result is all that later ones
+need; a part begins with a layer that has a weight, so that activations and norms stay with the layer before.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spela.vectors import as_size
+
+__all__ = ["cut_network"]
+
+
+class _Tracer(fx.Tracer):
+    """Keeps torch's modules, those without modules inside, and those that ask whether they train, whole."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        if not module._modules or "training" in type(module).forward.__code__.co_names:
+            return True
+        own = type(module).__module__.startswith("torch.nn")
+        return own and not isinstance(module, nn.Sequential)
+
+
+def cut_network(
+    model: nn.Module,
+    sample_input: Tensor,
+    blocks: int | str | None = None,
+    cut: Sequence[str] | None = None,
+) -> list[nn.Module]:
+    """Cut a copy of a network into parts that give its output when run one after the other.
+
+    Args:
+        model: Any module of one tensor that torch.fx can trace.
+        sample_input: A batch of its input: says what each part stores for its gradient.
+        blocks: How many parts, the largest of which stores as little as possible; or "layers": as many as
+            there are.
+        cut: Instead, the names (as in named_modules) of the modules behind which to cut, in their order.
+
+    Returns:
+        The parts. Their parameters and buffers are the copy's, under the model's own names.
+
+    Raises:
+        ValueError: If the network cannot be traced or cut there, or has fewer parts than asked for.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> [[name for name, _ in part.named_children()] for part in cut_network(model, torch.randn(2, 4), 2)]
+        [['0', '1'], ['2', '3', '4']]
+    """
+    if (blocks is None) == (cut is None):
+        raise ValueError("give `blocks`, how many parts, or `cut`, the modules behind which to cut")
+    model = copy.deepcopy(model)
+    graph = _traced(model)
+    steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    if cut is not None:
+        ends = _named_places(steps, cut, model)
+    elif blocks == "layers":
+        ends = _places(steps, model)
+    else:
+        places = _places(steps, model)
+        count = as_size("blocks", blocks)
+        if count > len(places) + 1:
+            raise ValueError(
+                f"`blocks` is {count}, but this network has {len(places)} places to cut it at: at most "
+                f"{len(places) + 1} blocks"
+            )
+        ends = _balanced(_parts(graph, steps, places, model), places, count, sample_input)
+    return _parts(graph, steps, ends, model)
+
+
+def _traced(model: nn.Module) -> fx.Graph:
+    """The network's operations, which must be the same in training and evaluation."""
+    graphs = []
+    for training in (not model.training, model.training):
+        modes = {module: module.training for module in model.modules()}
+        model.train(training)
+        try:
+            graphs.append(_Tracer().trace(model))
+        except Exception as error:  # whatever the model's own code makes of a proxy
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{type(model).__name__} cannot be traced ({reason}): write it as an nn.Sequential, or "
+                "make the blocks by hand with SpelaBlock"
+            ) from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+    codes = [graph.python_code("self").src for graph in graphs]
+    if codes[0] != codes[1]:
+        lines = zip(*(code.splitlines() for code in codes), strict=False)
+        line = next((b.strip() for a, b in lines if a != b), codes[1].splitlines()[-1].strip())
+        raise ValueError(
+            f"{type(model).__name__} does other things in training than in evaluation, at {line!r}: let "
+            "a module of its own do that (nn.Dropout for functional dropout)"
+        )
+    graph = graphs[1]
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.users]
+    if len(inputs) != 1:
+        raise ValueError(
+            f"{type(model).__name__} takes {len(inputs)} inputs: blocks take one tensor"
+        )
+    return graph
+
+
+def _crossing(steps: list[fx.Node], index: int) -> list[fx.Node]:
+    """What steps after `index` need of what is there by then; parameters are at hand anywhere."""
+    later = set(steps[index + 1 :])
+    last = steps[-1].graph.output_node()
+    return [
+        node
+        for node in steps[-1].graph.nodes
+        if node not in later
+        and node.op not in ("get_attr", "output")
+        and any(user in later or user is last for user in node.users)
+    ]
+
+
+def _changes(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
+    """Whether a step writes into one of its inputs. A module that would is told not to."""
+    if value not in node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+        return False
+    if not node.args or node.args[0] is not value:
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return (
+        in_place or name in ("iadd", "isub", "imul", "setitem") or bool(node.kwargs.get("inplace"))
+    )
+
+
+def _is_place(steps: list[fx.Node], index: int, model: nn.Module) -> bool:
+    """Whether one tensor passes behind a step, and nobody writes into it."""
+    passing = _crossing(steps, index)
+    return passing == [steps[index]] and not any(
+        _changes(user, steps[index], model) for user in steps[index].users
+    )
+
+
+def _has_weight(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a step has a matrix to learn: a layer, not a norm or an activation."""
+    if node.op != "call_module":
+        return False
+    return any(p.dim() > 1 for p in model.get_submodule(str(node.target)).parameters())
+
+
+def _places(steps: list[fx.Node], model: nn.Module) -> list[int]:
+    """The steps behind which a part may end so that the next one begins with a layer."""
+    legal = [i for i in range(len(steps) - 1) if _is_place(steps, i, model)]
+    places: list[int] = []
+    for index, end in enumerate(legal):
+        following = steps[
+            end + 1 : (legal[index + 1] if index + 1 < len(legal) else len(steps) - 1) + 1
+        ]
+        before = steps[places[-1] + 1 if places else 0 : end + 1]
+        if all(any(_has_weight(node, model) for node in part) for part in (before, following)):
+            places.append(end)
+    return places
+
+
+def _named_places(steps: list[fx.Node], names: Sequence[str], model: nn.Module) -> list[int]:
+    """The last step of each named module."""
+    known = dict(model.named_modules())
+    ends: list[int] = []
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`cut` names {name!r}, which is no module of {type(model).__name__}")
+        within = [i for i, node in enumerate(steps) if _is_within(node, name)]
+        if not within:
+            raise ValueError(f"`cut` names {name!r}, which {type(model).__name__} does not call")
+        end = within[-1]
+        if ends and end <= ends[-1]:
+            raise ValueError(
+                f"`cut` names {name!r} after {names[len(ends) - 1]!r}, but it ends before"
+            )
+        if end == len(steps) - 1:
+            raise ValueError(f"`cut` names {name!r}, behind which nothing is left")
+        passing = _crossing(steps, end)
+        if passing != [steps[end]]:
+            raise ValueError(
+                f"cannot cut behind {name!r}: {len(passing)} values pass there "
+                f"({', '.join(node.name for node in passing)}), and blocks hand on one tensor"
+            )
+        if not _is_place(steps, end, model):
+            raise ValueError(
+                f"cannot cut behind {name!r}: what comes next changes its output in place"
+            )
+        ends.append(end)
+    return ends
+
+
+def _is_within(node: fx.Node, name: str) -> bool:
+    if node.op == "call_module" and (str(node.target) + ".").startswith(name + "."):
+        return True
+    return any(name == path for path, _ in node.meta.get("nn_module_stack", {}).values())
+
+
+def _parts(
+    graph: fx.Graph, steps: list[fx.Node], ends: list[int], model: nn.Module
+) -> list[nn.Module]:
+    """The modules between the places."""
+    entry = next(node for node in graph.nodes if node.op == "placeholder" and node.users)
+    parts: list[nn.Module] = []
+    start = 0
+    for end in [*ends, len(steps) - 1]:
+        own = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {entry: own.placeholder("x")}
+        within = set(steps[start : end + 1])
+        for node in steps[: end + 1]:
+            # Parameters may have been looked up before the cut.
+            if node in within or (node.op == "get_attr" and within & node.users.keys()):
+                copies[node] = own.node_copy(node, copies.__getitem__)
+        last = steps[end] if end < len(steps) - 1 else graph.output_node().args[0]
+        own.output(fx.map_arg(last, copies.__getitem__))
+        part = fx.GraphModule(model, own, class_name="Part")
+        for name, module in part.named_modules():  # fx makes containers anew
+            module.training = model.get_submodule(name).training
+        parts.append(part)
+        entry, start = steps[end], end + 1
+    return parts
+
+
+def _balanced(parts: list[nn.Module], places: list[int], count: int, x: Tensor) -> list[int]:
+    """The places of `count` runs of parts, the largest of which stores as little as possible."""
+    sizes = _stored_bytes(parts, x)
+    total = [0, *itertools.accumulate(sizes)]
+    # best[n]: the least largest sum of the first n parts in so many runs, and where the last one begins.
+    best: list[tuple[float, int]] = [(sum_, 0) for sum_ in total]
+    table = []
+    for runs in range(2, count + 1):
+        best = [(math.inf, 0)] * runs + [
+            min((max(best[m][0], total[n] - total[m]), m) for m in range(runs - 1, n))
+            for n in range(runs, len(total))
+        ]
+        table.append(best)
+    ends, n = [], len(sizes)
+    for row in reversed(table):
+        n = row[n][1]
+        ends.append(places[n - 1])
+    return ends[::-1]
+
+
+def _stored_bytes(parts: list[nn.Module], x: Tensor) -> list[int]:
+    """What each part keeps for its gradient, in training: of copies, so that no statistic moves."""
+    sizes = []
+    for part in copy.deepcopy(nn.ModuleList(parts)).train():
+        own = {t.untyped_storage()._cdata for t in (*part.parameters(), *part.buffers())}
+        stored: dict[int, int] = {}
+
+        def note(tensor: Tensor, own: set[int] = own, stored: dict[int, int] = stored) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                stored[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            y: Any = part(x.detach())
+        sizes.append(sum(stored.values()))
+        x = y
+    return sizes

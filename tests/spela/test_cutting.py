@@ -1,0 +1,269 @@
+"""Networks cut into parts: the same outputs and weights, the best places, and what cannot be cut."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.resnet import BasicBlock
+
+from spela import SpelaBlock, convert
+from spela.cutting import cut_network
+from spela.optim import LocalAdam, LocalSGD
+
+
+def _cnn() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(16 * 6 * 6, 10),
+    )
+
+
+def _resnet(num_classes: int = 10) -> nn.Module:
+    return models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=num_classes)
+
+
+NETWORKS = {
+    "sequential": (_cnn, 16),
+    "resnet": (lambda: _resnet(), 32),
+    "mobilenet": (lambda: models.mobilenet_v3_small(num_classes=10), 32),
+    "swin": (
+        lambda: models.SwinTransformer([2, 2], 16, [1, 1], [2, 2], [4, 4], num_classes=10),
+        32,
+    ),
+    "vit": (lambda: models.VisionTransformer(32, 8, 4, 2, 32, 64, num_classes=10), 32),
+}
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, "layers"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parts_give_the_networks_output_with_its_weights(name: str, blocks: Any) -> None:
+    torch.manual_seed(0)
+    make, size = NETWORKS[name]
+    model = make()
+    model.eval()
+    state = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, size, size)
+    parts = cut_network(model, x, blocks)
+    if blocks != "layers":
+        assert len(parts) == blocks
+    y = x
+    for part in parts:
+        y = part(y)
+    assert torch.equal(y, model(x))
+    held = {key: value for part in parts for key, value in part.state_dict().items()}
+    assert held.keys() == state.keys()
+    assert sum(len(part.state_dict()) for part in parts) == len(state)
+    assert all(torch.equal(held[key], value) for key, value in state.items())
+    # The model is another one, and no statistic of either moved.
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert not {id(p) for part in parts for p in part.parameters()} & {
+        id(p) for p in model.parameters()
+    }
+    assert not any(
+        module.training for part in parts for module in part.modules() if module._parameters
+    )
+
+
+@pytest.mark.parametrize(("name", "most"), [("sequential", 4), ("resnet", 6), ("vit", 10)])
+def test_layers_are_as_many_parts_as_there_are_places(name: str, most: int) -> None:
+    make, size = NETWORKS[name]
+    x = torch.randn(2, 3, size, size)
+    assert len(cut_network(make(), x, "layers")) == most
+    with pytest.raises(ValueError, match=rf"`blocks` is {most + 1}, but .* at most {most} blocks"):
+        cut_network(make(), x, most + 1)
+
+
+def test_parts_begin_with_a_layer_and_nothing_is_lost() -> None:
+    parts = cut_network(_cnn(), torch.randn(2, 3, 16, 16), "layers")
+    kinds = [[type(m).__name__ for m in part.modules() if not m._modules] for part in parts]
+    assert kinds == [
+        ["Conv2d", "BatchNorm2d", "ReLU"],
+        ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"],
+        ["Conv2d", "ReLU", "Flatten", "Dropout"],
+        ["Linear"],
+    ]
+
+
+def _stored(part: nn.Module, x: Tensor) -> int:
+    """Bytes that torch keeps for a part's gradient, counted here once more."""
+    own = {t.untyped_storage()._cdata for t in (*part.parameters(), *part.buffers())}
+    kept = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        part(x)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", ["sequential", "resnet", "vit"])
+def test_the_largest_part_stores_the_least_that_is_possible(name: str) -> None:
+    """Against every pair of places."""
+    make, size = NETWORKS[name]
+    model, x = make().train(), torch.randn(4, 3, size, size)
+    singles, sizes = cut_network(model, x, "layers"), []
+    y = x
+    for part in singles:
+        sizes.append(_stored(part, y))
+        y = part(y).detach()
+    count = len(sizes)
+    least = min(
+        max(sum(sizes[:a]), sum(sizes[a:b]), sum(sizes[b:]))
+        for a in range(1, count - 1)
+        for b in range(a + 1, count)
+    )
+    lengths = [sum(1 for _ in part.parameters()) for part in cut_network(model, x, 3)]
+    own = [sum(1 for _ in part.parameters()) for part in singles]
+    ends = [sum(lengths[: i + 1]) for i in range(3)]
+    runs, index = [], 0
+    for end in ends:
+        run = 0
+        while index < count and sum(own[: index + 1]) <= end:
+            run += sizes[index]
+            index += 1
+        runs.append(run)
+    assert sum(runs) == sum(sizes)
+    assert max(runs) == least
+
+
+def test_cuts_by_name() -> None:
+    torch.manual_seed(0)
+    model, x = models.resnet18(num_classes=10).eval(), torch.randn(2, 3, 32, 32)
+    parts = cut_network(model, x, cut=["layer1", "layer2.0", "avgpool"])
+    assert [list(dict(part.named_children())) for part in parts] == [
+        ["conv1", "bn1", "relu", "maxpool", "layer1"],
+        ["layer2"],
+        ["layer2", "layer3", "layer4", "avgpool"],
+        ["fc"],
+    ]
+    y = x
+    for part in parts:
+        y = part(y)
+    assert torch.equal(y, model(x))
+
+
+class _Net(nn.Module):
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(inplace=True)
+        self.c = nn.Linear(6, 10)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+def _skip(net: Any, x: Tensor) -> Tensor:
+    first = net.a(x)
+    return net.c(net.b(first) + first)
+
+
+def _branch(net: Any, x: Tensor) -> Tensor:
+    return net.c(net.a(x) if x.sum() > 0 else net.b(x))
+
+
+def _dropout(net: Any, x: Tensor) -> Tensor:
+    return net.c(nn.functional.dropout(net.a(x), 0.5, net.training))
+
+
+def _in_place(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y.add_(1)
+    return net.c(net.b(y))
+
+
+@pytest.mark.parametrize(
+    ("forward", "how", "message"),
+    [
+        (_skip, {"cut": ["b"]}, r"cannot cut behind 'b': 2 values pass there \(a, b\)"),
+        (_skip, {"cut": ["d"]}, "'d', which is no module of _Net"),
+        (_skip, {"cut": ["act"]}, "'act', which _Net does not call"),
+        (_skip, {"cut": ["c"]}, "behind which nothing is left"),
+        (_skip, {"cut": ["c", "a"]}, "behind which nothing is left"),
+        (_in_place, {"cut": ["b", "a"]}, "'a' after 'b', but it ends before"),
+        (_in_place, {"cut": ["a"]}, "what comes next changes its output in place"),
+        (_skip, {"blocks": 0}, "`blocks` must be at least 1"),
+        (_skip, {"blocks": 4}, "at most 3 blocks"),
+        (_skip, {}, "give `blocks`, how many parts, or `cut`"),
+        (_branch, {"blocks": 2}, r"_Net cannot be traced \(.*control flow"),
+        (_dropout, {"blocks": 2}, "does other things in training than in evaluation"),
+    ],
+)
+def test_what_cannot_be_cut_is_said(forward: Any, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cut_network(_Net(forward), torch.randn(2, 6), **how)
+
+
+def test_blocks_learn_like_the_gradient_of_their_part_alone() -> None:
+    """Two blocks against two parts with a loss each, by autograd."""
+    torch.manual_seed(0)
+    x, target = torch.randn(8, 3, 16, 16), torch.arange(8)
+    net = convert(_cnn(), 10, x, blocks=2, readout=32, projection=12)
+    net.eval()  # without dropout
+    first, second = net.local_layers
+    optimizer = LocalSGD(net.parameters(), lr=0.1)
+    others = [copy.deepcopy(block) for block in net.local_layers]
+    losses = net.local_step(x, target, optimizer)
+    y, found = x, []
+    for other in others:
+        y = other.body(y.detach())
+        rows = (
+            y
+            if other.projection is None
+            else nn.functional.adaptive_avg_pool2d(y, (2, 2)).flatten(1) @ other.projection[0]
+        )
+        cosines = nn.functional.normalize(rows, dim=1) @ other.vectors.T
+        loss = nn.functional.cross_entropy(20 * cosines, target)
+        loss.backward()
+        found.append(loss.detach())
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter -= 0.1 * parameter.grad
+    torch.testing.assert_close(losses, torch.stack(found))
+    for block, other in zip((first, second), others, strict=True):
+        for ours, theirs in zip(block.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "sequential"])
+@pytest.mark.parametrize("blocks", [1, 2, "layers"])
+def test_converted_networks_keep_their_answers_and_learn(name: str, blocks: Any) -> None:
+    torch.manual_seed(0)
+    make, size = NETWORKS[name]
+    model, x = make().eval(), torch.randn(10, 3, size, size)
+    net = convert(model, 10, x[:2], blocks=blocks)
+    assert all(isinstance(layer, SpelaBlock) for layer in net.local_layers)
+    assert not net.training
+    if name != "vit":  # whose last layer starts with zeros
+        assert torch.equal(net.predict(x), model(x).argmax(dim=1))
+    target = torch.arange(10)
+    net.train()
+    optimizer = LocalAdam(net.parameters(), lr=1e-3)
+    losses = [float(net.local_step(x, target, optimizer)[-1]) for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+def test_pretrained_weights_of_other_classes_go_through_a_projection() -> None:
+    model, x = _resnet(20), torch.randn(2, 3, 32, 32)
+    net = convert(model, 10, x, cut=["layer2"], similarity=0.1, dropout=0.2, checkpoint=True)
+    assert [block.projection.shape for block in net.local_layers] == [(1, 128, 128), (1, 20, 128)]
+    assert net.training
+    assert net(x).shape == (2, 10)
+    with pytest.raises(TypeError, match="readout: settings of blocks"):
+        convert(_cnn(), 10, x, readout=3)
+    with pytest.raises(TypeError, match="cut it into `blocks`"):
+        convert(model, 10, x)  # type: ignore[arg-type]
