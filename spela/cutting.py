@@ -7,9 +7,8 @@ need; a part begins with a layer that has a weight, so that activations and norm
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from spela.vectors import as_size
 
-__all__ = ["cut_network"]
+__all__ = ["cut_network", "split_evenly"]
 
 
 class _Tracer(fx.Tracer):
@@ -73,8 +72,44 @@ def cut_network(
                 f"`blocks` is {count}, but this network has {len(places)} places to cut it at: at most "
                 f"{len(places) + 1} blocks"
             )
-        ends = _balanced(_parts(graph, steps, places, model), places, count, sample_input)
+        runs = split_evenly(_stored_bytes(_parts(graph, steps, places, model), sample_input), count)
+        ends = [place for place, (a, b) in zip(places, pairwise(runs), strict=True) if a != b]
     return _parts(graph, steps, ends, model)
+
+
+def split_evenly(costs: Sequence[int], parts: int) -> list[int]:
+    """Cut a sequence into contiguous parts with the smallest possible largest sum.
+
+    Args:
+        costs: Of each item, >= 0.
+        parts: Number of parts, each with at least one item.
+
+    Returns:
+        The part of each item, 0 .. parts - 1, never falling; of equal cuts the one that leaves
+        earlier parts fewer items.
+
+    Raises:
+        ValueError: If there are fewer items than parts.
+
+    Example:
+        >>> split_evenly([1, 1, 1, 3], 2)
+        [0, 0, 0, 1]
+    """
+    if not 1 <= parts <= len(costs):
+        raise ValueError(f"{len(costs)} items cannot be cut into {parts} parts")
+    # best[k]: for the first k items in the parts so far, the largest sum and the cuts that give it.
+    best: list[tuple[int, list[int]]] = [(sum(costs[:k]), [0] * k) for k in range(len(costs) + 1)]
+    for part in range(1, parts):
+        best = [
+            min(
+                (max(best[cut][0], sum(costs[cut:k])), best[cut][1] + [part] * (k - cut))
+                for cut in range(part, k)
+            )
+            if k > part
+            else (0, [])
+            for k in range(len(costs) + 1)
+        ]
+    return best[-1][1]
 
 
 def _traced(model: nn.Module) -> fx.Graph:
@@ -231,26 +266,6 @@ def _parts(
         parts.append(part)
         entry, start = steps[end], end + 1
     return parts
-
-
-def _balanced(parts: list[nn.Module], places: list[int], count: int, x: Tensor) -> list[int]:
-    """The places of `count` runs of parts, the largest of which stores as little as possible."""
-    sizes = _stored_bytes(parts, x)
-    total = [0, *itertools.accumulate(sizes)]
-    # best[n]: the least largest sum of the first n parts in so many runs, and where the last one begins.
-    best: list[tuple[float, int]] = [(sum_, 0) for sum_ in total]
-    table = []
-    for runs in range(2, count + 1):
-        best = [(math.inf, 0)] * runs + [
-            min((max(best[m][0], total[n] - total[m]), m) for m in range(runs - 1, n))
-            for n in range(runs, len(total))
-        ]
-        table.append(best)
-    ends, n = [], len(sizes)
-    for row in reversed(table):
-        n = row[n][1]
-        ends.append(places[n - 1])
-    return ends[::-1]
 
 
 def _stored_bytes(parts: list[nn.Module], x: Tensor) -> list[int]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spela.layers import LocalLayer
 from spela.layers.modes import in_eval_mode
 
-__all__ = ["LayerCost", "layer_costs", "multiply_adds"]
+__all__ = ["LayerCost", "count_multiply_adds", "layer_costs", "multiply_adds"]
 
 
 class LayerCost(NamedTuple):
@@ -56,10 +57,10 @@ def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Layer
     try:
         with in_eval_mode(net):  # one sample has no batch statistics
             for module in net:
-                counted, x = _count(module, x)
+                counted, x = count_multiply_adds(module, x)
                 forward += counted
                 if isinstance(module, LocalLayer):
-                    costs.append(LayerCost(forward, _count(module.scores, x)[0]))
+                    costs.append(LayerCost(forward, count_multiply_adds(module.scores, x)[0]))
                     forward = 0
     except (RuntimeError, ValueError) as error:
         raise ValueError(
@@ -71,7 +72,17 @@ def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Layer
 
 
 @torch.no_grad()
-def _count(function, x: torch.Tensor) -> tuple[int, torch.Tensor]:  # type: ignore[no-untyped-def]
+def count_multiply_adds(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[int, Tensor]:
+    """Multiply-adds of a call, and what it returned.
+
+    Args:
+        function: A module, or a method of one.
+        x: Its input.
+
+    Example:
+        >>> count_multiply_adds(nn.Linear(4, 3), torch.ones(2, 4))[0]
+        24
+    """
     # Registered by the layers' import; the counter sees the op, not what runs inside it.
     formulas = {torch.ops.spela.projection_forward: _projection_flops}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)

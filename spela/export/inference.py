@@ -13,7 +13,7 @@ from spela.export.program import (
     example_batch,
     without_paths,
 )
-from spela.layers import LocalLayer, SpelaConv2d
+from spela.layers import LocalLayer, SpelaBlock, SpelaConv2d
 from spela.layers.modes import in_eval_mode
 from spela.layers.plain import departure
 from spela.network import SpelaSequential
@@ -41,10 +41,9 @@ def layer_scores(layer: LocalLayer, y: Tensor) -> Tensor:
     Returns:
         (B, C) scores.
     """
-    if isinstance(layer, SpelaConv2d) and type(layer).scores is SpelaConv2d.scores:
-        return projection.scores(
-            Call(y.flatten(2), layer.projection, layer.vectors, layer.grouping, None, Settings())
-        )
+    for kind in (SpelaConv2d, SpelaBlock):
+        if isinstance(layer, kind) and type(layer).scores is kind.scores:
+            return projection.scores(Call(*layer.head_input(y), None, Settings()))
     return layer.scores(y)
 
 

@@ -201,8 +201,15 @@ class SpelaBlock(LocalLayer):
         Raises:
             ValueError: If y is not such an output.
         """
-        rows = self._rows(y)
-        return projection_forward(rows.to(self.vectors.dtype)[:, None], *self._projector())
+        return projection_forward(*self.head_input(y))
+
+    def head_input(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `spela_kernels.projection_forward` takes for outputs (B, ...) of this block: one kernel's map.
+
+        Raises:
+            ValueError: If y is not such an output.
+        """
+        return self._rows(y).to(self.vectors.dtype)[:, None], *self._projector()
 
     def _rows(self, y: Tensor) -> Tensor:
         """What the head sees: (B, F)."""

@@ -295,10 +295,18 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
         Raises:
             ValueError: If y is not such an output.
         """
+        return projection_forward(*self.head_input(y))
+
+    def head_input(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `spela_kernels.projection_forward` takes for outputs (B, K, Ho, Wo) of this layer.
+
+        Raises:
+            ValueError: If y is not such an output.
+        """
         if y.dim() != 4 or y.shape[2:] != self.output_size:
             expected = ", ".join(map(str, (self.out_channels, *self.output_size)))
             raise ValueError(f"`y` must be (B, {expected}), got {tuple(y.shape)}")
-        return projection_forward(y.flatten(2), *self._projector())
+        return y.flatten(2), *self._projector()
 
     def _projector(self) -> tuple[nn.Parameter, Tensor, Tensor]:
         return self.projection, self.vectors, self.grouping

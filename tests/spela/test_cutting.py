@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 from spela import SpelaBlock, convert
-from spela.cutting import cut_network
+from spela.cutting import cut_network, split_evenly
 from spela.optim import LocalAdam, LocalSGD
 
 
@@ -267,3 +268,23 @@ def test_pretrained_weights_of_other_classes_go_through_a_projection() -> None:
         convert(_cnn(), 10, x, readout=3)
     with pytest.raises(TypeError, match="cut it into `blocks`"):
         convert(model, 10, x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "costs", [(5,), (1, 2, 3, 4), (4, 3, 2, 1), (0, 0, 7), (3, 3, 1, 9, 2, 2), (1,) * 7]
+)
+def test_no_split_has_a_faster_slowest_stage(costs: tuple[int, ...]) -> None:
+    for parts in range(1, len(costs) + 1):
+        found = split_evenly(costs, parts)
+        assert sorted(set(found)) == list(range(parts))
+        assert found == sorted(found)
+        slowest = max(
+            sum(c for c, p in zip(costs, found, strict=True) if p == k) for k in set(found)
+        )
+        best = min(
+            max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, len(costs))))
+            for cuts in itertools.combinations(range(1, len(costs)), parts - 1)
+        )
+        assert slowest == best
+    with pytest.raises(ValueError, match="cannot be cut into"):
+        split_evenly(costs, len(costs) + 1)

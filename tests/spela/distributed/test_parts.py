@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from spela.distributed import DataParallelSequential, LayerParallelSequential, R
 from spela.distributed.joint import JointDropout, join_modules
 from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Pending
-from spela.distributed.stages import split_evenly
 from spela.experiments import make_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
@@ -32,26 +30,6 @@ def test_shares_cover_a_batch_once(total: int, size: int) -> None:
     for share in shares:
         if not share.whole:
             assert share.weight == len(range(total)[share.rows]) / total > 0
-
-
-@pytest.mark.parametrize(
-    "costs", [(5,), (1, 2, 3, 4), (4, 3, 2, 1), (0, 0, 7), (3, 3, 1, 9, 2, 2), (1,) * 7]
-)
-def test_no_split_has_a_faster_slowest_stage(costs: tuple[int, ...]) -> None:
-    for parts in range(1, len(costs) + 1):
-        found = split_evenly(costs, parts)
-        assert sorted(set(found)) == list(range(parts))
-        assert found == sorted(found)
-        slowest = max(
-            sum(c for c, p in zip(costs, found, strict=True) if p == k) for k in set(found)
-        )
-        best = min(
-            max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, len(costs))))
-            for cuts in itertools.combinations(range(1, len(costs)), parts - 1)
-        )
-        assert slowest == best
-    with pytest.raises(ValueError, match="cannot be spread over"):
-        split_evenly(costs, len(costs) + 1)
 
 
 def test_parts_of_a_joint_mask_make_one_process_mask() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, convert
 from spela.baselines import BackpropSequential
 from spela.export import inference_program, write_onnx, write_pt2
 
@@ -42,7 +42,21 @@ def _backprop() -> nn.Module:
     return BackpropSequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 10))
 
 
-NETS = {"mlp": (_mlp, (3, 4, 4)), "cnn": (_cnn, (3, 3, 3)), "backprop": (_backprop, (3, 4, 4))}
+def _blocks() -> nn.Module:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 2), nn.GELU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
+    )  # fmt: skip
+    x = torch.randn(2, 3, 4, 4)
+    return convert(model, 10, x, blocks="layers", readout=32, similarity=0.5, dropout=0.2)
+
+
+NETS = {
+    "mlp": (_mlp, (3, 4, 4)),
+    "cnn": (_cnn, (3, 3, 3)),
+    "blocks": (_blocks, (3, 4, 4)),
+    "backprop": (_backprop, (3, 4, 4)),
+}
 
 
 @pytest.mark.parametrize("name", NETS)
