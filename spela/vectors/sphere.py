@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Objective", "best_minimum", "coulomb", "stress", "unit_rows"]
+__all__ = ["Objective", "announce", "best_minimum", "coulomb", "stress", "unit_rows"]
 
 # (N, d) unit rows -> (value, gradient with respect to the rows up to a radial part)
 Objective = Callable[[Tensor], tuple[float, Tensor]]
@@ -60,6 +60,12 @@ def stress(vectors: Tensor, distances: Tensor) -> tuple[float, Tensor]:
     return 0.5 * error.square().sum().item(), torch.mm(error * squared.rsqrt(), vectors).mul_(-2.0)
 
 
+def announce(count: int, dim: int, work: float) -> None:
+    """Say in the log that so many multiply-adds take longer than a second."""
+    if work > _SLOW_WORK:
+        _logger.warning("placing %s class vectors in %s dimensions takes some seconds", count, dim)
+
+
 def best_minimum(objective: Objective, starts: Tensor) -> Tensor:
     """Return the unit rows (N, d) of the lowest minimum reached from ``starts`` (S, N, d).
 
@@ -72,8 +78,7 @@ def best_minimum(objective: Objective, starts: Tensor) -> Tensor:
     short, long = _SHORT_RUN, max(500, 400_000 // count)
     share = min(1.0, _MOST_WORK / (step * (short * len(starts) + long)))
     short, long = int(short * share), int(long * share)
-    if step * (short * len(starts) + long) > _SLOW_WORK:
-        _logger.warning("placing %s class vectors in %s dimensions takes some seconds", count, dim)
+    announce(count, dim, step * (short * len(starts) + long))
     if long == 0:
         return unit_rows(starts[0])
     runs = [_minimise(objective, start, short) for start in starts] if len(starts) > 1 else []

@@ -132,6 +132,10 @@ CASES = {
     "mixed-softmax": Case(
         (18, 3, 24, 40, 4, 6), "softmax", "sgd", torch.float16, params_dtype=torch.float32
     ),
+    "block-head": Case((20, 1, 256, 128, 10, 10), "softmax", "adam"),
+    "block-head-mixed": Case(
+        (20, 1, 96, 128, 10, 10), "softmax", "momentum", torch.float16, params_dtype=torch.float32
+    ),
     "zero-rows": Case((18, 3, 24, 20, 4, 6), "log", layout="zero rows"),
 }
 # And whatever the table holds.

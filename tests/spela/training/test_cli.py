@@ -31,7 +31,7 @@ def _spela(*arguments: str | Path, **options: object) -> subprocess.CompletedPro
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        timeout=600,  # on a busy machine; a hang is longer
         **options,  # type: ignore[call-overload]
     )
 
@@ -136,7 +136,7 @@ def test_stopped_and_resumed_ends_in_the_same_bits(how: int, tmp_path: Path) -> 
         time.sleep(0.01)
     time.sleep(0.05)  # into the middle of an epoch
     process.send_signal(how)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), error
     assert error == ("stopped, go on with --resume\n" if how == signal.SIGINT else "")
     assert not (cut / "summary.json").exists()
