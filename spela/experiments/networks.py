@@ -1,0 +1,154 @@
+"""Three small networks by name, for images: what a run cuts into blocks, or trains end to end.
+
+Axes: B batch, C channels, H, W image, E width of a transformer's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["NETWORKS", "build_body"]
+
+_PATCH = 4  # pixels a side, of a transformer's tokens
+_HEADS = 4
+_DEPTH = 6
+
+
+def _convolution(inputs: int, outputs: int, stride: int, factory: dict[str, Any]) -> nn.Sequential:
+    """3 x 3, zeros padded, with batch norm, which makes a bias needless."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False, **factory),
+        nn.BatchNorm2d(outputs, **factory),
+    )
+
+
+def _vgg(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequential:
+    """Six convolutions; the map is halved behind the second, fourth, fifth and sixth."""
+    modules: list[nn.Module] = []
+    channels = shape[0]
+    for outputs, halves in ((1, False), (2, True), (2, False), (4, True), (4, True), (4, True)):
+        modules += [_convolution(channels, outputs * width, 1, factory), nn.LeakyReLU(0.01)]
+        if halves:
+            modules.append(nn.MaxPool2d(2))
+        channels = outputs * width
+    return nn.Sequential(*modules, nn.Flatten())
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a shortcut, which is a 1 x 1 convolution where sizes change."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, factory: dict[str, Any]) -> None:
+        super().__init__()
+        self.first = _convolution(inputs, outputs, stride, factory)
+        self.second = _convolution(outputs, outputs, 1, factory)
+        self.act = nn.LeakyReLU(0.01)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False, **factory),
+                nn.BatchNorm2d(outputs, **factory),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.second(self.act(self.first(x))) + self.shortcut(x))
+
+
+def _resnet(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequential:
+    """A convolution and three stages of two residual blocks, pooled: He et al. 2016 for small images."""
+    modules: list[nn.Module] = [_convolution(shape[0], width, 1, factory), nn.LeakyReLU(0.01)]
+    channels = width
+    for factor, stride in ((1, 1), (2, 2), (4, 2)):
+        for step in (stride, 1):
+            modules.append(_Residual(channels, factor * width, step, factory))
+            channels = factor * width
+    return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class _Tokens(nn.Module):
+    """Patches of an image as tokens, with learnt places."""
+
+    def __init__(self, shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> None:
+        super().__init__()
+        count = (shape[1] // _PATCH) * (shape[2] // _PATCH)
+        self.patch = nn.Conv2d(shape[0], width, _PATCH, _PATCH, **factory)
+        self.places = nn.Parameter(0.02 * torch.randn(1, count, width, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.patch(x).flatten(2).transpose(1, 2) + self.places
+
+
+class _Mean(nn.Module):
+    """Tokens averaged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=1)
+
+
+def _vit(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequential:
+    """Patches of 4 x 4 pixels through six transformer layers: Dosovitskiy et al. 2021, for small images."""
+    layers = [
+        nn.TransformerEncoderLayer(
+            width, _HEADS, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True, **factory
+        )
+        for _ in range(_DEPTH)
+    ]
+    norm = nn.LayerNorm(width, **factory)
+    return nn.Sequential(_Tokens(shape, width, factory), *layers, norm, _Mean())
+
+
+_Build = Callable[[tuple[int, ...], int, dict[str, Any]], nn.Sequential]
+# The width that a recipe takes if it says none, and the least image side.
+NETWORKS: dict[str, tuple[_Build, int, int]] = {
+    "vgg": (_vgg, 32, 16),
+    "resnet": (_resnet, 32, 4),
+    "vit": (_vit, 128, _PATCH),
+}
+
+
+def build_body(
+    name: str,
+    sample_shape: tuple[int, ...],
+    width: int,
+    seed: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """A network up to the rows (B, F) that its last layer would classify.
+
+    Args:
+        name: vgg, resnet or vit.
+        sample_shape: (C, H, W) of an image.
+        width: Channels of the first convolution, or of a token (a multiple of 4); 0: the network's usual one.
+        seed: Of the weights, which start as torch's.
+        device: Where they live.
+        dtype: Theirs.
+
+    Raises:
+        ValueError: If the samples are no images, or too small, or the width does not fit.
+
+    Example:
+        >>> build_body("vit", (1, 28, 28), 64, seed=0)(torch.randn(2, 1, 28, 28)).shape
+        torch.Size([2, 64])
+    """
+    build, usual, least = NETWORKS[name]
+    if len(sample_shape) != 3:
+        raise ValueError(
+            f"--model {name} needs images (C, H, W), the data has samples of shape {sample_shape}: "
+            "use --model mlp"
+        )
+    if min(sample_shape[1:]) < least:
+        raise ValueError(
+            f"--model {name} needs images of at least {least} x {least} pixels, got "
+            f"{sample_shape[1]} x {sample_shape[2]}: use --resize"
+        )
+    width = width or usual
+    if name == "vit" and width % _HEADS:
+        raise ValueError(f"--width of vit must be a multiple of {_HEADS}, its heads; got {width}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(sample_shape, width, {"device": device, "dtype": dtype})
