@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class Batches:
         generator: where the order comes from; required with shuffle. A CPU generator gives the
             same order on every device.
         drop_last: leave a shorter last batch out.
+        augment: what is done to each batch of raw samples before it is converted; None: nothing.
 
     Raises:
         TypeError: x or y is not a tensor, or batch_size no whole number.
@@ -51,6 +52,7 @@ class Batches:
         shuffle: bool,
         generator: torch.Generator | None = None,
         drop_last: bool = False,
+        augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             raise TypeError(f"x and y must be tensors, got {type(x).__name__}, {type(y).__name__}")
@@ -77,6 +79,7 @@ class Batches:
         self.shuffle = shuffle
         self.generator = generator
         self.drop_last = drop_last
+        self.augment = augment
 
     def __len__(self) -> int:
         """The number of batches in one epoch."""
@@ -96,20 +99,24 @@ class Batches:
 
     def _shuffled(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for index in order.split(self.batch_size)[: len(self)]:
-            yield prepare(self.x.index_select(0, index)), self.y.index_select(0, index)
+            yield self._inputs(self.x.index_select(0, index)), self.y.index_select(0, index)
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             stop = start + self.batch_size
-            yield prepare(self.x[start:stop]), self.y[start:stop]
+            yield self._inputs(self.x[start:stop]), self.y[start:stop]
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        return prepare(x if self.augment is None else self.augment(x))
 
 
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+def epoch_generator(seed: int, epoch: int, *stream: int) -> torch.Generator:
     """A CPU generator that depends only on (seed, epoch), so that a resumed epoch is the same.
 
     Args:
         seed: the run's seed, at least 0.
         epoch: the epoch's number, at least 0.
+        *stream: numbers that tell apart several generators of one epoch.
 
     Example:
         >>> draws = [torch.randperm(9, generator=epoch_generator(0, 3)) for _ in range(2)]
@@ -117,5 +124,5 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
         True
     """
     # SeedSequence mixes both numbers: seed + epoch would give (0, 1) and (1, 0) the same order.
-    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    state = np.random.SeedSequence((seed, epoch, *stream)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential
+from spela.convert import convert
+from spela.experiments.networks import build_body
 from spela.experiments.rivals import FLOAT32, Network, build_rival
 from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
+from spela.layers.modes import in_eval_mode
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
@@ -49,7 +52,8 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
         A `SpelaSequential` of SpelaConv2d for every entry of channels, Flatten and, for every linear
         layer, [RowNorm,] [Dropout,] SpelaLinear (with binary weights if asked for); or the backprop
         baseline with the same hidden layers and an output layer of C logits; or another rival
-        (`build_rival`). Dropout on the network's input stands first.
+        (`build_rival`). Dropout on the network's input stands first. A network by name is a
+        `SpelaSequential` of SpelaBlock, or the baseline with an output layer.
 
     Raises:
         ValueError: If convolutions are asked for samples that are no images, or too small ones; or if a
@@ -57,6 +61,8 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
     """
     _check_room(config, num_classes)
     generator = torch.Generator().manual_seed(config.seed)
+    if config.network:
+        return _named_network(config, sample_shape, num_classes, generator)
     if config.method not in ("spela", "backprop"):
         return build_rival(config, sample_shape, num_classes, generator)
     modules, shape = _convolutions(config, sample_shape, num_classes, generator)
@@ -95,6 +101,38 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
     return SpelaSequential(*modules)
 
 
+def _named_network(
+    config: RunConfig,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    generator: torch.Generator,
+) -> Network:
+    body = build_body(config.network, sample_shape, config.width, config.seed, **FLOAT32)
+    sample = torch.zeros(2, *sample_shape, **FLOAT32)
+    if config.method == "backprop":
+        with in_eval_mode(body), torch.no_grad():
+            features = body(sample).shape[1]
+        modules = [nn.Dropout(config.dropout)] if config.dropout > 0 else []
+        return BackpropSequential(
+            *body, *modules, _linear(features, num_classes, config, generator)
+        )
+    return convert(
+        body,
+        num_classes,
+        sample,
+        blocks=config.blocks if config.blocks == "layers" else int(config.blocks),
+        objective=config.objective,
+        scale=config.scale,
+        readout=config.readout,
+        projection=config.projection,
+        projection_std=config.projection_std,
+        similarity=config.similarity,
+        dropout=config.dropout,
+        vectors=config.vectors,
+        generator=generator,
+    )
+
+
 def _check_room(config: RunConfig, num_classes: int) -> None:
     """One dimension has two directions: more class vectors would coincide."""
     groups = most_groups(parse_groups(config.groups, num_classes), num_classes)
@@ -128,6 +166,8 @@ def least_weights(config: RunConfig, sample_shape: tuple[int, ...]) -> int:
     """
     if not sample_shape or min(sample_shape) < 1:
         raise ValueError(f"a sample of shape {sample_shape} holds nothing")
+    if config.network:  # each has a matrix of its width by at least its width
+        return config.width**2
     total, width = 0, math.prod(sample_shape)
     for kernels in config.channels:
         total += kernels * config.kernel_size**2

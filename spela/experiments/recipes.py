@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from spela.experiments.networks import NETWORKS
 from spela.training import RunConfig
 
 __all__ = ["RECIPES", "make_config"]
@@ -47,6 +48,13 @@ _COMMON: dict[str, Any] = {
     "schedule": "constant",
     "lr_drop": 0.0,
     "diagnostics": False,
+    "network": "",
+    "width": 0,
+    "blocks": "",
+    "readout": 256,
+    "projection": 128,
+    "similarity": 0.0,
+    "augment": False,
 }
 
 _MLP: dict[str, dict[str, Any]] = {
@@ -222,7 +230,32 @@ _CNN: dict[str, dict[str, Any]] = {
     },
 }
 
-RECIPES: dict[str, dict[str, dict[str, Any]]] = {"mlp": _MLP, "cnn": _CNN}
+# Networks by name, cut into blocks, and end to end; not tuned.
+_NETWORK: dict[str, Any] = {
+    **_COMMON,
+    "layers": (),
+    "blocks": "3",
+    "epochs": 20,
+    "batch_size": 128,
+    "objective": "softmax",
+    "projection_std": 0.1,
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.01,
+    "schedule": "cosine",
+}
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "mlp": _MLP,
+    "cnn": _CNN,
+    **{
+        name: {
+            "best": {**_NETWORK, "network": name},
+            "backprop": {**_NETWORK, "network": name, "method": "backprop", "blocks": ""},
+        }
+        for name in NETWORKS
+    },
+}
 
 
 def make_config(
@@ -234,7 +267,8 @@ def make_config(
         data: Dataset name or path.
         recipe: One of `RECIPES[model]`.
         seed: Of class vectors, weights, shuffling and dropout.
-        model: mlp (linear layers) or cnn (convolutions, then perhaps linear layers).
+        model: mlp (linear layers), cnn (convolutions, then perhaps linear layers), or a network by name
+            (vgg, resnet, vit), cut into blocks.
         **overrides: Settings of `RunConfig`; None keeps the recipe's value.
 
     Returns:

@@ -32,6 +32,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "init": ("default", "kaiming-normal"),
     "bias_init": ("default", "uniform"),
     "binarise": ("", "all", "last"),
+    "network": ("", "vgg", "resnet", "vit"),
 }
 
 
@@ -117,6 +118,13 @@ class RunConfig:
         schedule: constant, cosine (to zero, by step) or drop (lr_drop less every 10 epochs).
         lr_drop: What `drop` subtracts, in units of lr.
         diagnostics: After every epoch, look at every layer on fixed training samples.
+        network: Instead of channels and layers a network by name, which SPELA cuts into blocks.
+        width: Channels of its first convolution, or of a token; 0: its usual one.
+        blocks: How many blocks, or layers (as many as there are places to cut at).
+        readout: Most numbers that a block's head reads out of a map.
+        projection: Outputs of the heads' projections; their loss is `objective` with `scale`.
+        similarity: Weight of the blocks' similarity loss, in [0, 1).
+        augment: Whether training images are cropped (zeros around, 4 pixels) and mirrored at random.
     """
 
     data: str
@@ -160,6 +168,13 @@ class RunConfig:
     # Settings with a default are written only where they differ: runs from before they came keep their names.
     share_groups: bool = False
     bias_init: str = "default"
+    network: str = ""
+    width: int = 0
+    blocks: str = ""
+    readout: int = 256
+    projection: int = 128
+    similarity: float = 0.0
+    augment: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -172,7 +187,7 @@ class RunConfig:
             object.__setattr__(self, name, sizes)
             if not all(isinstance(n, int) and 1 <= n <= MOST for n in sizes):
                 raise ValueError(f"{name} must be positive sizes such as 1024,1024, got {sizes}")
-        if not self.layers and not self.channels:
+        if not self.layers and not self.channels and not self.network:
             raise ValueError("layers must name at least one size, such as 1024,1024")
         if self.head_epochs > 0 and not (self.channels and self.layers):
             raise ValueError("head_epochs needs convolutions and a head: set channels and layers")
@@ -186,10 +201,18 @@ class RunConfig:
                 "before it off the length of its input"
             )
         parse_groups(self.groups, 2)
-        for name in ("head_epochs", "resize"):
+        self._check_network()
+        for name in ("head_epochs", "resize", "width"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("epochs", "batch_size", "kernel_size", "symmetric_dim"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "kernel_size",
+            "symmetric_dim",
+            "readout",
+            "projection",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
@@ -199,6 +222,9 @@ class RunConfig:
             "kernel_size",
             "symmetric_dim",
             "resize",
+            "width",
+            "readout",
+            "projection",
         ):
             if getattr(self, name) > MOST:
                 raise ValueError(f"{name} must be at most 2^31-1, got {getattr(self, name)}")
@@ -214,7 +240,14 @@ class RunConfig:
                 raise ValueError(
                     f"{name} must be 0 or more and in float32's range, got {getattr(self, name)}"
                 )
-        for name in ("momentum", "dropout", "input_dropout", "label_noise", "test_share"):
+        for name in (
+            "momentum",
+            "dropout",
+            "input_dropout",
+            "label_noise",
+            "test_share",
+            "similarity",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.bias_init != "default" and self.method != "spela":
@@ -225,6 +258,27 @@ class RunConfig:
             raise ValueError("share_groups is for SPELA's convolutions: use --model cnn")
         if self.binarise and (self.method != "spela" or self.channels):
             raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
+
+    def _check_network(self) -> None:
+        """A network by name has its own layers, and only SPELA cuts it."""
+        if not self.network:
+            if self.blocks or self.width:
+                raise ValueError(
+                    "blocks and width are for a network: use --model vgg, resnet or vit"
+                )
+            return
+        if self.channels or self.layers or self.binarise or self.normalize_input != "none":
+            raise ValueError(
+                f"network {self.network} has its own layers: leave channels, layers, binarise and "
+                "normalize_input out"
+            )
+        if self.method not in ("spela", "backprop"):
+            raise ValueError(f"method {self.method} is for linear layers: use --model mlp")
+        counted = self.blocks.isascii() and self.blocks.isdigit() and int(self.blocks) >= 1
+        if self.method == "backprop" and self.blocks:
+            raise ValueError("backprop trains the whole network at once: leave blocks out")
+        if self.method == "spela" and self.blocks != "layers" and not counted:
+            raise ValueError(f"blocks must be a number such as 3, or layers, got {self.blocks!r}")
 
     @property
     def total_epochs(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.data import Batches, Dataset, epoch_generator
+from spela.data.augment import crop_and_flip
 from spela.layers import LocalLayer
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
@@ -147,6 +149,7 @@ class Trainer:
             config.batch_size,
             shuffle=config.shuffle,
             generator=generator,
+            augment=self._augmentation(epoch),
         )
         if self.listener is not None:
             self.listener.on_epoch_start(epoch + 1, config.total_epochs, len(batches))
@@ -234,7 +237,9 @@ class Trainer:
         config = self.config
         if config.method != "spela":
             return "torch"
-        objective = config.objective if config.layers else config.conv_objective
+        objective = (
+            config.conv_objective if config.channels and not config.layers else config.objective
+        )
         return select_backend(device, Settings(config.activation, objective=objective))
 
     def _diagnostics(self) -> dict[str, Any]:
@@ -242,6 +247,11 @@ class Trainer:
             return {}
         rows = diagnose(self.module, Probe.of(self.dataset))
         return {"diagnostics": [asdict(row) for row in rows]}
+
+    def _augmentation(self, epoch: int) -> Callable[[Tensor], Tensor] | None:
+        if not self.config.augment:
+            return None
+        return partial(crop_and_flip, generator=epoch_generator(self.config.seed, epoch, 1))
 
     def _freeze(self, epoch: int) -> None:
         """With epochs for the head alone: freeze it before them, and the convolutions in them."""
