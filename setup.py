@@ -12,7 +12,7 @@ def passes(name: str, source: str, *headers: str) -> Extension:
     return Extension(
         name,
         [source],
-        depends=[*headers],
+        depends=["spela_kernels/cpu/passes.h", *headers],
         # -fno-trapping-math lets comparisons vectorise.
         extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", *THREADS],
         extra_link_args=THREADS,

@@ -224,8 +224,9 @@ def _flatten(model: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Mod
         raise ValueError(f"{where} ({type(model).__name__}) {why}; {_PUT_INTO_FROZEN}")
     # Not named_modules: it leaves out a module's second appearance.
     for name, module in model._modules.items():
-        assert module is not None
         inner = f"{path}.{name}" if path else name
+        if module is None:
+            raise ValueError(f"module {inner!r} is None, which nothing can pass: remove it")
         if isinstance(module, nn.Sequential):
             yield from _flatten(module, inner)
         else:

@@ -142,14 +142,32 @@ def test_public_names_are_declared(name: str) -> None:
     assert exported <= bound, f"{name}: in __all__ but not defined: {', '.join(exported - bound)}"
 
 
+def _packages(path: Path) -> set[str]:
+    """What a file imports, by its first name."""
+    found = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gpu.architectures", "gpu.tiles", "cost.roofline", "cost.traffic"),
+        *("linear.configs", "linear.cost", "projection.configs", "projection.cost"),
+    ],
+)
+def test_tiles_and_costs_need_neither_torch_nor_triton(name: str) -> None:
+    assert not _packages(MODULES[f"spela_kernels.{name}"]) & {"torch", "triton"}
+
+
 def test_spela_never_imports_triton_and_only_the_cli_prints() -> None:
     for name, path in MODULES.items():
-        roots = set()
+        roots = _packages(path)
         for node in ast.walk(_tree(path)):
-            if isinstance(node, ast.Import):
-                roots |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                roots.add(node.module.split(".")[0])
             speaks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
             if speaks and not name.startswith(MAY_PRINT):
                 assert node.func.id not in ("print", "exit", "quit"), f"{name} prints or exits"

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, HiddenLayer, RivalSequential, weight_gradients
+from spela.baselines.hidden import (
+    Gradients,
+    HiddenLayer,
+    RivalSequential,
+    layer_sweep,
+    weight_gradients,
+)
 
 __all__ = ["ForwardForwardLayer", "ForwardForwardSequential"]
 
@@ -155,11 +161,6 @@ class ForwardForwardSequential(RivalSequential):
         """Goodness (B, C) of every label, summed over all layers but the first (if there are more)."""
         return self.layer_scores(x)[-1]
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Labels (B,)."""
-        with torch.no_grad():
-            return self(x).argmax(dim=1)
-
     def wrong_labels(self, target: Tensor) -> Tensor:
         """Labels (B,) other than the targets, uniformly drawn from torch's default generator."""
         shift = torch.randint(1, self.num_classes, target.shape, device=target.device)
@@ -180,12 +181,7 @@ class ForwardForwardSequential(RivalSequential):
         h = torch.cat([self.embed(x, target), self.embed(x, wrong)])  # (2 B, I)
         sign = torch.ones(len(h), dtype=h.dtype, device=h.device)
         sign[len(target) :] = -1
-        for module in self:
-            if isinstance(module, ForwardForwardLayer):
-                loss, h, found = module.local_gradients(h, sign)
-                yield loss, found
-            else:
-                h = module(h)
+        yield from layer_sweep(self, ForwardForwardLayer, h, sign)
 
     def probe_gradients(self, x: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Loss (), weight and local gradient of every layer, for diagnostics; nothing is drawn."""

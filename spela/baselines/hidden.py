@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from spela.layers.steps import learning, step_on
 from spela_kernels.activations import get_activation
 
-__all__ = ["Gradients", "HiddenLayer", "RivalSequential", "weight_gradients"]
+__all__ = ["Gradients", "HiddenLayer", "RivalSequential", "layer_sweep", "weight_gradients"]
 
 Gradients = list[tuple[Tensor, Tensor]]
 
@@ -107,6 +108,25 @@ class HiddenLayer(nn.Linear):
         return f"{super().extra_repr()}, activation={self.activation}"
 
 
+def layer_sweep(
+    net: nn.Sequential, kind: type[Any], x: Tensor, told: Tensor
+) -> Iterator[tuple[Tensor, Gradients]]:
+    """Loss () and gradients, layer by layer; the next layer's input is from before any update.
+
+    Args:
+        net: The network.
+        kind: Its layers with `local_gradients` of their own.
+        x: The first module's input.
+        told: What every such layer is told of the samples: their labels or signs.
+    """
+    for module in net:
+        if isinstance(module, kind):
+            loss, x, found = module.local_gradients(x, told)
+            yield loss, found
+        else:
+            x = module(x)
+
+
 def weight_gradients(
     net: nn.Sequential, sweep: Iterable[tuple[Tensor, Gradients]]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -138,6 +158,11 @@ class RivalSequential(nn.Sequential, ABC):
     def probe_gradients(self, x: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Loss (), weight and local gradient of every layer, for diagnostics."""
         return weight_gradients(self, self.local_gradients(x, target))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Labels (B,)."""
+        with torch.no_grad():
+            return self(x).argmax(dim=1)
 
     @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines.hidden import Gradients, HiddenLayer, RivalSequential
+from spela.baselines.hidden import Gradients, HiddenLayer, RivalSequential, layer_sweep
 
 __all__ = ["MonoForwardLayer", "MonoForwardSequential"]
 
@@ -118,17 +118,7 @@ class MonoForwardSequential(RivalSequential):
         """Goodness (B, C) of the last layer."""
         return self.layer_scores(x)[-1]
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Labels (B,)."""
-        with torch.no_grad():
-            return self(x).argmax(dim=1)
-
     @torch.no_grad()
     def local_gradients(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Gradients]]:
         """Loss () and gradients, layer by layer; the next layer's input is from before any update."""
-        for module in self:
-            if isinstance(module, MonoForwardLayer):
-                loss, x, found = module.local_gradients(x, target)
-                yield loss, found
-            else:
-                x = module(x)
+        yield from layer_sweep(self, MonoForwardLayer, x, target)

@@ -79,11 +79,6 @@ class PepitaSequential(RivalSequential):
         """The logits: only the output layer answers."""
         return [self(x)]
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Labels (B,)."""
-        with torch.no_grad():
-            return self(x).argmax(dim=1)
-
     def _first(self) -> int:
         return next(i for i, module in enumerate(self) if isinstance(module, nn.Linear))
 

@@ -23,6 +23,7 @@ from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import NetworkCase
 from spela.network import SpelaSequential
 from spela.optim import LocalSGD
+from spela_kernels.proof.meters import measure_memory
 
 __all__ = [
     "MEMORY_VARIANTS",
@@ -55,14 +56,9 @@ def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
         >>> peak_bytes(lambda: torch.empty(256))
         1024
     """
-    step()
     if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return measure_memory(step)
+    step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         step()
     results = watched.profiler.kineto_results
@@ -111,19 +107,18 @@ def _spela(case: NetworkCase) -> Callable[[], object]:
     return lambda: net.local_step(x, target, optimizer)
 
 
-def _plainly(net: nn.Module, x: Tensor) -> Tensor:
+def _plainly(net: nn.Sequential, x: Tensor) -> Tensor:
     return net(x)
 
 
-def _checkpointed(net: nn.Module, x: Tensor) -> Tensor:
+def _checkpointed(net: nn.Sequential, x: Tensor) -> Tensor:
     """About sqrt(depth) segments, whose insides are computed again in the backward pass."""
-    assert isinstance(net, nn.Sequential)
     segments = max(1, round(len(net) ** 0.5))
     return checkpoint_sequential(net, segments, x, use_reentrant=False)
 
 
 def _backprop(
-    case: NetworkCase, parts: int = 1, forward: Callable[[nn.Module, Tensor], Tensor] = _plainly
+    case: NetworkCase, parts: int = 1, forward: Callable[[nn.Sequential, Tensor], Tensor] = _plainly
 ) -> Callable[[], object]:
     x, target = case.data()
     net = _layers(case)

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
+from spela.cli import train_options as option
 from spela.cli.options import (
     Backend,
     DataRoot,
@@ -24,9 +25,9 @@ from spela.cli.options import (
     set_threads,
 )
 from spela.cli.parallel import Parallel, RankTimeout, join, main_first
-from spela.data import Dataset, dataset_names, is_available, load_dataset
+from spela.data import Dataset, is_available, load_dataset
 from spela.distributed import Ranks, SharedRunFolder, run_parallel
-from spela.experiments import RECIPES, load_data, load_run, make_config
+from spela.experiments import load_data, load_run, make_config
 from spela.experiments import run as run_training
 from spela.reports.run import write_report
 from spela.training import (
@@ -37,13 +38,8 @@ from spela.training import (
     TensorBoardListener,
     extension_note,
 )
-from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["demo", "train"]
-
-_RECIPE_HELP = "Preset; " + "; ".join(
-    f"for {model}: {', '.join(recipes)}" for model, recipes in RECIPES.items()
-)
 
 
 def _train(
@@ -146,117 +142,54 @@ def demo(
     _train(config, dataset, out, False, where)
 
 
-def _sizes(option: str, text: str | None) -> tuple[int, ...] | None:
+def _sizes(name: str, text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{option} must be sizes such as 1024,1024, got {text!r}") from None
+        raise ValueError(f"{name} must be sizes such as 1024,1024, got {text!r}") from None
 
 
 def train(
-    out: Annotated[Path, path_option(help="Run folder to create (or continue, with --resume).")],
-    data: Annotated[
-        str,
-        typer.Option(
-            help=f"{', '.join(dataset_names())}, an .npz or .safetensors file, or a folder of idx files."
-        ),
-    ] = "fashion-mnist",
-    model: Annotated[
-        str, typer.Option(help="mlp (linear layers) or cnn (convolutions, and perhaps a head).")
-    ] = "mlp",
-    recipe: Annotated[str, typer.Option(help=_RECIPE_HELP)] = "best",
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers", "--head", help="Output sizes of the linear layers: 1024,1024,1024."
-        ),
-    ] = None,
-    channels: Annotated[
-        str | None, typer.Option(help="Kernels of each convolution layer, such as 128,128.")
-    ] = None,
-    kernel_size: Annotated[int | None, typer.Option(help="Of the convolutions, in pixels.")] = None,
-    symmetric_dim: Annotated[
-        int | None, typer.Option(help="Dimension of the convolutions' class vectors.")
-    ] = None,
-    projection_std: Annotated[
-        float | None, typer.Option(help="Of the convolutions' projections at the start.")
-    ] = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(help="Class groups of a kernel: all, a number, or a range as 2:10."),
-    ] = None,
-    share_groups: Annotated[
-        bool | None,
-        typer.Option(
-            "--share-groups/--own-groups",
-            help="All convolutions sort the classes alike, or each in its own way.",
-        ),
-    ] = None,
-    conv_objective: Annotated[str | None, typer.Option(help="Of the convolutions.")] = None,
-    conv_scale: Annotated[
-        float | None, typer.Option(help="Factor of the convolutions' scores in softmax.")
-    ] = None,
-    resize: Annotated[int | None, typer.Option(help="Images to this many pixels a side.")] = None,
-    noise: Annotated[
-        float | None, typer.Option(help="Standard deviation of noise on all pixels (0..1).")
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over the training data. With --resume it may be larger than before: the learning "
-            "rate goes on at its place in the longer schedule, where cosine jumps back up, so that the "
-            "result is not that of one run of so many epochs; constant and drop give the same as one run."
-        ),
-    ] = None,
-    head_epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Further passes for the head alone, on frozen convolutions (0: together)."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of vectors, weights, shuffling and dropout.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
-    objective: Annotated[str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor of the cosines in softmax.")] = None,
-    activation: Annotated[str | None, typer.Option(help=f"{', '.join(ACTIVATIONS)}.")] = None,
-    negative_slope: Annotated[float | None, typer.Option(help="Of leaky_relu.")] = None,
-    vectors: Annotated[str | None, typer.Option(help="symmetric, gaussian, uniform.")] = None,
-    init: Annotated[str | None, typer.Option(help="default, kaiming-normal.")] = None,
-    bias_init: Annotated[
-        str | None, typer.Option(help="default (zeros), uniform (as nn.Linear's).")
-    ] = None,
-    normalize_input: Annotated[
-        str | None, typer.Option(help="Row norm before every layer: none, unit, rms.")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="fp32, or bf16: 16-bit products over float32 weights and statistics."),
-    ] = None,
-    dropout: Annotated[
-        float | None, typer.Option(help="On the inputs of layers after the first.")
-    ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Of sgd.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant, cosine, drop.")] = None,
-    shuffle: Annotated[
-        bool | None, typer.Option("--shuffle/--no-shuffle", help="New order every epoch.")
-    ] = None,
-    diagnostics: Annotated[
-        bool,
-        typer.Option(
-            "--diagnostics",
-            help="Each epoch: dead units, cosine margins, agreement with backprop of every layer.",
-        ),
-    ] = False,
-    tensorboard: Annotated[
-        bool,
-        typer.Option("--tensorboard", help="Also write TensorBoard files to OUT/tensorboard."),
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    out: option.Out,
+    data: option.Data = "fashion-mnist",
+    model: option.Model = "mlp",
+    recipe: option.Recipe = "best",
+    layers: option.Layers = None,
+    channels: option.Channels = None,
+    kernel_size: option.KernelSize = None,
+    symmetric_dim: option.SymmetricDim = None,
+    projection_std: option.ProjectionStd = None,
+    groups: option.Groups = None,
+    share_groups: option.ShareGroups = None,
+    conv_objective: option.ConvObjective = None,
+    conv_scale: option.ConvScale = None,
+    resize: option.Resize = None,
+    noise: option.Noise = None,
+    epochs: option.Epochs = None,
+    head_epochs: option.HeadEpochs = None,
+    seed: option.Seed = 0,
+    batch_size: option.BatchSize = None,
+    objective: option.Objective = None,
+    scale: option.Scale = None,
+    activation: option.Activation = None,
+    negative_slope: option.NegativeSlope = None,
+    vectors: option.Vectors = None,
+    init: option.Init = None,
+    bias_init: option.BiasInit = None,
+    normalize_input: option.NormalizeInput = None,
+    precision: option.Precision = None,
+    dropout: option.Dropout = None,
+    optimizer: option.Optimizer = None,
+    lr: option.Lr = None,
+    momentum: option.Momentum = None,
+    weight_decay: option.WeightDecay = None,
+    schedule: option.Schedule = None,
+    shuffle: option.Shuffle = None,
+    diagnostics: option.Diagnostics = False,
+    tensorboard: option.Tensorboard = False,
+    resume: option.Resume = False,
     data_root: DataRoot = None,
     threads: Threads = None,
     backend: Backend = None,

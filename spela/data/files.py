@@ -41,18 +41,10 @@ def load_file(path: Path, *, split_seed: int = 0) -> Dataset:
 
 
 def _load_idx(folder: Path) -> Dataset:
-    train_x, train_y, test_x, test_y = read_idx_files(folder)
-    num_classes = count_classes(train_y, f"{folder}: training labels")
-    return Dataset(
-        name=folder.resolve().name,
-        train_x=train_x,
-        train_y=train_y,
-        test_x=test_x,
-        test_y=test_y,
-        num_classes=num_classes,
-        class_names=tuple(str(index) for index in range(num_classes)),
-        source=str(folder),
-    )
+    arrays = read_idx_files(folder)
+    num_classes = count_classes(arrays[1], f"{folder}: training labels")
+    class_names = tuple(str(index) for index in range(num_classes))
+    return Dataset(folder.resolve().name, *arrays, num_classes, class_names, source=str(folder))
 
 
 def _load_npz(path: Path, split_seed: int) -> Dataset:

@@ -55,17 +55,8 @@ def _source(name: str, torchvision_name: str, class_names: tuple[str, ...]) -> S
         return next((path for path in folders if find_idx_files(path)), None)
 
     def read(path: Path) -> Dataset:
-        train_x, train_y, test_x, test_y = read_idx_files(path)
-        return Dataset(
-            name=name,
-            train_x=train_x,
-            train_y=train_y,
-            test_x=test_x,
-            test_y=test_y,
-            num_classes=len(class_names),
-            class_names=class_names,
-            source=str(path),
-        )
+        arrays = read_idx_files(path)
+        return Dataset(name, *arrays, len(class_names), class_names, source=str(path))
 
     def fetch(staging: Path) -> None:
         from torchvision import datasets  # here because it takes a second to import

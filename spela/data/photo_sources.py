@@ -30,9 +30,9 @@ class _Layout:
     images: str
     lists: tuple[str, ...]
     archives: tuple[tuple[str, str], ...]  # URL and MD5 ("" where none is known)
-    extra: tuple[tuple[str, str], ...]  # further files, URL and MD5
-    into: str  # where the archives are unpacked, under the data root
     read: Callable[[Path], tuple[_Listed, _Listed, tuple[str, ...]]]
+    extra: tuple[tuple[str, str], ...] = ()  # further files, URL and MD5
+    into: str = ""  # where the archives are unpacked, under the data root
 
 
 def photo_sources() -> tuple[Source, ...]:
@@ -196,7 +196,6 @@ _LAYOUTS = (
             (f"{_OXFORD}/pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
             (f"{_OXFORD}/pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"),
         ),
-        extra=(),
         into="oxford-iiit-pet",
         read=_pets,
     ),
@@ -210,8 +209,6 @@ _LAYOUTS = (
             "data/images_variant_test.txt",
         ),
         archives=((f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", ""),),
-        extra=(),
-        into="",
         read=_aircraft,
     ),
     _Layout(
@@ -225,8 +222,6 @@ _LAYOUTS = (
                 "85eeb15f3717b99a5da872d97d918f87",
             ),
         ),
-        extra=(),
-        into="",
         read=_food,
     ),
     _Layout(

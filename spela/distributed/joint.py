@@ -75,11 +75,13 @@ class JointBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        share = self.momentum
-        if share is None:
-            share = 1.0 / float(self.num_batches_tracked)
+        tracked, share = self.num_batches_tracked, self.momentum
+        if tracked is not None:
+            tracked.add_(1)
+        if (
+            share is None
+        ):  # as in torch, the mean of all batches, or no update where nobody counts them
+            share = 0.0 if tracked is None else 1.0 / float(tracked)
         self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
         self.running_var.lerp_(variance * (count / (count - 1)), share)  # type: ignore[union-attr]
 

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spela.data import Dataset
 from spela.distributed.data_parallel import DataParallelSequential
@@ -23,6 +23,7 @@ class _ParallelTrainer(Trainer):
     """Sums the losses over the processes; rank 0 alone writes and is listened to."""
 
     form: str
+    kind: type[nn.Module]
 
     def __init__(
         self,
@@ -33,6 +34,8 @@ class _ParallelTrainer(Trainer):
         folder: SharedRunFolder,
         listener: Listener | None = None,
     ) -> None:
+        if not isinstance(net, self.kind):
+            raise TypeError(f"net must be a {self.kind.__name__}, got {type(net).__name__}")
         self.ranks: Ranks = net.ranks
         listener = listener if self.ranks.is_main else None
         super().__init__(config, net, optimizer, dataset, folder, listener)
@@ -53,17 +56,19 @@ class DataParallelTrainer(_ParallelTrainer):
     """A Trainer of a `DataParallelSequential`; arguments as Trainer's, on every process."""
 
     form = "data"
+    kind = DataParallelSequential
 
 
 class LayerParallelTrainer(_ParallelTrainer):
     """A Trainer of a `LayerParallelSequential`; arguments as Trainer's, on every process."""
 
     form = "layers"
+    kind = LayerParallelSequential
+    net: LayerParallelSequential
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         """As Trainer, with the sizes of the epoch's batches announced."""
         full, rest = divmod(len(self.dataset.train_y), self.config.batch_size)
-        assert isinstance(self.net, LayerParallelSequential)
         self.net.expect([self.config.batch_size] * full + [rest] * (rest > 0))
         return super().run_epoch(epoch)
 

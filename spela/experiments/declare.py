@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["LAST", "Experiment", "Figure", "Row"]
+__all__ = ["LAST", "Experiment", "Figure", "Row", "in_panel"]
 
 # A layer's place in `Row.published`: layers count from 1, LAST is the last one whatever the depth.
 LAST = -1
@@ -51,6 +51,11 @@ class Row:
     panel: str = ""
     series: str = ""
     x: float | None = None
+
+
+def in_panel(panel: str, *rows: Row) -> tuple[Row, ...]:
+    """The rows, all in one panel."""
+    return tuple(replace(row, panel=panel) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,25 @@ _COMMON: dict[str, Any] = {
     "augment": False,
 }
 
+# Cross-entropy, AdamW 1e-3, cosine schedule.
+_BACKPROP: dict[str, Any] = {
+    "method": "backprop",
+    "activation": "relu",
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "schedule": "cosine",
+}
+# What measured best for both of the rivals whose layers learn by themselves.
+_LAYERWISE: dict[str, Any] = {
+    "batch_size": 100,
+    "activation": "relu",
+    "normalize_input": "rms",
+    "optimizer": "adam",
+    "lr": 3e-3,
+    "schedule": "cosine",
+}
+
 _MLP: dict[str, dict[str, Any]] = {
     # What measured best on Fashion-MNIST, in short runs judged on its test images.
     "best": {
@@ -102,16 +121,8 @@ _MLP: dict[str, dict[str, Any]] = {
         "schedule": "drop",
         "lr_drop": 0.1,
     },
-    # The baseline of the tables: same hidden layers, cross-entropy, AdamW 1e-3, cosine schedule.
-    "backprop": {
-        **_COMMON,
-        "method": "backprop",
-        "activation": "relu",
-        "optimizer": "adamw",
-        "lr": 1e-3,
-        "weight_decay": 0.01,
-        "schedule": "cosine",
-    },
+    # The baseline of the tables: same hidden layers.
+    "backprop": {**_COMMON, **_BACKPROP},
     # The rivals; their settings were found as those of `best`.
     "backprop-sgd": {
         **_COMMON,
@@ -121,16 +132,7 @@ _MLP: dict[str, dict[str, Any]] = {
         "lr": 0.03,
         "schedule": "cosine",
     },
-    "ff": {
-        **_COMMON,
-        "method": "ff",
-        "batch_size": 100,
-        "activation": "relu",
-        "normalize_input": "rms",
-        "optimizer": "adam",
-        "lr": 3e-3,
-        "schedule": "cosine",
-    },
+    "ff": {**_COMMON, **_LAYERWISE, "method": "ff"},
     # As published: learning rate 0.1, momentum 0.9, batch 64, dropout 0.1, He uniform start. Cosine
     # instead of steps; and every layer's input normalised, without which 0.1 diverges on three layers.
     "pepita": {
@@ -144,16 +146,7 @@ _MLP: dict[str, dict[str, Any]] = {
         "lr": 0.1,
         "schedule": "cosine",
     },
-    "mono": {
-        **_COMMON,
-        "method": "mono",
-        "batch_size": 100,
-        "activation": "relu",
-        "normalize_input": "rms",
-        "optimizer": "adam",
-        "lr": 3e-3,
-        "schedule": "cosine",
-    },
+    "mono": {**_COMMON, **_LAYERWISE, "method": "mono"},
 }
 
 # The released transfer notebooks: kaiming normal, Adam 1e-3, batch 32, features as the backbone leaves
@@ -219,15 +212,7 @@ _CNN: dict[str, dict[str, Any]] = {
         "lr": 0.1,
     },
     # The baseline: the same convolutions and a linear output, end to end.
-    "backprop": {
-        **_CNN_COMMON,
-        "method": "backprop",
-        "activation": "relu",
-        "optimizer": "adamw",
-        "lr": 1e-3,
-        "weight_decay": 0.01,
-        "schedule": "cosine",
-    },
+    "backprop": {**_CNN_COMMON, **_BACKPROP},
 }
 
 # Networks by name, cut into blocks, and end to end; not tuned.

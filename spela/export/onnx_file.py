@@ -71,7 +71,8 @@ def _model(program: Program, opset: int) -> Any:
             optimize=False,
             verbose=False,
         )
-    assert converted is not None
+    if converted is None:
+        raise ValueError("torch's ONNX exporter gave no model: update torch")
     model = converted.model_proto
     for name, value in program.defaults.items():
         model.graph.initializer.append(_constant(name, value))

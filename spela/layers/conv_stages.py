@@ -74,11 +74,13 @@ def _moments(
     else:
         mean, variance = torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
     if norm.running_mean is not None and norm.running_var is not None:
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        share = norm.momentum
-        if share is None:
-            share = 1.0 / float(norm.num_batches_tracked)
+        tracked, share = norm.num_batches_tracked, norm.momentum
+        if tracked is not None:
+            tracked.add_(1)
+        if (
+            share is None
+        ):  # as torch: the mean of all batches, or no update where nobody counts them
+            share = 0.0 if tracked is None else 1.0 / float(tracked)
         count = conv.numel() // conv.shape[1]
         norm.running_mean.lerp_(mean * sign, share)
         norm.running_var.lerp_(variance * (count / (count - 1)), share)

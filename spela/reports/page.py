@@ -7,12 +7,9 @@ import io
 import os
 import platform
 import re
-from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from matplotlib.figure import Figure
 
@@ -22,7 +19,7 @@ from spela.experiments.tables import read_tables
 from spela.reports.cells import COLUMNS, cells, deviation_text, missing
 from spela.reports.geometry import layers_figure, layers_run
 from spela.reports.plots import table_figures
-from spela.training.records import write_atomically
+from spela.reports.rendering import render, write_bytes
 
 __all__ = ["write_pages"]
 
@@ -59,19 +56,10 @@ def write_pages(options: Options) -> tuple[Path, Path]:
     }
     pages = []
     for name, template in (("report.html", "experiments.html"), ("report.md", "experiments.md")):
-        environment = jinja2.Environment(
-            autoescape=template.endswith("html"), trim_blocks=True, lstrip_blocks=True
-        )
-        source = files("spela.reports").joinpath("templates", template).read_text(encoding="utf-8")
-        text = environment.from_string(source).render(context)
         path = options.folder / name
-        write_atomically(path, partial(_write, text.encode()))
+        write_bytes(path, render(template, **context))
         pages.append(path)
     return pages[0], pages[1]
-
-
-def _write(content: bytes, name: str) -> None:
-    Path(name).write_bytes(content)
 
 
 def _section(table: dict[str, Any], options: Options, plots: Path) -> dict[str, Any]:
@@ -110,7 +98,7 @@ def _saved(path: Path, caption: str, figure: Figure | None) -> dict[str, str]:
     if figure is not None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
-        write_atomically(path, partial(_write, buffer.getvalue()))
+        write_bytes(path, buffer.getvalue())
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return {"caption": caption, "data": data, "file": f"plots/{path.name}"}
 

@@ -10,7 +10,7 @@ from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
 from spela.reports.cells import cells, change_text
-from spela.training.records import write_atomically
+from spela.reports.rendering import write_bytes
 
 __all__ = ["check_readme", "main_table", "update_readme"]
 
@@ -122,7 +122,7 @@ def update_readme(path: Path, options: Options) -> None:
     if not tables:
         raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
     content = f"{before}\n{main_table(tables, table)}\n{after}".encode()
-    write_atomically(path, lambda name: Path(name).write_bytes(content))
+    write_bytes(path, content)
 
 
 def _parts(path: Path, options: Options) -> tuple[str, str, str]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,8 +17,8 @@ from torch import Tensor
 from spela.data import Dataset, prepare
 from spela.experiments import LoadedRun
 from spela.layers import LocalLayer
+from spela.reports.rendering import render, write_bytes
 from spela.training import RunConfig, RunFolder, evaluate, extension_note, read_evidence
-from spela.training.records import write_atomically
 
 __all__ = ["diagnostics_figure", "write_report"]
 
@@ -175,10 +172,6 @@ def _geometry(run: LoadedRun, dataset: Dataset) -> Figure | None:
     return figure
 
 
-def _write_bytes(content: bytes, name: str) -> None:
-    Path(name).write_bytes(content)
-
-
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -221,11 +214,10 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
         if figure is None:
             continue
         png = _png(figure)
-        write_atomically(plots / f"{name}.png", partial(_write_bytes, png))
+        write_bytes(plots / f"{name}.png", png)
         shown.append({"title": title, "data": base64.b64encode(png).decode("ascii")})
-    template = files("spela.reports").joinpath("templates/run.html").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True).from_string(template)
-    html = page.render(
+    page = render(
+        "run.html",
         title=f"SPELA run {folder.path.name}",
         summary=summary,
         records=records,
@@ -236,5 +228,5 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
         ),
         minutes=math.fsum(record["seconds"] for record in records) / 60,
     )
-    write_atomically(folder.report, partial(_write_bytes, html.encode()))
+    write_bytes(folder.report, page)
     return folder.report

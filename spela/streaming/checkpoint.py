@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from spela.streaming.classes import Label
 from spela.training.checkpoint import load_state_tensors, state_tensors
 from spela.training.lock import locked
-from spela.training.tensors import save_tensors
+from spela.training.tensors import read_tensors, save_tensors
 
 __all__ = ["FileState", "Stream", "file_state", "read_stream", "write_stream"]
 
@@ -116,11 +116,7 @@ def read_stream(path: Path) -> tuple[Stream, Callable[[nn.Module, torch.optim.Op
     if not path.is_file():
         raise ValueError(f"{path} is missing: give a file that StreamingClassifier.save wrote")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"format is not {_FORMAT}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path, _FORMAT)
         facts: dict[str, Any] = json.loads(metadata["stream"])
         stream = Stream(
             labels=[_checked(label, str, int) for label in _checked(facts["labels"], list)],

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from spela.training.config import RunConfig
-from spela.training.tensors import save_tensors
+from spela.training.tensors import read_tensors, save_tensors
 
 __all__ = [
     "Checkpoint",
@@ -139,14 +139,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise ValueError(f"{path} is missing: the folder holds no finished epoch of a run")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise _damaged(path, f"format is not {_FORMAT}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from None
-    try:
+        tensors, metadata = read_tensors(path, _FORMAT)
         facts: dict[str, Any] = json.loads(metadata["run"])
         return Checkpoint(
             RunConfig.from_dict(facts["config"]),
@@ -158,7 +151,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             str(facts.get("torch", "unknown")),
             tuple(int(n) for n in facts.get("extended_at", ())),
         )
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (
+        SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise _damaged(path, error) from None
 
 

@@ -86,7 +86,7 @@ class Trainer:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
         self.config = config
-        self.net = net
+        self.net: LayerwiseClassifier = net
         self.module: nn.Module = net
         self.optimizer = optimizer
         self.dataset = dataset

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from spela.training.records import write_atomically
 
-__all__ = ["save_tensors"]
+__all__ = ["read_tensors", "save_tensors"]
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -34,6 +34,27 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         _sort_metadata(name)
 
     write_atomically(path, write)
+
+
+def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read such a file back; nothing is unpickled.
+
+    Args:
+        path: The file.
+        form: What its text `format` must be.
+
+    Returns:
+        Tensors on the CPU and texts, by name.
+
+    Raises:
+        ValueError: If it is of another format.
+        SafetensorError, OSError, UnicodeDecodeError: If it is damaged or cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != form:
+            raise ValueError(f"format is not {form}")
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
 def _sort_metadata(name: str) -> None:

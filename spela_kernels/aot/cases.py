@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import product
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
-__all__ = ["HALF", "Case", "CaseGenerator", "Variant", "dtypes", "labelled", "shaped", "variants"]
+__all__ = [
+    "HALF",
+    "Case",
+    "CaseGenerator",
+    "Variant",
+    "dtypes",
+    "labelled",
+    "rules",
+    "shaped",
+    "variants",
+]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -85,6 +98,39 @@ def shaped(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def dtypes(arch: Architecture) -> tuple[torch.dtype, ...]:
     """The dtypes that kernels exist for."""
     return (torch.float32, *(HALF if arch.has_bf16 else HALF[:1]))
+
+
+def rules(
+    backend: ModuleType, buffers: Callable[[Any], Any], none: Any
+) -> dict[str, Callable[[Any], object]]:
+    """Every function of an op's Triton back-end, rule by rule, each of the op's call alone.
+
+    Args:
+        backend: The op's `triton_backend`.
+        buffers: Optimizer state of a call's parameters.
+        none: What a step takes where it has none.
+    """
+
+    def gradient(call: Any) -> object:
+        return backend.backward(call, backend.forward(call), shaped())
+
+    def sgd(call: Any, momentum: float = 0.0, nesterov: bool = False) -> object:
+        state = buffers(call) if momentum else none
+        return backend.step_(
+            call, Step(SgdRule(momentum, nesterov=nesterov), shaped(), state, none)
+        )
+
+    def adam(call: Any) -> object:
+        first, second = buffers(call), buffers(call)
+        return backend.step_(call, Step(AdamRule(), shaped(), first, second, shaped()))
+
+    return {
+        "scores": backend.scores,
+        "gradient": gradient,
+        "sgd": sgd,
+        "nesterov": partial(sgd, momentum=0.9, nesterov=True),
+        "adam": adam,
+    }
 
 
 def variants(arch: Architecture, rules: Iterable[str]) -> Iterator[Variant]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import product
 
 import torch
 
 from spela_kernels.activations import ACTIVATIONS
-from spela_kernels.aot.cases import Case, dtypes, labelled, shaped, variants
+from spela_kernels.aot.cases import Case, dtypes, labelled, rules, shaped, variants
 from spela_kernels.contracts import Settings
 from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.linear import triton_backend
 from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Parameters
 from spela_kernels.objectives import OBJECTIVES
-from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = ["linear_cases"]
 
@@ -59,28 +57,7 @@ def _buffers(call: Call) -> Buffers:
     return weight, bias, slope
 
 
-def _gradient(call: Call) -> object:
-    return triton_backend.backward(call, triton_backend.forward(call), shaped())
-
-
-def _sgd(call: Call, momentum: float = 0.0, nesterov: bool = False) -> object:
-    buffers = _buffers(call) if momentum else NO_BUFFERS
-    rule = SgdRule(momentum, nesterov=nesterov)
-    return triton_backend.step_(call, Step(rule, shaped(), buffers, NO_BUFFERS))
-
-
-def _adam(call: Call) -> object:
-    first, second = _buffers(call), _buffers(call)
-    return triton_backend.step_(call, Step(AdamRule(), shaped(), first, second, shaped()))
-
-
-RULES: dict[str, Callable[[Call], object]] = {
-    "scores": triton_backend.scores,
-    "gradient": _gradient,
-    "sgd": _sgd,
-    "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
-    "adam": _adam,
-}
+RULES = rules(triton_backend, _buffers, NO_BUFFERS)
 
 
 def _case(

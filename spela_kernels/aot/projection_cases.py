@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import product
 
 import torch
 
-from spela_kernels.aot.cases import Case, dtypes, labelled, shaped, variants
+from spela_kernels.aot.cases import Case, dtypes, labelled, rules, shaped, variants
 from spela_kernels.contracts import Settings
 from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.objectives import OBJECTIVES
 from spela_kernels.projection import triton_backend
 from spela_kernels.projection.types import Call
-from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = ["projection_cases"]
 
@@ -52,27 +50,7 @@ def _buffer(call: Call) -> torch.Tensor:
     return torch.empty_like(call.projection, dtype=torch.float32)
 
 
-def _gradient(call: Call) -> object:
-    return triton_backend.backward(call, triton_backend.forward(call), shaped())
-
-
-def _sgd(call: Call, momentum: float = 0.0, nesterov: bool = False) -> object:
-    buffer, rule = _buffer(call) if momentum else None, SgdRule(momentum, nesterov=nesterov)
-    return triton_backend.step_(call, Step(rule, shaped(), buffer, None))
-
-
-def _adam(call: Call) -> object:
-    first, second = _buffer(call), _buffer(call)
-    return triton_backend.step_(call, Step(AdamRule(), shaped(), first, second, shaped()))
-
-
-RULES: dict[str, Callable[[Call], object]] = {
-    "scores": triton_backend.scores,
-    "gradient": _gradient,
-    "sgd": _sgd,
-    "nesterov": partial(_sgd, momentum=0.9, nesterov=True),
-    "adam": _adam,
-}
+RULES = rules(triton_backend, _buffer, None)
 
 
 def _case(

@@ -84,13 +84,10 @@ GPUS: dict[str, Gpu] = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """Look a GPU up by name, in any case.
+    """Look a GPU up by name.
 
     Args:
-        name: One of the keys of `GPUS`.
-
-    Returns:
-        The table's row.
+        name: One of the keys of `GPUS`, in any case.
 
     Raises:
         ValueError: If it is not in the table.

@@ -6,11 +6,9 @@
  * Axes: B batch, O out, I in. Source: spec section 3; the tiling is the usual one (Goto and van de Geijn 2008,
  * "Anatomy of high-performance matrix multiplication"), with bias and update for its last step.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "passes.h"
 #include <float.h>
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 
 struct shape {
@@ -83,17 +81,6 @@ static int widest(void)
 #endif
 }
 
-static void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
-static int64_t integer(PyObject *number) { return PyLong_AsLongLong(number); }
-static float real(PyObject *number) { return (float)PyFloat_AsDouble(number); }
-
-static int has(Py_ssize_t count, Py_ssize_t expected)
-{
-    if (count != expected)
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
-    return count == expected;
-}
-
 static int is_width(int64_t width)
 {
     if (width >= 0 && width <= widest())
@@ -145,7 +132,7 @@ static PyObject *linear(PyObject *module, PyObject *const *args, Py_ssize_t coun
     if (!has(count, 11) || !begin(args, &call))
         return NULL;
     const float *x = address(args[6]), *w = address(args[7]), *bias = address(args[8]);
-    float slope = real(args[9]), *y = address(args[10]);
+    float slope = (float)real(args[9]), *y = address(args[10]);
     if (PyErr_Occurred())
         return NULL;
     if (call.shape.outputs < FEWEST)
@@ -173,7 +160,7 @@ static PyObject *sgd(PyObject *module, PyObject *const *args, Py_ssize_t count)
     struct call call;
     if (!has(count, 11) || !begin(args, &call))
         return NULL;
-    struct rule rule = {.beta = real(args[9]), .alpha = real(args[10])};
+    struct rule rule = {.beta = (float)real(args[9]), .alpha = (float)real(args[10])};
     float *w = address(args[8]);
     return update(&call, &rule, address(args[6]), address(args[7]), w, w, w);
 }
@@ -185,8 +172,9 @@ static PyObject *adam(PyObject *module, PyObject *const *args, Py_ssize_t count)
     struct call call;
     if (!has(count, 17) || !begin(args, &call))
         return NULL;
-    struct rule rule = {.adam = 1, .share1 = real(args[11]), .share2 = real(args[12]), .rate = real(args[13]),
-                        .spread = real(args[14]), .eps = real(args[15]), .weight_decay = real(args[16])};
+    struct rule rule = {.adam = 1, .share1 = (float)real(args[11]), .share2 = (float)real(args[12]),
+                        .rate = (float)real(args[13]), .spread = (float)real(args[14]), .eps = (float)real(args[15]),
+                        .weight_decay = (float)real(args[16])};
     return update(&call, &rule, address(args[6]), address(args[7]), address(args[8]), address(args[9]),
                   address(args[10]));
 }

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Rows as every kernel reads them: tiles with edges, labels, lengths."""
+"""Rows as every kernel reads them: a program's own, tiles with edges, labels, lengths."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ import triton.language as tl
 
 from spela_kernels.cosines import NORM_EPS
 
-__all__ = ["ROW_EPS", "inverse_norm", "load_labels", "load_tile"]
+__all__ = ["ROW_EPS", "inverse_norm", "load_labels", "load_tile", "own_tile"]
 
 ROW_EPS: tl.constexpr = tl.constexpr(NORM_EPS)
+
+
+@triton.jit
+def own_tile(size, BLOCK: tl.constexpr):
+    """This program's place (int64) on an outer axis, and its tile's offsets (BLOCK,) along one of `size`.
+
+    Tiles run fastest: programs that share a place are neighbours in time and meet in L2.
+    """
+    tiles = tl.cdiv(size, BLOCK)
+    place, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    return place, tile * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit

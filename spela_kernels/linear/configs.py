@@ -7,7 +7,6 @@ Axes: B batch, I in, O out, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -119,10 +118,25 @@ class UpdateConfig:
 
 
 def _busy(
-    tiles: list[tuple[int, int]], count: Callable[[tuple[int, int]], int], wanted: float, axis: int
+    sizes: tuple[int, int], longest: tuple[int, int], limit: int, wanted: float, axis: int
 ) -> tuple[int, int]:
-    """The largest tile with `wanted` programs (of those, the longest along `axis`), else the smallest."""
-    full = [tile for tile in tiles if count(tile) >= wanted]
+    """The largest tile of two axes with `wanted` programs (of those, the longest along `axis`).
+
+    Where none has so many, the smallest. Sides are powers of 2 from 16 to `longest`, no longer than the axes'
+    `sizes` need; a tile has at most `limit` elements.
+    """
+    most = [power(size, 16, side) for size, side in zip(sizes, longest, strict=True)]
+    tiles = [
+        (first, second)
+        for first in (128, 64, 32, 16)
+        for second in (128, 64, 32, 16)
+        if first * second <= limit and first <= most[0] and second <= most[1]
+    ]
+    full = [
+        (first, second)
+        for first, second in tiles
+        if count_tiles(sizes[0], first) * count_tiles(sizes[1], second) >= wanted
+    ]
     if full:
         return max(full, key=lambda tile: (tile[0] * tile[1], tile[axis]))
     return min(tiles, key=lambda tile: (tile[0] * tile[1], -tile[axis]))
@@ -141,18 +155,10 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
     wide = problem.itemsize == 4 or not arch.matrix_units
     # Wide tiles read x and W less often, but come second to work for most multiprocessors: a batch of
     # 50 has one row tile, so O is cut into narrow columns, and only then the rows.
-    limit = 64 * 32 if wide else 128 * 64
-    tiles = [
-        (block_b, block_o)
-        for block_b in (128, 64, 32, 16)
-        for block_o in (128, 64, 32, 16)
-        if block_b * block_o <= limit
-        and block_b <= power(problem.batch, 16, 64 if wide else 128)
-        and block_o <= power(problem.outputs, 16, 64 if wide else 128)
-    ]
     block_b, block_o = _busy(
-        tiles,
-        lambda tile: count_tiles(problem.batch, tile[0]) * count_tiles(problem.outputs, tile[1]),
+        (problem.batch, problem.outputs),
+        (64, 64) if wide else (128, 128),
+        64 * 32 if wide else 128 * 64,
         0.75 * arch.multiprocessors,
         # Tall tiles read W, the larger operand, less often; wide ones leave fewer partial sums, of which
         # an all-class objective has C a row.
@@ -206,17 +212,10 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
     # Large tiles reuse x and dz over long batches; with Adam's state they cost most of the registers, and
     # more than AMD's compiler has.
     limit = 64 * 64 if not wide and arch.async_copies and problem.batch > 256 else 32 * 64
-    tiles = [
-        (block_o, block_i)
-        for block_o in (64, 32, 16)
-        for block_i in (128, 64, 32, 16)
-        if block_o * block_i <= limit
-        and block_o <= power(problem.outputs, 16, 32 if wide else 64)
-        and block_i <= power(problem.inputs, 16, 64 if wide else 128)
-    ]
     block_o, block_i = _busy(
-        tiles,
-        lambda tile: count_tiles(problem.outputs, tile[0]) * count_tiles(problem.inputs, tile[1]),
+        (problem.outputs, problem.inputs),
+        (32, 64) if wide else (64, 128),
+        limit,
         1.5 * arch.multiprocessors,
         axis=1,
     )

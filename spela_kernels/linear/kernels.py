@@ -143,6 +143,16 @@ def _class_cosines(
 
 
 @triton.jit
+def _added_up(ptr, T, stride, offs_b, mask_b, BLOCK_B: tl.constexpr):
+    """Rows' sums (BLOCK_B,) of what T column tiles have left, `stride` apart; 0 beyond the mask."""
+    total = tl.zeros((BLOCK_B,), tl.float32)
+    for _ in range(T):
+        total += tl.load(ptr + offs_b, mask=mask_b, other=0.0)
+        ptr += stride
+    return total
+
+
+@triton.jit
 def finalise_kernel(
     squares_ptr,  # (T, B) fp32; unused when SAVED
     dots_ptr,  # (T, B) or (T, B, C) fp32; when SAVED the cosines (B,) or (B, C)
@@ -193,10 +203,7 @@ def finalise_kernel(
     if SAVED:
         norm = tl.load(norm_ptr + offs_b, mask=mask_b, other=0.0)
     else:
-        squares = tl.zeros((BLOCK_B,), tl.float32)
-        for _ in range(T):
-            squares += tl.load(squares_ptr + offs_b, mask=mask_b, other=0.0)
-            squares_ptr += stride_squares
+        squares = _added_up(squares_ptr, T, stride_squares, offs_b, mask_b, BLOCK_B)
         norm = tl.sqrt(squares)
         tl.store(norm_ptr + offs_b, norm, mask=mask_write)
     inverse = inverse_norm(norm)
@@ -233,10 +240,7 @@ def finalise_kernel(
         if SAVED:
             own = tl.load(dots_ptr + offs_b, mask=mask_b, other=0.0)
         else:
-            own = tl.zeros((BLOCK_B,), tl.float32)
-            for _ in range(T):
-                own += tl.load(dots_ptr + offs_b, mask=mask_b, other=0.0)
-                dots_ptr += stride_dots
+            own = _added_up(dots_ptr, T, stride_dots, offs_b, mask_b, BLOCK_B)
             own *= inverse
             tl.store(cosine_ptr + offs_b, own, mask=mask_write)
         loss = label_loss(own, OBJECTIVE)

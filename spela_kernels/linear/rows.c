@@ -6,17 +6,8 @@
  * rows packed; the caller (`compiled.py`) has checked shapes, strides and labels.
  * Axes: B batch, O out, C classes. Source: spec section 3.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "../cpu/passes.h"
 #include <math.h>
-#include <stdint.h>
-
-/* One body, compiled for the widest vectors that the processor has. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EVERY_PROCESSOR
-#endif
 
 /* Partial sums that do not wait for each other: one float alone would not be vectorised. */
 #define LANES 64
@@ -153,17 +144,6 @@ static double inverse_norm(const float *y, int64_t outputs, double eps)
 {
     double norm = sqrt(spela_dot(y, y, outputs));
     return norm <= eps ? 0 : 1 / norm; /* NaN stays NaN */
-}
-
-static void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
-static int64_t integer(PyObject *number) { return PyLong_AsLongLong(number); }
-static double real(PyObject *number) { return PyFloat_AsDouble(number); }
-
-static int has(Py_ssize_t count, Py_ssize_t expected)
-{
-    if (count != expected)
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
-    return count == expected;
 }
 
 /* label_rows(y (B, O), vectors (C, O), target (B,), B, O, objective, slope, eps, margin, threads,

@@ -7,18 +7,8 @@
  * Axes: B batch, K kernels, H, W map, h, w its windows (H / window, W / window), D pixels of a pooled map. Maps are
  * channels last in memory, (B, H, W, K); the product takes kernels first, (K, B, D).
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
+#include "../cpu/passes.h"
 #include <string.h>
-
-/* One body, compiled for the widest vectors that the processor has. The loops over images call these functions:
- * what OpenMP cuts out of a function does not inherit its clones. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EVERY_PROCESSOR
-#endif
 
 /* Whether x takes the place of the maximum so far, as in torch: the first of equals stays, NaN wins. */
 #define TAKES(x, most) ((x) > (most) || (x) != (x))
@@ -234,17 +224,6 @@ static void image_gradient(float *map, Shape s, const float *dmaxima, const floa
                          offset);
     }
     spela_affine(map + h * s.window * down, (s.height - h * s.window) * s.width, s.kernels, slope, offset);
-}
-
-static void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
-static int64_t integer(PyObject *number) { return PyLong_AsLongLong(number); }
-static double real(PyObject *number) { return PyFloat_AsDouble(number); }
-
-static int has(Py_ssize_t count, Py_ssize_t expected)
-{
-    if (count != expected)
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
-    return count == expected;
 }
 
 /* Arguments called `shape`: B, H, W, K, window. */

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from spela_kernels.gpu.formulas import label_derivative, label_loss
-from spela_kernels.gpu.loads import inverse_norm, load_labels, load_tile
+from spela_kernels.gpu.loads import inverse_norm, load_labels, load_tile, own_tile
 
 __all__ = ["classes_kernel", "forward_kernel", "gradient_kernel"]
 
@@ -76,11 +76,8 @@ def forward_kernel(
     stride_pd = stride_pd // ALIGN_E * ALIGN_E
     stride_uk = stride_uk // ALIGN_E * ALIGN_E
     stride_ug = stride_ug // ALIGN_E * ALIGN_E
-    # Row tiles run fastest: programs that share P_k are neighbours in time and meet in L2.
-    tiles_b = tl.cdiv(B, BLOCK_B)
-    kernel, tile_b = (tl.program_id(0) // tiles_b).to(tl.int64), tl.program_id(0) % tiles_b
-    offs_b, offs_e = tile_b * BLOCK_B + tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_E)
-    offs_d = tl.arange(0, BLOCK_D)
+    kernel, offs_b = own_tile(B, BLOCK_B)
+    offs_e, offs_d = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_D)
     mask_b = offs_b < B
     z_ptr += kernel * stride_zk
     projection_ptr += kernel * stride_pk
@@ -214,9 +211,8 @@ def gradient_kernel(
     E = E // ALIGN_E * ALIGN_E
     stride_uk = stride_uk // ALIGN_E * ALIGN_E
     stride_ug = stride_ug // ALIGN_E * ALIGN_E
-    tiles_b = tl.cdiv(B, BLOCK_B)
-    kernel, tile_b = (tl.program_id(0) // tiles_b).to(tl.int64), tl.program_id(0) % tiles_b
-    offs_b, offs_e = tile_b * BLOCK_B + tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_E)
+    kernel, offs_b = own_tile(B, BLOCK_B)
+    offs_e = tl.arange(0, BLOCK_E)
     mask_b = offs_b < B
     vectors_ptr += kernel * stride_uk
     groups_ptr += kernel * stride_gk

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.gpu.loads import load_tile
+from spela_kernels.gpu.loads import load_tile, own_tile
 from spela_kernels.gpu.updates import apply_step, ordered_sum
 
 __all__ = ["update_kernel"]
@@ -50,9 +50,7 @@ def update_kernel(
     stride_od = stride_od // ALIGN_E * ALIGN_E
     stride_sk = stride_sk // ALIGN_E * ALIGN_E
     stride_sd = stride_sd // ALIGN_E * ALIGN_E
-    tiles_d = tl.cdiv(D, BLOCK_D)
-    kernel, tile_d = (tl.program_id(0) // tiles_d).to(tl.int64), tl.program_id(0) % tiles_d
-    offs_d = tile_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    kernel, offs_d = own_tile(D, BLOCK_D)
     offs_b = tl.arange(0, BLOCK_B)
     offs_e = tl.arange(0, BLOCK_E)
     z_ptr += kernel * stride_zk

@@ -95,14 +95,18 @@ def test_a_damaged_header(good, bad, data):
     _use(bad)
 
 
+def _metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
 @fuzz(100)
 @given(data=st.data())
 def test_a_sound_file_with_damaged_facts(good, bad, data):
-    from safetensors import safe_open
-
     path = good / "checkpoint.safetensors"
-    with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata())
+    metadata = _metadata(path)
     facts = data.draw(damaged_json(json.loads(metadata["run"])))
     metadata["run"] = json.dumps(facts)
     save_file(load_file(path), bad / "checkpoint.safetensors", metadata)
@@ -115,11 +119,8 @@ DTYPES = (torch.float64, torch.float16, torch.bool, torch.int8, torch.int64, tor
 @fuzz(40)
 @given(data=st.data())
 def test_a_sound_file_with_other_tensors(good, bad, data):
-    from safetensors import safe_open
-
     path = good / "checkpoint.safetensors"
-    with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata())
+    metadata = _metadata(path)
     tensors = load_file(path)
     for _ in range(data.draw(st.integers(1, 3))):
         name = data.draw(st.sampled_from(sorted(tensors)))

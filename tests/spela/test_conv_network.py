@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from spela import SpelaConv2d, SpelaLinear, SpelaSequential, optim
+from tests.spela.fused_steps import check_network_steps
 
 
 def _net() -> SpelaSequential:
@@ -41,19 +40,7 @@ def test_a_network_learns_digits() -> None:
 def test_network_steps_equal_summed_losses() -> None:
     g = torch.Generator().manual_seed(3)
     x, target = torch.randn(12, 1, 8, 8, generator=g).double(), torch.arange(12) % 10
-    fused = _net().double()
-    plain = copy.deepcopy(fused)
-    ours = optim.LocalSGD(fused.parameters(), lr=0.5)
-    theirs = torch.optim.SGD(plain.parameters(), lr=0.5)
-    for _ in range(3):
-        losses = fused.local_step(x, target, ours)
-        theirs.zero_grad()
-        expected = plain.local_losses(x, target)
-        expected.sum().backward()
-        theirs.step()
-        torch.testing.assert_close(losses, expected.detach(), rtol=1e-9, atol=1e-12)
-    for name, value in fused.state_dict().items():
-        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-8, atol=1e-11)
+    check_network_steps(_net().double(), x, target, rtol=1e-9)
 
 
 def test_early_exit_on_maps() -> None:

@@ -226,6 +226,7 @@ REFUSED = {
     "nothing learns": ([nn.Flatten(), nn.ReLU()], "nothing in it could learn"),
     "wrong input": ([nn.Linear(12, 8), nn.Linear(9, 5)], r"'1' \(Linear\) does not take.*\(9, 8\)"),
     "tied": ([_TIED, nn.ReLU(), _TIED], r"'2' \(Linear\) shares a weight with module '0'"),
+    "none": ([nn.Linear(12, 8), None], "module '1' is None"),
     "one output": ([nn.Linear(12, 1)], r"'0' \(Linear\) has one output"),
 }  # fmt: skip
 

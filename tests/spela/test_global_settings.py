@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,13 @@ from spela.early_exit import calibrate_thresholds
 from spela.experiments import make_config, run
 from spela.streaming import StreamingClassifier
 from spela_kernels.cpu import gemm_choice
+from tests.spela.torch_settings import (
+    default_device,
+    default_dtype,
+    deterministic_algorithms,
+    gradients_off,
+    warnings_are_errors,
+)
 
 FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 
@@ -38,71 +44,14 @@ def _settings() -> tuple[Any, ...]:
     )
 
 
-@contextmanager
-def _as_before() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def _float16() -> Iterator[None]:
-    torch.set_default_dtype(torch.float16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def _another_device() -> Iterator[None]:
-    torch.set_default_device("meta")  # whatever is made there has no values
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextmanager
-def _gradients_off() -> Iterator[None]:
-    torch.set_grad_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(True)
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@contextmanager
-def _strict_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
 SETTINGS = {
-    "default dtype float64": _float64,
-    "default dtype float16": _float16,
-    "another default device": _another_device,
-    "gradients off": _gradients_off,
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype float16": lambda: default_dtype(torch.float16),
+    "another default device": lambda: default_device("meta"),  # what is made there has no values
+    "gradients off": gradients_off,
     "inference mode": torch.inference_mode,
-    "deterministic algorithms": _deterministic,
-    "warnings are errors": _strict_warnings,
+    "deterministic algorithms": deterministic_algorithms,
+    "warnings are errors": warnings_are_errors,
 }
 
 

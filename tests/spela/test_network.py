@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from spela import Frozen, RowNorm, SpelaLinear, SpelaSequential, calibrate_thresholds, optim
 from spela.training import batch_statistics, evaluate
+from tests.spela.fused_steps import check_network_steps
 
 
 def _net(dropout: float = 0.0) -> SpelaSequential:
@@ -43,20 +42,7 @@ def test_is_an_ordinary_classifier() -> None:
 
 def test_local_step_equals_summed_losses_under_torch_sgd() -> None:
     x, target = _batch()
-    x = x.double()
-    fused = _net().double()
-    plain = copy.deepcopy(fused)
-    ours = optim.LocalSGD(fused.parameters(), lr=0.5)
-    theirs = torch.optim.SGD(plain.parameters(), lr=0.5)
-    for _ in range(3):
-        losses = fused.local_step(x, target, ours)
-        theirs.zero_grad()
-        expected = plain.local_losses(x, target)
-        expected.sum().backward()
-        theirs.step()
-        torch.testing.assert_close(losses, expected.detach(), rtol=1e-10, atol=1e-12)
-    for name, value in fused.state_dict().items():
-        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-9, atol=1e-12)
+    check_network_steps(_net().double(), x.double(), target, rtol=1e-10)
 
 
 def test_gradients_are_local() -> None:

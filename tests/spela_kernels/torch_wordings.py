@@ -1,4 +1,4 @@
-"""Activations and objectives in torch's own words, which the oracles of both ops are held against.
+"""Activations, objectives and SGD in torch's own words, which the oracles of both ops are held against.
 
 A row of `OBJECTIVES` or `ACTIVATIONS` gets its wording here.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,4 +39,12 @@ CLASS_LOSS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "softmax": lambda s, target, scale: functional.cross_entropy(
         scale * s, target, reduction="none"
     ),
+}
+
+# What torch.optim.SGD and both ops' own step take.
+SGD: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "decay": {"weight_decay": 0.1},
+    "momentum": {"momentum": 0.9},
+    "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from spela.experiments.declare import Experiment, Row
+from typing import Any
 
-__all__ = ["CNN", "COLOUR", "GREY", "HEAD"]
+from spela.experiments.declare import Experiment, Row, in_panel
+
+__all__ = ["CNN", "COLOUR", "GREY", "HEAD", "authors", "on_images"]
 
 _PUBLISHED = {
     "cifar10": {1: 40.6, 2: 49.1},
@@ -19,41 +21,54 @@ COLOUR = ("cifar10", "cifar100", "svhn")
 HEAD = {"layers": (10,), "head_epochs": 10}
 
 
+def authors(name: str, data: tuple[str, ...], changes: dict[str, Any], **figures: Any) -> Row:
+    """The authors' network and head; their figures were read with batch statistics in the test.
+
+    Args:
+        name: Of the row.
+        data: Its datasets.
+        changes: Settings over those of the network.
+        **figures: `published` or `measured`.
+    """
+    settings = {**HEAD, "groups": "2:10", **changes}
+    return Row(name, "cnn", "cnn", settings, data, batch_statistics=True, **figures)
+
+
 def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
     size = {"resize": resize}
     rival = f"backprop{suffix}"
     return (
-        Row(
-            f"cnn{suffix}",
-            "cnn",
-            "cnn",
-            {**size, **HEAD, "groups": "2:10"},
-            data,
-            _PUBLISHED,
-            batch_statistics=True,
-            panel="recipes",
-        ),
-        Row(f"best{suffix}", "best", "cnn", size, data, rival=rival, panel="recipes"),
-        Row(rival, "backprop", "cnn", size, data, panel="recipes"),
+        authors(f"cnn{suffix}", data, size, published=_PUBLISHED),
+        Row(f"best{suffix}", "best", "cnn", size, data, rival=rival),
+        Row(rival, "backprop", "cnn", size, data),
     )
 
 
-CNN = Experiment(
-    name="cnn",
-    title="Convolutions: two layers of 128 kernels",
-    data=(*GREY, *COLOUR),
+def on_images(name: str, title: str, rows: tuple[Row, ...], source: str) -> Experiment:
+    """An experiment with one table for grey and colour images.
+
+    Args:
+        name, title, source: As in `Experiment`.
+        rows: The table's lines.
+    """
+    return Experiment(
+        name,
+        title,
+        data=(*GREY, *COLOUR),
+        rows=in_panel("recipes", *rows),
+        source=source,
+        panels={"recipes": ""},
+        main=("*",),
+        quick={"cnn": {"max_width": 4, "resize": 20, "symmetric_dim": 12}},
+    )
+
+
+CNN = on_images(
+    "cnn",
+    "Convolutions: two layers of 128 kernels",
     rows=(
         *_rows("", GREY, 0),
-        Row(
-            "cnn, 3 epochs",
-            "cnn",
-            "cnn",
-            {**HEAD, "groups": "2:10", "epochs": 3, "head_epochs": 3},
-            GREY,
-            measured=_MEASURED,
-            batch_statistics=True,
-            panel="recipes",
-        ),
+        authors("cnn, 3 epochs", GREY, {"epochs": 3, "head_epochs": 3}, measured=_MEASURED),
         Row(
             "best, projections to 100",
             "best",
@@ -61,7 +76,6 @@ CNN = Experiment(
             {"symmetric_dim": 100},
             GREY,
             rival="backprop",
-            panel="recipes",
         ),
         *_rows(" 64x64", COLOUR, 64),
     ),
@@ -69,7 +83,4 @@ CNN = Experiment(
         "the released CNN notebooks (15 epochs); measured: the same code, 3 epochs. Both with batch "
         "statistics in the test, and the differences are from ours read in that way"
     ),
-    panels={"recipes": ""},
-    main=("*",),
-    quick={"cnn": {"max_width": 4, "resize": 20, "symmetric_dim": 12}},
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spela.experiments.declare import LAST, Experiment, Row
-from spela.experiments.suite.cnn import COLOUR, GREY, HEAD
+from spela.experiments.declare import LAST, Row
+from spela.experiments.suite.cnn import COLOUR, GREY, HEAD, authors, on_images
 
 __all__ = ["CNN_HEAD"]
 
@@ -19,26 +19,9 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
     rival = f"backprop, 15 epochs{suffix}"
     wide_rival = f"backprop, hidden 1024, 15 epochs{suffix}"
     return (
-        Row(
-            f"cnn, head 10{suffix}",
-            "cnn",
-            "cnn",
-            {**size, **HEAD, "groups": "2:10"},
-            data,
-            _PUBLISHED,
-            batch_statistics=True,
-            panel="recipes",
-        ),
+        authors(f"cnn, head 10{suffix}", data, size, published=_PUBLISHED),
         # 5 epochs of the convolutions and 10 of the head: of the authors' width, and of our linear layers'.
-        Row(
-            f"best, head 10{suffix}",
-            "best",
-            "cnn",
-            {**size, **HEAD},
-            data,
-            rival=rival,
-            panel="recipes",
-        ),
+        Row(f"best, head 10{suffix}", "best", "cnn", {**size, **HEAD}, data, rival=rival),
         Row(
             f"best, head 1024{suffix}",
             "best",
@@ -46,35 +29,22 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
             {**size, **HEAD, "layers": (1024,)},
             data,
             rival=wide_rival,
-            panel="recipes",
         ),
-        Row(rival, "backprop", "cnn", {**size, "epochs": 15}, data, panel="recipes"),
-        Row(
-            wide_rival,
-            "backprop",
-            "cnn",
-            {**size, "layers": (1024,), "epochs": 15},
-            data,
-            panel="recipes",
-        ),
+        Row(rival, "backprop", "cnn", {**size, "epochs": 15}, data),
+        Row(wide_rival, "backprop", "cnn", {**size, "layers": (1024,), "epochs": 15}, data),
     )
 
 
-CNN_HEAD = Experiment(
-    name="cnn-head",
-    title="A linear head on frozen convolutions",
-    data=(*GREY, *COLOUR),
+CNN_HEAD = on_images(
+    "cnn-head",
+    "A linear head on frozen convolutions",
     rows=(
         *_rows("", GREY, 0),
-        Row(
+        authors(
             "cnn, 3 epochs, head 10, 3 epochs",
-            "cnn",
-            "cnn",
-            {**HEAD, "groups": "2:10", "epochs": 3, "head_epochs": 3},
             GREY,
+            {"epochs": 3, "head_epochs": 3},
             measured=_MEASURED,
-            batch_statistics=True,
-            panel="recipes",
         ),
         *_rows(" 64x64", COLOUR, 64),
     ),
@@ -83,7 +53,4 @@ CNN_HEAD = Experiment(
         "epochs, 86.6 to 87.1. Both with batch statistics in the test, and the differences are from ours "
         "read in that way"
     ),
-    panels={"recipes": ""},
-    main=("*",),
-    quick={"cnn": {"max_width": 4, "resize": 20, "symmetric_dim": 12}},
 )

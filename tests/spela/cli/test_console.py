@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from sklearn.datasets import load_digits
 import spela.reports.run
 from spela.cli.console import printing_anywhere
 from spela.reports.cells import change_text
+from tests.spela.stopping import stopped
 
 Call = Callable[..., tuple[int, str, str]]
 NAMES = "零一二三四五六七八九"
@@ -76,40 +74,20 @@ def test_a_stream_that_is_no_text_file_is_left_alone(monkeypatch: pytest.MonkeyP
     assert stream.getvalue() == "零\n"
 
 
-def _interrupted(command: list[str], ready: Callable[[int], bool], place: Path) -> tuple[int, str]:
-    """Exit code and stderr of a command that gets Ctrl-C as soon as `ready`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=place,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 100
-    while not ready(process.pid):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, "ended before it could be stopped"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    return process.returncode, error
-
-
 @pytest.mark.parametrize("module", ["spela", "spela.cli"])
 def test_ctrl_c_during_the_imports(module: str, tmp_path: Path) -> None:
     def loads_torch(pid: int) -> bool:
         return "libtorch" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
 
-    code, error = _interrupted([module, "info"], loads_torch, tmp_path)
+    code, error = stopped([sys.executable, "-m", module, "info"], loads_torch, cwd=tmp_path)
     assert (code, error) == (130, "stopped\n")
 
 
 def test_ctrl_c_in_reproduce_says_how_to_go_on(tmp_path: Path) -> None:
-    code, error = _interrupted(
-        ["spela", "reproduce", "mlp", "--quick", "--out", "out"],
+    code, error = stopped(
+        [sys.executable, "-m", "spela", "reproduce", "mlp", "--quick", "--out", "out"],
         lambda _: any(tmp_path.glob("out/quick/runs/*/config.json")),
-        tmp_path,
+        cwd=tmp_path,
     )
     assert (code, error) == (130, "stopped, the same command goes on\n")
 
@@ -139,11 +117,11 @@ def test_a_disk_that_fills_at_the_report_leaves_the_results(
 ) -> None:
     train = ["train", "--data", "digits", "--layers", "8", "--epochs", "1", "--out", "run"]
 
-    def full(path: Path, write: object) -> None:
+    def full(path: Path, content: bytes) -> None:
         raise OSError(f"cannot write {path}: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(spela.reports.run, "write_atomically", full)
+        patch.setattr(spela.reports.run, "write_bytes", full)
         code, shown, error = call(*train)
     assert code == 2
     assert "layer 1: " in shown

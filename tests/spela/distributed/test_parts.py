@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from spela import SpelaLinear, SpelaSequential
 from spela.data import load_dataset
-from spela.distributed import DataParallelSequential, LayerParallelSequential, Ranks, run_parallel
+from spela.distributed import (
+    DataParallelSequential,
+    LayerParallelSequential,
+    Ranks,
+    SharedRunFolder,
+    run_parallel,
+)
 from spela.distributed.joint import JointDropout, join_modules
 from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Pending
+from spela.distributed.trainers import DataParallelTrainer, LayerParallelTrainer
 from spela.experiments import make_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
@@ -141,3 +148,20 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "0")
     with pytest.raises(ValueError, match="got 'mps'"):
         Ranks.join("mps")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        (DataParallelTrainer, "net must be a DataParallelSequential, got SpelaSequential"),
+        (LayerParallelTrainer, "net must be a LayerParallelSequential, got SpelaSequential"),
+    ],
+)
+def test_a_trainer_refuses_another_network(
+    trainer: type[DataParallelTrainer | LayerParallelTrainer], message: str, tmp_path: Path
+) -> None:
+    net, config = SpelaSequential(SpelaLinear(4, 8, 3)), make_config("digits")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    folder = SharedRunFolder(tmp_path, ALONE)
+    with pytest.raises(TypeError, match=message):
+        trainer(config, net, optimizer, load_dataset("digits"), folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,6 +16,7 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 
 from spela import SpelaClassifier, SpelaSequential
+from tests.spela.torch_settings import default_dtype, warnings_are_errors
 
 X, Y = load_iris(return_X_y=True)
 
@@ -131,22 +131,6 @@ def _default_device() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _default_dtype() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def _warnings_are_errors() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-@contextmanager
 def _another_seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(77)
@@ -157,12 +141,12 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "pandas": lambda: sklearn.config_context(transform_output="pandas"),
     "assume_finite": lambda: sklearn.config_context(assume_finite=True),
     "metadata_routing": lambda: sklearn.config_context(enable_metadata_routing=True),
-    "default_dtype": _default_dtype,
+    "default_dtype": lambda: default_dtype(torch.float64),
     "default_device": _default_device,
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "errstate": lambda: np.errstate(all="raise"),
-    "warnings": _warnings_are_errors,
+    "warnings": warnings_are_errors,
     "seed": _another_seed,
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spela import SpelaConv2d, class_grouping, optim
+from tests.spela.fused_steps import check_layer_steps
 
 CLASSES = 5
 
@@ -198,23 +199,7 @@ def test_local_step_equals_local_loss_and_torch_optimizer(kind: str, objective: 
     ours_type, theirs_type, options = _optimizers(kind)
     ours = ours_type(fused.parameters(), **options)
     theirs = theirs_type(plain.parameters(), **options)
-    for _ in range(3):
-        loss, y = fused.local_step(x, target, ours)
-        theirs.zero_grad()
-        expected, output = plain.local_loss(x, target)
-        expected.backward()
-        theirs.step()
-        torch.testing.assert_close(loss, expected.detach(), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(y, output, rtol=1e-9, atol=1e-12)
-        assert all(p.grad is None for p in fused.parameters())
-    for name, value in fused.state_dict().items():
-        torch.testing.assert_close(
-            value,
-            plain.state_dict()[name],
-            rtol=1e-8,
-            atol=1e-11,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
+    check_layer_steps((fused, plain), (ours, theirs), x, target, rtol=1e-9)
     # The state is torch's own: an unfused step may follow a fused one.
     for layer, optimizer in ((fused, ours), (plain, theirs)):
         optimizer.zero_grad()
@@ -250,6 +235,17 @@ def test_one_forward_a_step_and_no_gradient_of_the_input(fused: bool) -> None:
     # Weight always; the bias, which batch norm takes out again, only by autograd.
     assert calls.masks == [[False, True, not fused]]
     assert int(layer.norm.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_that_nobody_counts_move_as_in_torch(momentum: float | None) -> None:
+    layer, (x, target) = _layer(), _batch()
+    layer.norm.momentum, layer.norm.num_batches_tracked = momentum, None
+    plain = copy.deepcopy(layer)
+    plain(x)
+    layer.local_step(x, target, optim.LocalSGD(layer.parameters(), lr=0.0))
+    torch.testing.assert_close(layer.norm.running_mean, plain.norm.running_mean)
+    torch.testing.assert_close(layer.norm.running_var, plain.norm.running_var)
 
 
 def test_any_torch_optimizer_steps_this_layer_alone() -> None:

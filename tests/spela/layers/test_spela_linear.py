@@ -10,6 +10,7 @@ from torch import nn
 
 from spela import SpelaLinear, optim
 from spela_kernels import ACTIVATIONS
+from tests.spela.fused_steps import check_layer_steps
 
 
 def _batch(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,16 +111,7 @@ def test_local_step_equals_gradient_and_torch_step(kind: str, activation: str) -
         return optim.LocalSGD(layer.parameters(), lr=0.5, momentum=momentum)
 
     ours, theirs = make(fused), make(plain)
-    for _ in range(3):
-        loss, y = fused.local_step(x, target, ours)
-        theirs.zero_grad()
-        expected, output = plain.local_loss(x, target)
-        expected.backward()
-        theirs.step()
-        torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(y, output, rtol=1e-10, atol=1e-12)
-    for name, value in fused.state_dict().items():
-        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-9, atol=1e-12)
+    check_layer_steps((fused, plain), (ours, theirs), x, target, rtol=1e-10)
     # The state is torch's own: an unfused step may follow a fused one.
     layers = ((fused, ours), (plain, theirs))
     for layer, optimizer in layers:

@@ -23,6 +23,7 @@ from spela.baselines import (
 )
 from spela.layers import with_binary_weight
 from spela.streaming import StreamingClassifier
+from tests.spela.torch_settings import gradients_off
 
 G = torch.Generator().manual_seed(1)
 ROWS, IMAGES = torch.randn(12, 6, generator=G), torch.randn(12, 1, 8, 8, generator=G)
@@ -102,15 +103,6 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 @contextmanager
-def _gradients_off() -> Iterator[None]:
-    torch.set_grad_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(True)
-
-
-@contextmanager
 def _gradients_on_in_inference_mode() -> Iterator[None]:
     with torch.inference_mode(), torch.enable_grad():
         yield
@@ -120,7 +112,7 @@ MODES = {
     "inference mode": torch.inference_mode,
     "gradients on in inference mode": _gradients_on_in_inference_mode,
     "no_grad": torch.no_grad,
-    "gradients off": _gradients_off,
+    "gradients off": gradients_off,
 }
 
 

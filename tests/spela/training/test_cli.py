@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from spela.cli import main
 from spela.data import load_dataset
+from tests.spela.stopping import stopped
 
 RUN = [sys.executable, "-c", "from spela.cli import main; main()"]
 TRAIN = ["train", "--data", "digits", "--layers", "64,48", "--dropout", "0.1", "--seed", "3"]
@@ -119,25 +120,18 @@ def test_same_seed_same_bits_and_resume_of_a_finished_run(trained: Path, tmp_pat
 def test_stopped_and_resumed_ends_in_the_same_bits(how: int, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = [*TRAIN, "--epochs", "12", "--batch-size", "4", "--optimizer", "adam"]
+
+    def in_an_epoch(_: int) -> bool:
+        metrics = cut / "metrics.jsonl"
+        if not metrics.exists() or not metrics.read_text():
+            return False
+        time.sleep(0.05)  # into the middle of the next
+        return True
+
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*RUN, *arguments, "--out", str(cut)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background job ignores Ctrl-C, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 90
-    while not (cut / "metrics.jsonl").exists() or not (cut / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, "ended before it could be stopped"
-        time.sleep(0.01)
-    time.sleep(0.05)  # into the middle of an epoch
-    process.send_signal(how)
-    _, error = process.communicate(timeout=600)
-    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), error
+    command = [*RUN, *arguments, "--out", str(cut)]
+    code, error = stopped(command, in_an_epoch, how, env=environment)
+    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL), error
     assert error == ("stopped, go on with --resume\n" if how == signal.SIGINT else "")
     assert not (cut / "summary.json").exists()
     result = _spela(*arguments, "--out", cut, "--resume")

@@ -15,6 +15,7 @@ from spela.data import load_dataset
 from spela.experiments import build_network, load_run, make_config
 from spela.layers import SpelaConv2d, SpelaLinear
 from spela.training import RunFolder, batch_statistics, evaluate
+from tests.spela.stopping import stop_before_epoch
 
 CNN = (
     "train --data digits --model cnn --resize 16 --channels 6,8 --kernel-size 3 --symmetric-dim 12 "
@@ -102,8 +103,6 @@ def test_the_command_line_says_whose_groups(
 def test_a_stopped_head_goes_on_with_the_same_bits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spela.training import Trainer
-
     command = f"{CNN} --recipe cnn --lr 0.01 --epochs 1 --head 10 --head-epochs 2 --out"
     assert _run(f"{command} {tmp_path / 'whole'}", capsys)[0] == 0
     folder = RunFolder(tmp_path / "whole")
@@ -111,14 +110,7 @@ def test_a_stopped_head_goes_on_with_the_same_bits(
     summary = folder.read_json(folder.summary)
     assert summary["seconds_per_epoch"] == seconds[0]  # the convolutions' only epoch
     assert summary["seconds_per_head_epoch"] == (seconds[1] + seconds[2]) / 2
-    run_epoch = Trainer.run_epoch
-
-    def stops(self: Trainer, epoch: int) -> dict[str, Any]:
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return run_epoch(self, epoch)
-
-    monkeypatch.setattr(Trainer, "run_epoch", stops)
+    stop_before_epoch(monkeypatch, 2)
     assert _run(f"{command} {tmp_path / 'stopped'}", capsys)[0] == 130
     monkeypatch.undo()
     assert _run(f"{command} {tmp_path / 'stopped'} --resume", capsys)[0] == 0

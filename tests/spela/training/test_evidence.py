@@ -110,12 +110,18 @@ def _damaged(runs: Path, tmp_path: Path, damage: Callable[[Path, Path], object])
     return RunFolder(folder)
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+@pytest.fixture
+def damaged(request: pytest.FixtureRequest, runs: Path, tmp_path: Path) -> tuple[RunFolder, str]:
+    """A folder damaged as a row of the tables says, and that row's words."""
+    damage, words = request.param
+    return _damaged(runs, tmp_path, damage), words
+
+
+@pytest.mark.parametrize("damaged", DAMAGE.values(), ids=DAMAGE, indirect=True)
 def test_every_reader_refuses_files_that_disagree(
-    name: str, runs: Path, data: Dataset, tmp_path: Path
+    damaged: tuple[RunFolder, str], runs: Path, data: Dataset, tmp_path: Path
 ) -> None:
-    damage, words = DAMAGE[name]
-    folder = _damaged(runs, tmp_path, damage)
+    folder, words = damaged
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
     sound = load_run(runs / "run")
     readers: dict[str, Callable[[], object]] = {
@@ -133,12 +139,11 @@ def test_every_reader_refuses_files_that_disagree(
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("damaged", WEIGHTS.values(), ids=WEIGHTS, indirect=True)
 def test_a_checkpoint_of_another_run_is_refused(
-    name: str, runs: Path, data: Dataset, tmp_path: Path
+    damaged: tuple[RunFolder, str], data: Dataset, tmp_path: Path
 ) -> None:
-    damage, words = WEIGHTS[name]
-    folder = _damaged(runs, tmp_path, damage)
+    folder, words = damaged
     for unfinished in (False, True):
         if unfinished:
             folder.summary.unlink()

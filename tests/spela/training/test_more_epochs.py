@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from spela.cli import main
 from spela.data import Dataset
 from spela.experiments import load_run, make_config, run
 from spela.reports.card import as_markdown, as_text, describe
-from spela.training import RunConfig, RunFolder, Trainer, load_checkpoint, read_evidence
+from spela.training import RunConfig, RunFolder, load_checkpoint, read_evidence
 from spela.training.schedule import extension_note, learning_rate
+from tests.spela.stopping import stop_before_epoch
 
 
 def _config(**changes: Any) -> RunConfig:
@@ -102,23 +104,19 @@ def test_an_extension_that_is_killed_goes_on_in_the_same_bits(
     for name in ("whole", "config", "epoch"):
         run(short, data, tmp_path / name)
     run(long, data, tmp_path / "whole", resume=True, extend=True)
-    write_json, run_epoch = RunFolder.write_json, Trainer.run_epoch
+    write_json = RunFolder.write_json
 
     def no_config(self: RunFolder, path: Path, value: Any) -> None:
         raise KeyboardInterrupt
 
-    def no_epoch(self: Trainer, epoch: int) -> dict[str, Any]:
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return run_epoch(self, epoch)
-
-    for name, owner, attribute, stop in (
-        ("config", RunFolder, "write_json", no_config),
-        ("epoch", Trainer, "run_epoch", no_epoch),
-    ):
+    stops: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+        "config": lambda patch: patch.setattr(RunFolder, "write_json", no_config),
+        "epoch": lambda patch: stop_before_epoch(patch, 3),
+    }
+    for name, stop in stops.items():
         out = tmp_path / name
         with monkeypatch.context() as patch:
-            patch.setattr(owner, attribute, stop)
+            stop(patch)
             with pytest.raises(KeyboardInterrupt):
                 run(long, data, out, resume=True, extend=True)
         assert not (out / "summary.json").exists()

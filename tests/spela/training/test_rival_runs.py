@@ -13,8 +13,9 @@ from spela.data import load_dataset
 from spela.experiments import build_network, build_optimizer, load_run, make_config
 from spela.experiments import run as run_training
 from spela.reports.run import write_report
-from spela.training import RunFolder, Trainer
+from spela.training import RunFolder
 from spela.training.memory import peak_step_bytes
+from tests.spela.stopping import stop_before_epoch
 
 RIVALS = ("backprop-sgd", "ff", "pepita", "mono")
 # Accuracy of the last layer in 8 epochs of 64-128-128 on digits, below three seeds; chance: 0.1.
@@ -34,14 +35,7 @@ def test_learns_digits_and_resumes_to_the_same_bits(
     assert summary["test_accuracy"][-1] > LEARNS[recipe]
     assert summary["backend"] == "torch"
     assert summary["peak_memory_bytes"] > 4 * 128 * 64  # at least a gradient of the first layer
-    run_epoch = Trainer.run_epoch
-
-    def stops(self: Trainer, epoch: int) -> dict[str, Any]:
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return run_epoch(self, epoch)
-
-    monkeypatch.setattr(Trainer, "run_epoch", stops)
+    stop_before_epoch(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         _run(recipe, tmp_path / "cut")
     monkeypatch.undo()

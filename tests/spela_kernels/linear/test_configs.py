@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from itertools import product
-from pathlib import Path
 
 import pytest
 
@@ -86,24 +84,3 @@ def test_unlisted_gpus_take_an_older_relative(name: str, row: str) -> None:
 def test_gpus_too_old_are_refused() -> None:
     with pytest.raises(ValueError, match="SPELA_BACKEND=reference"):
         find_architecture("sm_70")
-
-
-def test_the_rules_import_neither_torch_nor_triton() -> None:
-    folder = Path(configs.__file__).resolve().parents[1]
-    imported = {
-        name.split(".")[0]
-        for name in (
-            *("gpu/architectures", "gpu/tiles", "cost/roofline", "cost/traffic"),
-            *("linear/configs", "linear/cost"),
-        )
-        for path in [folder / f"{name}.py"]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    assert not imported & {"torch", "triton"}

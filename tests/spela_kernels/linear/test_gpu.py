@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,25 +14,13 @@ from spela_kernels.linear import Parameters
 from spela_kernels.linear.parity import Case
 from spela_kernels.proof.parity import counted_launches, mismatches
 from spela_kernels.selftest import selected_cases
+from tests.spela_kernels.on_a_gpu import NEEDS_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-]
+pytestmark = NEEDS_GPU
 pytest.importorskip("triton")
 GPU_CASES = selected_cases("linear", True, False) if torch.cuda.is_available() else {}
 PAPER = Case((50, 784, 1024, 10), "log", "leaky_relu")
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _exact_reference_and_nan_filled_outputs() -> Iterator[None]:
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _tensors(case: Case = PAPER, device: str = "cuda") -> Tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import spela_kernels as sk
 from spela_kernels.cosines import NORM_EPS
-from tests.spela_kernels.torch_wordings import ACTIVATION, CLASS_LOSS, LABEL_LOSS
+from tests.spela_kernels.torch_wordings import ACTIVATION, CLASS_LOSS, LABEL_LOSS, SGD
 
 ROWS, FEATURES, OUTPUTS, CLASSES = 7, 5, 6, 4
 
@@ -159,17 +160,8 @@ def _optimizer_case() -> tuple[Tensor, ...]:
     return p["x"], p["weight"], p["bias"], p["slope"], p["vectors"], p["target"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"weight_decay": 0.1},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-    ],
-    ids=["plain", "decay", "momentum", "nesterov"],
-)
-def test_sgd_step_is_torch_sgd(options: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", SGD.values(), ids=SGD)
+def test_sgd_step_is_torch_sgd(options: dict[str, Any]) -> None:
     x, *parameters, v, t = _optimizer_case()
     theirs = [p.detach().clone().requires_grad_() for p in parameters]
     ours = [p.detach().clone() for p in parameters]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from itertools import product
-from pathlib import Path
 
 import pytest
 
@@ -67,19 +65,3 @@ def test_the_authors_layers_occupy_the_gpu(name: str, problem: Problem) -> None:
     update = configs.pick_update(problem, arch)[0]
     assert forward.programs(problem) >= 1.5 * arch.multiprocessors
     assert update.programs(problem) >= 1.25 * arch.multiprocessors
-
-
-def test_the_rules_import_neither_torch_nor_triton() -> None:
-    tree = ast.parse(Path(configs.__file__).read_text(encoding="utf-8"))
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    assert not imported & {"torch", "triton"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,26 +11,14 @@ from spela_kernels import projection_adam_, projection_sgd_, use_backend
 from spela_kernels.projection.parity import LARGE, Case
 from spela_kernels.proof.parity import counted_launches, mismatches
 from spela_kernels.selftest import selected_cases
+from tests.spela_kernels.on_a_gpu import NEEDS_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-]
+pytestmark = NEEDS_GPU
 pytest.importorskip("triton")
 GPU_CASES = selected_cases("projection", True, False) if torch.cuda.is_available() else {}
 SECOND = LARGE["authors-13x13"]
 LABEL = ["forward_kernel", "update_kernel"]
 SOFTMAX = ["forward_kernel", "classes_kernel", "gradient_kernel", "update_kernel"]
-
-
-@pytest.fixture(autouse=True)
-def _exact_reference_and_nan_filled_outputs() -> Iterator[None]:
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 @pytest.mark.parametrize("name", GPU_CASES)

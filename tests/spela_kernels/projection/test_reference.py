@@ -13,7 +13,7 @@ import spela_kernels as sk
 from spela_kernels.contracts import Settings
 from spela_kernels.projection import reference
 from spela_kernels.projection.types import Call
-from tests.spela_kernels.torch_wordings import CLASS_LOSS, LABEL_LOSS
+from tests.spela_kernels.torch_wordings import CLASS_LOSS, LABEL_LOSS, SGD
 
 # B, K, D, d, and the number of groups of each kernel; 5 classes (as many groups at most)
 CASES = {
@@ -183,16 +183,7 @@ def _step_case() -> tuple[list[Tensor], Tensor, Tensor]:
     return [z, vectors, groups, target], ours, theirs
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"weight_decay": 0.1},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-    ],
-    ids=["plain", "decay", "momentum", "nesterov"],
-)
+@pytest.mark.parametrize("options", SGD.values(), ids=SGD)
 def test_sgd_step_is_torch_sgd(options: dict[str, Any]) -> None:
     (z, *fixed), ours, theirs = _step_case()
     optimizer = torch.optim.SGD([theirs], lr=0.3, **options)

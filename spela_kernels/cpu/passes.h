@@ -1,0 +1,28 @@
+/* What the compiled passes share: versions for every processor, and reading the arguments of Python's calls. */
+#ifndef SPELA_PASSES_H
+#define SPELA_PASSES_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+
+/* One body, compiled for the widest vectors that the processor has. What OpenMP cuts out of a function does not inherit
+ * its clones: loops over rows or images call such functions. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EVERY_PROCESSOR
+#endif
+
+static inline void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }
+static inline int64_t integer(PyObject *number) { return PyLong_AsLongLong(number); }
+static inline double real(PyObject *number) { return PyFloat_AsDouble(number); }
+
+static inline int has(Py_ssize_t count, Py_ssize_t expected)
+{
+    if (count != expected)
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+    return count == expected;
+}
+
+#endif
