@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -76,7 +77,12 @@ def test_a_stream_that_is_no_text_file_is_left_alone(monkeypatch: pytest.MonkeyP
     assert stream.getvalue() == "零\n"
 
 
-def _interrupted(command: list[str], ready: Callable[[int], bool], place: Path) -> tuple[int, str]:
+def _interrupted(
+    command: list[str],
+    ready: Callable[[int], bool],
+    place: Path,
+    send: Callable[[int, int], None] = os.kill,
+) -> tuple[int, str]:
     """Exit code and stderr of a command that gets Ctrl-C as soon as `ready`."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -85,13 +91,14 @@ def _interrupted(command: list[str], ready: Callable[[int], bool], place: Path) 
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
     )
     deadline = time.monotonic() + 100
     while not ready(process.pid):
         assert time.monotonic() < deadline
         assert process.poll() is None, "ended before it could be stopped"
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    send(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     return process.returncode, error
 
@@ -110,6 +117,29 @@ def test_ctrl_c_in_reproduce_says_how_to_go_on(tmp_path: Path) -> None:
         ["spela", "reproduce", "mlp", "--quick", "--out", "out"],
         lambda _: any(tmp_path.glob("out/quick/runs/*/config.json")),
         tmp_path,
+    )
+    assert (code, error) == (130, "stopped, the same command goes on\n")
+
+
+def test_ctrl_c_while_workers_import(tmp_path: Path) -> None:
+    def workers(pid: int) -> list[Path]:
+        return [
+            path.parent
+            for path in Path("/proc").glob("[0-9]*/stat")
+            if path.read_text(encoding="utf-8", errors="replace").rsplit(")")[-1].split()[1]
+            == str(pid)
+            and b"spawn_main" in (path.parent / "cmdline").read_bytes()
+        ]
+
+    def import_torch(pid: int) -> bool:
+        found = workers(pid)
+        return len(found) == 2 and all("libtorch" in (w / "maps").read_text() for w in found)
+
+    code, error = _interrupted(
+        ["spela", "reproduce", "mlp", "--quick", "--jobs", "2", "--out", "out"],
+        import_torch,
+        tmp_path,
+        os.killpg,
     )
     assert (code, error) == (130, "stopped, the same command goes on\n")
 
