@@ -326,3 +326,18 @@ def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for block in blocks:
         exec(block, namespace)
     assert (tmp_path / "stream.safetensors").exists()
+
+
+def test_an_optimizer_that_has_stepped_forgets_it_when_a_stream_is_loaded(tmp_path: Path) -> None:
+    x, names = _samples(24, 7)
+    StreamingClassifier(_net(), labels=sorted(set(names))).save(tmp_path / "new.safetensors")
+    ends = []
+    for steps in (0, 5):
+        net = _net()
+        optimizer = optim.LocalAdam(net.parameters(), lr=0.1)
+        for _ in range(steps):
+            net.local_step(x, torch.zeros(24, dtype=torch.int64), optimizer)
+        stream = StreamingClassifier.load(tmp_path / "new.safetensors", net, optimizer)
+        stream.observe(x, names)
+        ends.append([parameter.detach().clone() for parameter in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
