@@ -23,6 +23,7 @@ def as_tensor(x: Tensor | np.ndarray, where: str) -> Tensor:
 
     Raises:
         TypeError: neither, or an array that holds no numbers.
+        ValueError: values are masked, which a tensor cannot say.
 
     Example:
         >>> as_tensor(np.array([1.5, 2.0], ">f4"), "x")
@@ -33,6 +34,10 @@ def as_tensor(x: Tensor | np.ndarray, where: str) -> Tensor:
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "buif":
         kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"{where} must be a tensor or an array of numbers, got {kind}")
+    if np.ma.is_masked(x):
+        raise ValueError(
+            f"{where} has masked values, which would count as numbers: fill or remove them"
+        )
     return torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C"))
 
 

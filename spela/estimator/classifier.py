@@ -23,8 +23,10 @@ from tqdm import tqdm
 from spela.data import epoch_generator
 from spela.estimator.calibration import fit_temperature
 from spela.estimator.fitting import (
+    LARGEST,
     build_rows_network,
     check_range,
+    features_as_given,
     held_out,
     mean_scores,
     plain_mode,
@@ -267,13 +269,13 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
                     f"{name} must be a whole number of at least 1{choice}, got {value!r}"
                 )
         for name, low, high in (
-            ("learning_rate", 0, math.inf),
-            ("scale", 0, math.inf),
+            ("learning_rate", 0, LARGEST),
+            ("scale", 0, LARGEST),
             ("validation_fraction", 0, 1),
         ):
             value = getattr(self, name)
             if not _is(Real, value) or not low < value < high:
-                raise ValueError(f"{name} must be a number in ({low}, {high}), got {value!r}")
+                raise ValueError(f"{name} must be a number in ({low}, {high:g}), got {value!r}")
         if not _is(Real, self.tol) or math.isnan(self.tol):
             raise ValueError(f"tol must be a number, got {self.tol!r}")
         try:
@@ -295,6 +297,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             raise
 
     def _checked_data(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        X = features_as_given(X)
         X, y = validate_data(self, X, y, reset=reset, dtype=np.float64, order="C")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
@@ -399,6 +402,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
     def _scores_of(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         with plain_mode():
+            X = features_as_given(X)
             X = validate_data(self, X, reset=False, dtype=np.float64, order="C")
             self._check_values(X)
             return mean_scores(self.net_, self._inputs(X)).cpu().double().numpy()
