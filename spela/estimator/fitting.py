@@ -22,6 +22,7 @@ __all__ = [
     "LARGEST",
     "build_rows_network",
     "check_range",
+    "cosine_rate",
     "features_as_given",
     "held_out",
     "mean_scores",
@@ -230,6 +231,17 @@ def train_epoch(
     if loss - loss != 0:
         raise TrainingDivergedError(f"the loss became {loss}: lower the learning rate")
     return loss
+
+
+def cosine_rate(first: float, epochs: int, epoch: int, share: float) -> float:
+    """The learning rate after `epoch` epochs and a share of the next: half a cosine from `first` to zero.
+
+    Example:
+        >>> cosine_rate(0.5, 2, 1, 0.0)
+        0.25
+    """
+    done = (epoch + share) / epochs
+    return first * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def scoring_dtype(device: torch.device) -> torch.dtype:

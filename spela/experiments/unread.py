@@ -40,7 +40,7 @@ def unread_settings(config: RunConfig) -> dict[str, str]:
 
     Example:
         >>> from spela.experiments.recipes import make_config
-        >>> unread_settings(make_config("digits", "paper"))["momentum"]
+        >>> unread_settings(make_config("digits", "best"))["momentum"]
         'of optimizer sgd'
     """
     found: dict[str, str] = {}

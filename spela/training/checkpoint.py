@@ -216,7 +216,8 @@ def load_state_tensors(
     if optimizer is not None:
         for parameter in net.parameters():  # what it gathered before is of other weights
             optimizer.state.pop(parameter, None)
-        optimizer.state.update(found)
+        for parameter, fields in found.items():
+            optimizer.state[parameter] = fields
 
 
 def _optimizer_state(
