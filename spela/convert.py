@@ -304,7 +304,9 @@ def _linear(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
     answers = used == len(steps) and activation == "identity"
     if answers and source.out_features == settings.num_classes:
         # The cosines to them order the classes as the logits do.
-        vectors = torch.eye(settings.num_classes) - 1 / settings.num_classes
+        # Whatever torch's defaults are: half precision would round them.
+        axes = torch.eye(settings.num_classes, dtype=torch.float64, device="cpu")
+        vectors = axes - 1 / settings.num_classes
     layer = SpelaLinear(
         source.in_features,
         source.out_features,

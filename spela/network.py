@@ -18,6 +18,11 @@ from spela_kernels.precision import recordable
 __all__ = ["SpelaSequential"]
 
 
+def _check_batch(x: Tensor) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"`x` must be a batch (B, ...), got shape {tuple(x.shape)}: use x[None]")
+
+
 class SpelaSequential(nn.Sequential):
     """nn.Sequential whose SPELA layers learn locally; any module may stand in between.
 
@@ -168,7 +173,8 @@ class SpelaSequential(nn.Sequential):
             (B,) int64 labels.
 
         Raises:
-            ValueError: If a policy does not have one threshold for each SPELA layer but the last.
+            ValueError: If x is no batch, or a policy does not have one threshold for each SPELA layer but the
+                last.
 
         Example:
             >>> from spela.layers import SpelaLinear
@@ -177,6 +183,7 @@ class SpelaSequential(nn.Sequential):
             >>> bool((net.predict(x) == net(x).argmax(1)).all())
             True
         """
+        _check_batch(x)
         if exit_threshold is None:
             return self(x).argmax(dim=1)
         return self.predict_detailed(x, exit_threshold).labels
@@ -205,6 +212,7 @@ class SpelaSequential(nn.Sequential):
             >>> net.predict_detailed(torch.randn(3, 4), exit_threshold=0.0).layer
             tensor([0, 0, 0])
         """
+        _check_batch(x)
         modules = list(self._checked())
         layers = self.local_layers
         thresholds = exit_thresholds(exit_threshold, len(layers))

@@ -12,7 +12,6 @@ pre-hook to see.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -34,7 +33,8 @@ __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 _NOT_FUSED = ("maximize", "dampening", "amsgrad", "decoupled_weight_decay", "differentiable")
 
 # What a parameter group holds, and below what it must stay.
-_BOUNDS = {"lr": math.inf, "momentum": 1.0, "weight_decay": math.inf, "eps": math.inf, "betas": 1.0}
+_FLOAT32 = torch.finfo(torch.float32).max  # beyond it a fused step could not take them
+_BOUNDS = {"lr": _FLOAT32, "momentum": 1.0, "weight_decay": _FLOAT32, "eps": _FLOAT32, "betas": 1.0}
 
 _Result = TypeVar("_Result")
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -58,7 +58,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         """As torch's, which constructors call; refuses numbers that torch takes and nothing learns with.
 
         Raises:
-            ValueError: If a number is negative, NaN or infinite, or a momentum not below 1.
+            ValueError: If a number is negative, NaN or beyond float32, or a momentum not below 1.
         """
         _check_numbers({**self.defaults, **param_group})
         super().add_param_group(param_group)

@@ -236,12 +236,14 @@ def check_tensors(x: Tensor, target: Tensor) -> None:
         target: Its labels.
 
     Raises:
-        TypeError: If one is no tensor.
+        TypeError: If one is no tensor, or the batch is a sparse one.
     """
     if not isinstance(x, Tensor):
         raise TypeError(
             f"`x` must be a tensor, got {type(x).__name__}: use torch.as_tensor(x) with the layer's dtype"
         )
+    if x.layout != torch.strided:
+        raise TypeError(f"`x` must be dense, got {x.layout}: use x.to_dense()")
     if not isinstance(target, Tensor):
         raise TypeError(
             f"`target` must be a tensor of int64 class indices, got {type(target).__name__}: use "

@@ -11,7 +11,7 @@ import typer
 from spela.benchmarks import GROUPS, describe_machine, format_rows, run_groups
 from spela.benchmarks import to_json as measured_to_json
 from spela.benchmarks.modelled import DTYPES, format_table, model_steps, to_json
-from spela.cli.options import Threads, path_option, pick_device, set_threads
+from spela.cli.options import Threads, path_option, pick_device, refuse_unread, set_threads
 from spela.training.records import write_atomically
 from spela_kernels.cost.roofline import GPUS, LAUNCH_US, find_gpu
 
@@ -33,13 +33,17 @@ def bench(
     gpu: Annotated[
         str | None, typer.Option(help=f"For --model: one of {', '.join(GPUS)} (default: all).")
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"For --model: {', '.join(DTYPES)}.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help=f"For --model: {', '.join(DTYPES)} (default: float32).")
+    ] = None,
     launch_us: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1e6, help="For --model: assumed overhead of a launch, microseconds."
+            min=0,
+            max=1e6,
+            help=f"For --model: assumed overhead of a launch, microseconds (default: {LAUNCH_US:g}).",
         ),
-    ] = LAUNCH_US,
+    ] = None,
     json_file: Annotated[
         Path | None, path_option("--json", help="Also write the figures here.")
     ] = None,
@@ -47,9 +51,15 @@ def bench(
     """Time training steps, epochs and memory against named baselines; ratios are theirs over ours."""
     if json_file is not None and not json_file.parent.is_dir():
         raise ValueError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+    if json_file is not None and json_file.is_dir():
+        raise ValueError(f"--json {json_file} is a folder: name a file")
     if model:
-        figures = _modelled(gpu, dtype, launch_us)
+        if groups:
+            raise ValueError(f"--model is one table: leave {' '.join(groups)} out")
+        refuse_unread("a model", quick=quick or None, threads=threads)
+        figures = _modelled(gpu, dtype or "float32", LAUNCH_US if launch_us is None else launch_us)
     else:
+        refuse_unread("measuring, without --model", gpu=gpu, dtype=dtype, launch_us=launch_us)
         figures = _measured(groups or list(GROUPS), quick, threads)
     if json_file is not None:
         text = json.dumps(figures, indent=2) + "\n"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spela.cli.options import RunDir, path_option, pick_device
+from spela.cli.options import RunDir, path_option, pick_device, refuse_unread
 from spela.export import FORMATS, KINDS, export_run
 from spela.export.onnx_file import OPSET
 
@@ -25,12 +25,17 @@ def export(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="With the weights that the run started from.")
     ] = False,
-    opset: Annotated[int, typer.Option(help="Of ONNX; older runtimes need a lower one.")] = OPSET,
+    opset: Annotated[
+        int | None,
+        typer.Option(help=f"Of ONNX (default: {OPSET}); older runtimes need a lower one."),
+    ] = None,
 ) -> None:
     """Write the network or its training step for onnxruntime (onnx), PyTorch (pt2) or ExecuTorch (pte)."""
     pick_device("cpu")
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
+    if format != "onnx":
+        refuse_unread(f"format {format}", opset=opset)
     program = export_run(
         run_dir,
         out,
@@ -38,7 +43,7 @@ def export(
         format=format,
         batch_size=batch_size,
         untrained=untrained,
-        opset=opset,
+        opset=OPSET if opset is None else opset,
     )
     given = [name for name in program.inputs if name not in program.defaults]
     answers = [name for name in program.outputs if not name.startswith("new.")]

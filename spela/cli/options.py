@@ -30,6 +30,7 @@ __all__ = [
     "print_accuracy",
     "print_batch_statistics",
     "print_top5",
+    "refuse_unread",
     "set_threads",
 ]
 
@@ -61,6 +62,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 RunDir = Annotated[
     Path, typer.Argument(help="Folder of a run.", parser=parse_path, metavar="RUN_DIR")
 ]
+
+
+def refuse_unread(what: str, **options: object) -> None:
+    """Refuse options that a call would not read, whose value would seem to count; None: not given."""
+    for name, value in options.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} is not for {what}: leave it out")
 
 
 class Stopped(Exception):

@@ -16,6 +16,7 @@ from spela.distributed import PARALLEL, LostRankError, Ranks
 __all__ = ["Parallel", "RankTimeout", "join", "main_first", "may_speak"]
 
 YEAR_S = 365 * 24 * 3600.0
+USUAL_TIMEOUT_S = 600.0
 
 Parallel = Annotated[
     str | None,
@@ -24,8 +25,12 @@ Parallel = Annotated[
     ),
 ]
 RankTimeout = Annotated[
-    float,
-    typer.Option(min=1, max=YEAR_S, help="Seconds after which a silent process counts as lost."),
+    float | None,
+    typer.Option(
+        min=1,
+        max=YEAR_S,
+        help=f"Seconds after which a silent process counts as lost (default: {USUAL_TIMEOUT_S:g}).",
+    ),
 ]
 
 _joined: list[Ranks] = []
@@ -38,7 +43,7 @@ def _on_terminate(signum: int, frame: FrameType | None) -> None:
     )
 
 
-def join(parallel: str | None, device: str, timeout: float) -> Ranks | None:
+def join(parallel: str | None, device: str, timeout: float | None) -> Ranks | None:
     """Join torchrun's job; None where `parallel` is None and there is no job.
 
     Raises:
@@ -54,7 +59,7 @@ def join(parallel: str | None, device: str, timeout: float) -> Ranks | None:
         return None
     if parallel not in PARALLEL:
         raise ValueError(f"unknown --parallel {parallel!r}: use one of {', '.join(PARALLEL)}")
-    ranks = Ranks.join(device, timeout)
+    ranks = Ranks.join(device, USUAL_TIMEOUT_S if timeout is None else timeout)
     _joined.append(ranks)
     signal.signal(signal.SIGTERM, _on_terminate)
     return ranks

@@ -71,7 +71,7 @@ def reproduce_command(
     ] = False,
     publish_to: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "--publish",
             help="Also add the finished runs, without weights, to this folder: a file, a table and the "
             "plots an experiment.",

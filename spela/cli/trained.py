@@ -24,6 +24,7 @@ from spela.cli.options import (
     print_accuracy,
     print_batch_statistics,
     print_top5,
+    refuse_unread,
     set_threads,
 )
 from spela.cli.settings import settings_in_force
@@ -149,6 +150,8 @@ def info(
     """Show versions, back-ends and datasets here, or what a run folder's checkpoint is."""
     if (card and run_dir is None) or (out is not None and not card):
         raise ValueError("a model card is written with: spela info DIR --card [--out FILE]")
+    if run_dir is not None:
+        refuse_unread("a run folder, whose data is not looked at", data_root=data_root)
     pick_device("auto")
     if run_dir is not None:
         _check_folder(run_dir)

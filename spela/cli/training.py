@@ -22,6 +22,7 @@ from spela.cli.options import (
     print_accuracy,
     print_batch_statistics,
     print_top5,
+    refuse_unread,
     set_threads,
 )
 from spela.cli.parallel import Parallel, RankTimeout, join, main_first
@@ -195,7 +196,7 @@ def train(
     backend: Backend = None,
     device: Device = "auto",
     parallel: Parallel = None,
-    rank_timeout: RankTimeout = 600.0,
+    rank_timeout: RankTimeout = None,
 ) -> None:
     """Train a network; write config, metrics.jsonl, checkpoint, summary.json and report.html to --out."""
     config = make_config(
@@ -242,6 +243,8 @@ def train(
         )
     if resume and not folder.holds_run():
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
+    if not parallel:
+        refuse_unread("one process, without --parallel", rank_timeout=rank_timeout)
     if parallel and (diagnostics or tensorboard):
         raise ValueError("--diagnostics and --tensorboard are for runs without --parallel")
     set_threads(threads)

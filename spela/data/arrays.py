@@ -22,17 +22,24 @@ def as_tensor(x: Tensor | np.ndarray, where: str) -> Tensor:
         An array as a tensor of its dtype, on the CPU.
 
     Raises:
-        TypeError: neither, or an array that holds no numbers.
+        TypeError: neither, an array that holds no numbers, or a sparse tensor.
+        ValueError: values are masked, which a tensor cannot say.
 
     Example:
         >>> as_tensor(np.array([1.5, 2.0], ">f4"), "x")
         tensor([1.5000, 2.0000])
     """
     if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            raise TypeError(f"{where} must be dense, got {x.layout}: use {where}.to_dense()")
         return x
     if not isinstance(x, np.ndarray) or x.dtype.kind not in "buif":
         kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"{where} must be a tensor or an array of numbers, got {kind}")
+    if np.ma.is_masked(x):
+        raise ValueError(
+            f"{where} has masked values, which would count as numbers: fill or remove them"
+        )
     return torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C"))
 
 

@@ -43,8 +43,9 @@ def open_picture(path: Path, mode: str, formats: Sequence[str]) -> tuple[Image.I
                 raise ValueError(
                     f"it claims {image.width} x {image.height} pixels, too many for its size"
                 )
-            if image.mode.startswith(_DEEP_MODES):
-                raise ValueError(f"it has {image.mode} pixels; save it with 8 bits a channel")
+            deep = _deep_pixels(image)
+            if deep:
+                raise ValueError(f"it has {deep} pixels; save it with 8 bits a channel")
             upright, background = ImageOps.exif_transpose(image), None
             if mode != "RGBA" and upright.has_transparency_data:
                 upright, background = _over_background(upright.convert("RGBA"))
@@ -52,6 +53,18 @@ def open_picture(path: Path, mode: str, formats: Sequence[str]) -> tuple[Image.I
     # Pillow reports damage as OSError, SyntaxError or DecompressionBombError.
     except (OSError, MemoryError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read {path} as an image: {one_line(error)}") from error
+
+
+def _deep_pixels(image: Image.Image) -> str:
+    """What an image's pixels are called where they have more than 8 bits a channel, else nothing.
+
+    Of colours with 16 bits Pillow's mode says nothing, and it would take their upper halves; the decoder that
+    it is going to use is named after what lies in the file, such as RGB;16B.
+    """
+    if image.mode.startswith(_DEEP_MODES):
+        return image.mode
+    decoders = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    return f"{image.mode};16" if ";16B" in decoders else ""  # BMP has BGR;16, of 5 and 6 bits
 
 
 def _over_background(image: Image.Image) -> tuple[Image.Image, str | None]:

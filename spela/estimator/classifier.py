@@ -23,8 +23,11 @@ from tqdm import tqdm
 from spela.data import epoch_generator
 from spela.estimator.calibration import fit_temperature
 from spela.estimator.fitting import (
+    LARGEST,
     build_rows_network,
     check_range,
+    cosine_rate,
+    features_as_given,
     held_out,
     mean_scores,
     plain_mode,
@@ -267,13 +270,13 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
                     f"{name} must be a whole number of at least 1{choice}, got {value!r}"
                 )
         for name, low, high in (
-            ("learning_rate", 0, math.inf),
-            ("scale", 0, math.inf),
+            ("learning_rate", 0, LARGEST),
+            ("scale", 0, LARGEST),
             ("validation_fraction", 0, 1),
         ):
             value = getattr(self, name)
             if not _is(Real, value) or not low < value < high:
-                raise ValueError(f"{name} must be a number in ({low}, {high}), got {value!r}")
+                raise ValueError(f"{name} must be a number in ({low}, {high:g}), got {value!r}")
         if not _is(Real, self.tol) or math.isnan(self.tol):
             raise ValueError(f"tol must be a number, got {self.tol!r}")
         try:
@@ -295,7 +298,9 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             raise
 
     def _checked_data(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(self, X, y, reset=reset, dtype=np.float64, order="C")
+        X, y = validate_data(
+            self, features_as_given(X), y, reset=reset, dtype=np.float64, order="C"
+        )
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         self._check_values(X)
@@ -363,7 +368,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         x, batch_size = x.float(), max(16, min(100, len(x) // 10))
         with tqdm(total=self.max_iter, desc="SpelaClassifier", disable=not self.verbose) as bar:
             for epoch in range(self.max_iter):
-                self._epoch(x, target, batch_size, partial(self._cosine_rate, epoch))
+                rate = partial(cosine_rate, float(self.learning_rate), self.max_iter, epoch)
+                self._epoch(x, target, batch_size, rate)
                 reached = -self.loss_curve_[-1]
                 if held is not None and self.validation_scores_ is not None:
                     right = mean_scores(self.net_, held[0].float()).argmax(dim=1) == held[1]
@@ -380,10 +386,6 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         if weights is not None:
             self.net_.load_state_dict(weights)
 
-    def _cosine_rate(self, epoch: int, share: float) -> float:
-        done = (epoch + share) / self.max_iter
-        return float(self.learning_rate) * 0.5 * (1 + math.cos(math.pi * done))
-
     def _score_precisely(self) -> None:
         """Into the dtype that scores; parameters stay the same objects, so the optimizer knows them."""
         self.net_.to(scoring_dtype(next(self.net_.parameters()).device))
@@ -399,6 +401,6 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
     def _scores_of(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         with plain_mode():
-            X = validate_data(self, X, reset=False, dtype=np.float64, order="C")
+            X = validate_data(self, features_as_given(X), reset=False, dtype=np.float64, order="C")
             self._check_values(X)
             return mean_scores(self.net_, self._inputs(X)).cpu().double().numpy()

@@ -19,8 +19,11 @@ from spela.network import SpelaSequential
 from spela.training import TrainingDivergedError
 
 __all__ = [
+    "LARGEST",
     "build_rows_network",
     "check_range",
+    "cosine_rate",
+    "features_as_given",
     "held_out",
     "mean_scores",
     "plain_mode",
@@ -30,7 +33,7 @@ __all__ = [
 
 # Rows scored at a time: a wide layer's outputs stay in cache.
 _ROWS = 1000
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
 # A layer's norm is a sum of squares of sums of features: from about 1e18 on it overflows float32, all
 # cosines are 0 and nothing is learnt.
 _LARGEST_SCALED = 1e15
@@ -77,7 +80,7 @@ def check_range(
         ...
         ValueError: feature 1 of X is 1e+40 in row 1, beyond float32: remove such values or scale it
     """
-    fits = np.abs(x) <= _LARGEST if scaled is None else np.abs(scaled) <= _LARGEST_SCALED
+    fits = np.abs(x) <= LARGEST if scaled is None else np.abs(scaled) <= _LARGEST_SCALED
     if fits.all():
         return
     row, feature = (int(index) for index in np.argwhere(~fits)[0])
@@ -88,6 +91,29 @@ def check_range(
     raise ValueError(
         f"{name} of X is {x[row, feature]:g} in row {row}, {limit}: remove such values or scale it"
     )
+
+
+def features_as_given(x: Any) -> Any:
+    """Features untouched, unless a conversion to float64 would drop something of them without a word.
+
+    Args:
+        x: Whatever was given as X.
+
+    Raises:
+        ValueError: If values are masked, or are times or dates, whose unit decides the numbers.
+
+    Example:
+        >>> features_as_given(np.ma.masked_less([[1.0, -9.0]], 0))
+        Traceback (most recent call last):
+        ...
+        ValueError: X has masked values, which would count as numbers: fill or remove them
+    """
+    if np.ma.is_masked(x):
+        raise ValueError("X has masked values, which would count as numbers: fill or remove them")
+    dtypes = getattr(x, "dtypes", [getattr(x, "dtype", None)])  # a data frame has several
+    if any(getattr(dtype, "kind", "") in ("m", "M") for dtype in np.ravel(dtypes)):
+        raise ValueError("X has times or dates: turn them into numbers of a unit that you choose")
+    return x
 
 
 def build_rows_network(
@@ -205,6 +231,17 @@ def train_epoch(
     if loss - loss != 0:
         raise TrainingDivergedError(f"the loss became {loss}: lower the learning rate")
     return loss
+
+
+def cosine_rate(first: float, epochs: int, epoch: int, share: float) -> float:
+    """The learning rate after `epoch` epochs and a share of the next: half a cosine from `first` to zero.
+
+    Example:
+        >>> cosine_rate(0.5, 2, 1, 0.0)
+        0.25
+    """
+    done = (epoch + share) / epochs
+    return first * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def scoring_dtype(device: torch.device) -> torch.dtype:

@@ -20,6 +20,7 @@ from spela.data import (
 )
 from spela.experiments.declare import Experiment, Row
 from spela.experiments.recipes import make_config
+from spela.experiments.unread import unread_settings
 from spela.training import RunConfig
 
 __all__ = ["QUICK_DATA", "Job", "Options", "data_label", "feature_files", "plan", "run_key"]
@@ -226,6 +227,7 @@ def _config(experiment: Experiment, row: Row, data: str, seed: int, options: Opt
         return config
     small = dict(experiment.quick.get(row.model, {}))
     width = small.pop("max_width", 32)
+    small = {name: value for name, value in small.items() if name not in unread_settings(config)}
     small |= {
         "epochs": options.epochs or QUICK_EPOCHS,
         "head_epochs": min(config.head_epochs, 1),

@@ -6,6 +6,7 @@ import difflib
 from typing import Any
 
 from spela.experiments.networks import NETWORKS
+from spela.experiments.unread import unread_settings
 from spela.training import RunConfig
 
 __all__ = ["RECIPES", "make_config"]
@@ -260,7 +261,8 @@ def make_config(
         A checked `RunConfig`.
 
     Raises:
-        ValueError: If the recipe is unknown or a value out of range.
+        ValueError: If the recipe is unknown, a value out of range, or one that replaces the recipe's is for
+            other runs than this and would change nothing.
 
     Example:
         >>> make_config("digits", "tmlr", epochs=1).lr
@@ -284,4 +286,10 @@ def make_config(
     settings = {**recipes[recipe], **given}
     if not settings["layers"] and "head_epochs" not in given:
         settings["head_epochs"] = 0  # no head to train
-    return RunConfig(data=data, recipe=recipe, seed=seed, **settings)
+    config = RunConfig(data=data, recipe=recipe, seed=seed, **settings)
+    for name, purpose in unread_settings(config).items():
+        if settings[name] != recipes[recipe][name]:
+            raise ValueError(
+                f"{name} {settings[name]!r} would change nothing in this run, it is {purpose}: leave it out"
+            )
+    return config

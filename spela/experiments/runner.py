@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -173,7 +175,10 @@ def _run_in_pool(
 ) -> None:
     try:
         with _pool(min(processes, len(waiting))) as pool:
-            futures: list[Future[Outcome]] = [pool.submit(_run_task, t) for t in waiting.values()]
+            with _no_interrupt():
+                futures: list[Future[Outcome]] = [
+                    pool.submit(_run_task, task) for task in waiting.values()
+                ]
             for future in as_completed(futures):
                 note(future.result())
     except BrokenProcessPool:
@@ -182,7 +187,9 @@ def _run_in_pool(
         for task in list(waiting.values()):
             try:
                 with _pool(1) as pool:
-                    note(pool.submit(_run_task, task).result())
+                    with _no_interrupt():
+                        future = pool.submit(_run_task, task)
+                    note(future.result())
             except BrokenProcessPool:
                 note(_failed(task, "its process was killed (out of memory?)", 0.0))
 
@@ -190,17 +197,42 @@ def _run_in_pool(
 @contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     # Spawned, not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
+    context, before = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
     try:
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - set(before):
+            worker.terminate()  # it may be importing still, which this process would wait for
         raise
     pool.shutdown()
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, and in processes started inside until they ask for it.
+
+    A worker imports for seconds before its first line of ours, and would print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_quietly(signum: int, frame: FrameType | None) -> None:
+    os._exit(130)  # Ctrl-C reaches every process: the parent speaks for all
+
+
 def _start_worker() -> None:
+    signal.signal(signal.SIGINT, _leave_quietly)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     keep_freed_memory()  # the process is ours, as the command line's is
     torch.set_flush_denormal(True)  # for good, what `flush_denormals` does for a block
     torch.set_num_threads(1)
@@ -254,10 +286,6 @@ def _run_task(task: _Task) -> Outcome:
             (folder.path / "failed.json").unlink(missing_ok=True)
     except InUseError as error:  # nothing in that folder is ours to change
         return Outcome(task.key, "busy", time.perf_counter() - started, str(error))
-    except KeyboardInterrupt:
-        if multiprocessing.parent_process() is not None:
-            os._exit(130)  # Ctrl-C reaches every process: the parent speaks for all
-        raise
     except Exception as error:  # one run's failure, of whatever kind, must not lose the others
         message = " ".join(str(error).split()) or type(error).__name__
         return _failed(task, message, time.perf_counter() - started)

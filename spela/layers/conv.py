@@ -22,6 +22,7 @@ from spela.vectors import (
     check_vector_kind,
     check_vectors,
     class_grouping,
+    codes_problem,
     decode_groups,
     encode_groups,
     group_vectors,
@@ -239,12 +240,9 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             state_dict[key] = encode_groups(plain)
         codes = state_dict.get(key)
         if codes is not None and not codes.is_meta and codes.numel():
-            groups = decode_groups(codes.long())
-            if groups.min() < 0 or groups.max() >= self.vectors.shape[1]:
-                errors: list[str] = rest[-1]
-                errors.append(
-                    f"{key} has groups outside the layer's 0..{self.vectors.shape[1] - 1}"
-                )
+            problem = codes_problem(codes.long(), self.vectors.shape[1])
+            if problem:
+                rest[-1].append(f"{key} {problem}")
                 state_dict[key] = self.group_codes
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

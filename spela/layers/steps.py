@@ -202,8 +202,11 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the parameter's own strides: torch's fused optimizers walk both side by side."""
-    if gradient.stride() == parameter.stride():
+    """The gradient in the parameter's own dtype and strides: torch's fused optimizers walk both side by side.
+
+    Under autocast products found by hand are 16-bit.
+    """
+    if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
-from spela.reports.cells import COLUMNS, cells, deviation_text, missing
+from spela.reports.cells import COLUMNS, cells, change_text, deviation_text, missing
 from spela.reports.geometry import layers_figure, layers_run
 from spela.reports.plots import table_figures
 from spela.reports.rendering import render, write_bytes
@@ -130,7 +130,7 @@ def _memory_lines(table: dict[str, Any]) -> list[list[str]]:
 
 
 def _exit_lines(measured: dict[str, Any]) -> list[list[str]]:
-    """One line a run of the calibrated thresholds: what they cost and what they save."""
+    """One line a run of the calibrated thresholds: what they cost, and what they save or add."""
     return [
         [
             f"{c['row']}, {c['data']}, seed {c['seed']}",
@@ -138,9 +138,9 @@ def _exit_lines(measured: dict[str, Any]) -> list[list[str]]:
             deviation_text(c["full_accuracy"], None),
             deviation_text(c["accuracy"], None),
             f"{c['accuracy'] - c['full_accuracy']:+.2f}",
-            f"{100 * (1 - c['multiply_adds']):.1f} %",
+            change_text(1 - c["multiply_adds"], "fewer", "more", 1),
             f"{c['full_ms']:.0f} / {c['early_ms']:.0f} ms",
-            f"{100 * (1 - c['early_ms'] / c['full_ms']):.0f} %",
+            change_text(1 - c["early_ms"] / c["full_ms"], "less", "more"),
         ]
         for c in measured.get("calibrated", [])
     ]

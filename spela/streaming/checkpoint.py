@@ -33,7 +33,7 @@ class Stream:
         memory: Capacity of the replay buffer.
         policy: Its policy.
         replay: Remembered samples a step.
-        frozen: Whether each SPELA layer is frozen.
+        frozen: Whether each SPELA layer is frozen; of one that is in part, the names of those parameters.
         tables: Vectors or groups of all classes there may be, one tensor a SPELA layer.
         buffer: The replay buffer's state.
         generator: State of the generator, uint8.
@@ -43,7 +43,7 @@ class Stream:
     memory: int
     policy: str
     replay: int
-    frozen: list[bool]
+    frozen: list[bool | list[str]]
     tables: list[Tensor]
     buffer: dict[str, Tensor]
     generator: Tensor
@@ -123,7 +123,7 @@ def read_stream(path: Path) -> tuple[Stream, Callable[[nn.Module, torch.optim.Op
             memory=_checked(facts["memory"], int),
             policy=_checked(facts["policy"], str),
             replay=_checked(facts["replay"], int),
-            frozen=[_checked(value, bool) for value in _checked(facts["frozen"], list)],
+            frozen=[_checked(value, bool, list) for value in _checked(facts["frozen"], list)],
             tables=[tensors[f"classes.{i}"] for i in range(len(facts["frozen"]))],
             buffer={name: tensors[f"buffer.{name}"] for name in ("x", "y", "seen", "was_largest")},
             generator=tensors["generator"],

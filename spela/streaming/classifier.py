@@ -197,7 +197,7 @@ class StreamingClassifier:
                 memory=self.buffer.capacity,
                 policy=self.buffer.policy,
                 replay=self.replay,
-                frozen=[_is_frozen(layer) for layer in self.net.local_layers],
+                frozen=[_frozen(layer) for layer in self.net.local_layers],
                 tables=self.classes.tables,
                 buffer=self.buffer.state(),
                 generator=self.generator.get_state(),
@@ -247,8 +247,11 @@ class StreamingClassifier:
             made.classes.tables = own
             made.classes.let_go()
             raise
-        for index, frozen in enumerate(stream.frozen):
-            made.freeze(index, frozen)
+        for layer, frozen in zip(layers, stream.frozen, strict=True):
+            for name, parameter in layer.named_parameters():
+                parameter.requires_grad_(
+                    not (frozen if isinstance(frozen, bool) else name in frozen)
+                )
         if found is not None:
             made._files[path.resolve()] = found
         return made
@@ -293,6 +296,12 @@ class StreamingClassifier:
         for layer in self.net.local_layers:
             if _is_frozen(layer):
                 layer.eval()  # batch statistics stay too
+
+
+def _frozen(layer: LocalLayer | nn.Module) -> bool | list[str]:
+    """Whether a layer is frozen; the names of its frozen parameters where others learn."""
+    names = [name for name, value in layer.named_parameters() if not value.requires_grad]
+    return names if names and not _is_frozen(layer) else bool(names)
 
 
 def _is_frozen(layer: LocalLayer | nn.Module) -> bool:

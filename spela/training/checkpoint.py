@@ -176,7 +176,7 @@ def restore(
 def load_state_tensors(
     tensors: dict[str, Tensor], net: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """The inverse of `state_tensors`, wholly or not at all.
+    """The inverse of `state_tensors`, wholly or not at all; the optimizer forgets what it has of the network.
 
     Args:
         tensors: By name; other names than `model.*` and `optimizer.*` are left alone.
@@ -208,8 +208,11 @@ def load_state_tensors(
     except ValueError:
         net.load_state_dict(before)
         raise
-    for parameter, fields in found.items():
-        optimizer.state[parameter].update(fields)  # type: ignore[union-attr]
+    if optimizer is not None:
+        for parameter in net.parameters():  # what it gathered before is of other weights
+            optimizer.state.pop(parameter, None)
+        for parameter, fields in found.items():
+            optimizer.state[parameter] = fields
 
 
 def _optimizer_state(
@@ -238,7 +241,8 @@ def _optimizer_state(
                     f"{tuple(shape)} {dtype}"
                 )
             # "step" too: fused steps want it beside the parameter.
-            state.setdefault(parameter, {})[field] = value.to(parameter.device)
+            # A copy, or the steps that follow would write into the tensors that were given.
+            state.setdefault(parameter, {})[field] = value.to(parameter.device, copy=True)
     if left:
         raise ValueError(f"the checkpoint has optimizer state of no parameter: {sorted(left)[0]!r}")
     return state

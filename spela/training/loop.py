@@ -70,6 +70,7 @@ class Trainer:
         listener: Told of progress, or None.
 
     Raises:
+        ValueError: If images are to be augmented and samples are none.
         TrainingDivergedError: From `fit`, naming the layer, when a loss is no longer finite.
         OSError: From `fit`, when the folder cannot be written; the last checkpoint stays whole.
     """
@@ -85,6 +86,11 @@ class Trainer:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+        if config.augment and dataset.train_x.dim() != 4:
+            raise ValueError(
+                f"augment crops and mirrors images, {dataset.name} has samples of shape "
+                f"{dataset.sample_shape}: leave it out"
+            )
         self.config = config
         self.net: LayerwiseClassifier = net
         self.module: nn.Module = net

@@ -3,6 +3,7 @@
 from spela.vectors.grouping import (
     Groups,
     class_grouping,
+    codes_problem,
     decode_groups,
     encode_groups,
     group_vectors,
@@ -29,6 +30,7 @@ __all__ = [
     "check_vectors",
     "class_grouping",
     "class_vectors",
+    "codes_problem",
     "coulomb_energy",
     "decode_groups",
     "encode_groups",

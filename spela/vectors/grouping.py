@@ -13,6 +13,7 @@ from spela.vectors.symmetric import as_size, class_vectors
 __all__ = [
     "Groups",
     "class_grouping",
+    "codes_problem",
     "decode_groups",
     "encode_groups",
     "group_vectors",
@@ -120,6 +121,29 @@ def encode_groups(grouping: Tensor) -> Tensor:
 def decode_groups(codes: Tensor) -> Tensor:
     """The inverse of `encode_groups`: (K, C) int64."""
     return codes >> _CODE_BITS
+
+
+def codes_problem(codes: Tensor, size: int) -> str:
+    """What is wrong with codes that come from elsewhere.
+
+    Args:
+        codes: (K, C) int64.
+        size: G, most groups of a kernel.
+
+    Returns:
+        Words, or nothing.
+
+    Example:
+        >>> tables = encode_groups(torch.tensor([[0, 1]])), encode_groups(torch.tensor([[1, 0]]))
+        >>> codes_problem((tables[0] + tables[1]) // 2, 2)
+        'is no table of groups: an average of different ones?'
+    """
+    groups = decode_groups(codes)
+    if groups.min() < 0 or groups.max() >= size:
+        return f"has groups outside the layer's 0..{size - 1}"
+    if (codes - encode_groups(groups)).abs().max() > 1 << (_CODE_BITS - 2):
+        return "is no table of groups: an average of different ones?"
+    return ""
 
 
 def group_vectors(

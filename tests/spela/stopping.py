@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -14,7 +15,11 @@ from spela.training import Trainer
 
 
 def stopped(
-    command: list[str], ready: Callable[[int], bool], how: int = signal.SIGINT, **options: Any
+    command: list[str],
+    ready: Callable[[int], bool],
+    how: int = signal.SIGINT,
+    send: Callable[[int, int], None] = os.kill,
+    **options: Any,
 ) -> tuple[int, str]:
     """Exit code and stderr of a command that gets a signal as soon as `ready` says so of its pid."""
     process = subprocess.Popen(
@@ -26,13 +31,13 @@ def stopped(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not ready(process.pid):
         assert time.monotonic() < deadline
         assert process.poll() is None, "ended before it could be stopped"
         time.sleep(0.01)
-    process.send_signal(how)
-    _, error = process.communicate(timeout=60)
+    send(process.pid, how)
+    _, error = process.communicate(timeout=600)
     return process.returncode, error
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import spela_kernels.cpu.gemm
-from spela import SpelaClassifier, SpelaConv2d, SpelaLinear, SpelaSequential, optim
+from spela import SpelaClassifier, SpelaConv2d, SpelaLinear, SpelaSequential, convert, optim
 from spela.data import load_dataset
 from spela.early_exit import calibrate_thresholds
 from spela.experiments import make_config, run
@@ -107,6 +107,29 @@ def _classifier() -> list[Tensor]:
     return [*found, torch.from_numpy(model.partial_fit(rows, labels).predict_proba(rows))]
 
 
+def _weights() -> nn.Sequential:
+    with torch.inference_mode(False), torch.no_grad():
+        model = nn.Sequential(
+            nn.Conv2d(1, 3, 3, **FLOAT32),
+            nn.BatchNorm2d(3, **FLOAT32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(27, 8, **FLOAT32),
+            nn.GELU(),
+            nn.Linear(8, 3, **FLOAT32),
+        )
+        for parameter in model.parameters():
+            parameter.uniform_(0.1, 1.0, generator=_seed(2))
+    return model
+
+
+def _converted() -> list[Tensor]:
+    x, _ = _batch()
+    net = convert(_weights(), 3, x, generator=_seed())
+    return [*net.state_dict().values(), *net.eval().layer_scores(x), net.predict(x)]
+
+
 def _run(folder: Path, model: str, recipe: str = "best") -> list[Tensor]:
     rng = np.random.default_rng(0)
     file = folder / "tiny.npz"
@@ -125,6 +148,7 @@ WORK: dict[str, Callable[[Path], list[Tensor]]] = {
     "torch's SGD, convolution": lambda _: _trained(_conv, lambda p: torch.optim.SGD(p, 0.1)),
     "stream": lambda _: _stream(),
     "classifier": lambda _: _classifier(),
+    "converted": lambda _: _converted(),
     "run": lambda folder: _run(folder, "mlp"),
     "run, convolution": lambda folder: _run(folder, "cnn"),
     "run, backprop": lambda folder: _run(folder, "cnn", "backprop"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,32 @@ def test_ctrl_c_in_reproduce_says_how_to_go_on(tmp_path: Path) -> None:
         [sys.executable, "-m", "spela", "reproduce", "mlp", "--quick", "--out", "out"],
         lambda _: any(tmp_path.glob("out/quick/runs/*/config.json")),
         cwd=tmp_path,
+    )
+    assert (code, error) == (130, "stopped, the same command goes on\n")
+
+
+def test_ctrl_c_while_workers_import(tmp_path: Path) -> None:
+    def workers(pid: int) -> list[Path]:
+        return [
+            path.parent
+            for path in Path("/proc").glob("[0-9]*/stat")
+            if path.read_text(encoding="utf-8", errors="replace").rsplit(")")[-1].split()[1]
+            == str(pid)
+            and b"spawn_main" in (path.parent / "cmdline").read_bytes()
+        ]
+
+    def import_torch(pid: int) -> bool:
+        found = workers(pid)
+        return len(found) == 2 and all("libtorch" in (w / "maps").read_text() for w in found)
+
+    # Ctrl-C reaches the whole group.
+    command = ["spela", "reproduce", "mlp", "--quick", "--jobs", "2", "--out", "out"]
+    code, error = stopped(
+        [sys.executable, "-m", *command],
+        import_torch,
+        send=os.killpg,
+        cwd=tmp_path,
+        start_new_session=True,
     )
     assert (code, error) == (130, "stopped, the same command goes on\n")
 

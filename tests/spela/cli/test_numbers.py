@@ -61,10 +61,10 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("kind", "name", "values"),
     [
-        (LocalSGD, "lr", (NAN, INF, -1.0, torch.tensor(NAN), torch.tensor(INF))),
+        (LocalSGD, "lr", (NAN, INF, 1e39, -1.0, torch.tensor(NAN), torch.tensor(INF))),
         (LocalSGD, "momentum", (NAN, INF, -0.1, 1.0, 2.0)),
-        (LocalSGD, "weight_decay", (NAN, INF, -1.0)),
-        (LocalAdam, "lr", (NAN, INF, -1.0, torch.tensor(NAN))),
+        (LocalSGD, "weight_decay", (NAN, INF, 1e39, -1.0)),
+        (LocalAdam, "lr", (NAN, INF, 1e39, -1.0, torch.tensor(NAN))),
         (LocalAdam, "betas", ((NAN, 0.9), (0.9, NAN), (1.0, 0.9), (0.9, 1.0), (-0.1, 0.9))),
         (LocalAdam, "eps", (NAN, INF, -1.0)),
         (LocalAdam, "weight_decay", (NAN, INF, -1.0)),

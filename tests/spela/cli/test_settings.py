@@ -160,6 +160,7 @@ def test_jobs_are_what_the_machine_can_start(number: str, call: Call) -> None:
         ["bench", "--model", "--json", ""],
         ["reproduce", "mlp", "--quick", "--out", ""],
         ["reproduce", "mlp", "--quick", "--readme", ""],
+        ["reproduce", "mlp", "--quick", "--publish", ""],
     ],
 )
 def test_an_empty_path_is_not_the_current_folder(arguments: list[str], call: Call) -> None:
@@ -167,3 +168,39 @@ def test_an_empty_path_is_not_the_current_folder(arguments: list[str], call: Cal
     assert code == 2
     assert error.endswith("it is empty: name a folder or file\n")
     assert os.listdir() == ["file"]
+
+
+TRAIN = ["train", "--data", "digits", "--out", "new"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["bench", "--dtype", "float16"], "--dtype"),
+        (["bench", "--gpu", "H100"], "--gpu"),
+        (["bench", "--launch-us", "3"], "--launch-us"),
+        (["bench", "--model", "--quick"], "--quick"),
+        (["bench", "--model", "--threads", "1"], "--threads"),
+        (["bench", "--model", "epoch"], "epoch"),
+        (["export", ".", "--out", "new", "--format", "pt2", "--opset", "20"], "--opset"),
+        (["info", ".", "--data-root", "."], "--data-root"),
+        ([*TRAIN, "--rank-timeout", "5"], "--rank-timeout"),
+        ([*TRAIN, "--momentum", "0.5"], "momentum"),
+        ([*TRAIN, "--kernel-size", "3"], "kernel_size"),
+        ([*TRAIN, "--recipe", "backprop", "--objective", "cosine"], "objective"),
+        ([*TRAIN, "--model", "cnn", "--channels", "4", "--scale", "5"], "scale"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    arguments: list[str], named: str, call: Call
+) -> None:
+    code, shown, error = call(*arguments)
+    assert (code, shown, error.count("\n")) == (2, "", 1)
+    assert named in error
+    assert error.endswith("leave it out\n") or f"leave {named} out" in error
+    assert os.listdir() == ["file"]
+
+
+def test_a_folder_cannot_take_the_benchmark_s_figures(call: Call) -> None:
+    code, shown, error = call("bench", "--json", ".")
+    assert (code, shown, error) == (2, "", "spela: error: --json . is a folder: name a file\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from spela.data import read_inputs
 from spela.data.photos import read_photo
+from spela.data.pictures import open_picture
 
 INK = np.zeros((8, 8), np.uint8)
 INK[2:6, 3:5] = 255
@@ -157,3 +160,41 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(read_photo(path, 8), np.stack([INK] * 3))
     if suffix == "png":
         np.testing.assert_array_equal(_read(path)[0], INK)
+
+
+@pytest.mark.parametrize(("colour", "bands"), [(2, 3), (4, 2), (6, 4)], ids=["RGB", "LA", "RGBA"])
+def test_colours_of_16_bits_are_not_cut_to_their_upper_halves(
+    colour: int, bands: int, tmp_path: Path
+) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    pixels = np.repeat(np.arange(64).reshape(8, 8, 1), bands, axis=2).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", 8, 8, 16, colour, 0, 0, 0)
+    path = tmp_path / "deep.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    for read in (_read, lambda path: read_photo(path, 8)):
+        with pytest.raises(ValueError, match=r"it has \w+;16 pixels; save it with 8 bits"):
+            read(path)
+
+
+def test_a_bitmap_of_5_and_6_bits_is_no_deep_one(tmp_path: Path) -> None:
+    pixels = np.full((8, 8), 0b11111_000000_11111, "<u2")  # red and blue
+    head = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 3, 128, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    start = 14 + len(head) + len(masks)
+    path = tmp_path / "photo.bmp"
+    path.write_bytes(
+        struct.pack("<2sIHHI", b"BM", start + 128, 0, 0, start) + head + masks + pixels.tobytes()
+    )
+    with Image.open(path) as image:
+        assert image.tile[0][3][0] == "BGR;16"
+    photo, _ = open_picture(path, "RGB", ("BMP",))
+    assert photo.getpixel((0, 0)) == (255, 0, 255)

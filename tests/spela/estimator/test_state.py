@@ -253,3 +253,26 @@ def test_frames_and_series() -> None:
         assert model.predict(frame).tolist() == expected.predict(X).tolist()
     online = SpelaClassifier(16, random_state=0).partial_fit(frame, names, classes=names.unique())
     assert online.classes_.tolist() == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ma.masked_less(X, 1), "X has masked values, which would count as numbers"),
+        (X.astype("m8[s]"), "X has times or dates"),
+        (pandas.DataFrame(X).astype({2: "M8[ns]"}), "X has times or dates"),
+    ],
+    ids=["masked", "times", "dates in a frame"],
+)
+def test_what_float64_would_drop_is_refused(x: Any, message: str) -> None:
+    model = _online()
+    with _changes_nothing(model):
+        for call in (lambda: model.partial_fit(x, Y), lambda: model.predict(x)):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
+def test_an_array_that_could_mask_and_does_not_is_an_array() -> None:
+    model = _online()
+    whole = np.ma.masked_less(X, -1)
+    np.testing.assert_array_equal(model.predict_proba(whole), model.predict_proba(X))

@@ -194,7 +194,7 @@ def test_a_row_added_to_a_table_can_be_asked_for(monkeypatch: pytest.MonkeyPatch
     for table in (OBJECTIVES, ACTIVATIONS, VECTOR_KINDS):
         monkeypatch.setitem(table, "mine", next(iter(table.values())))
     names = ("objective", "conv_objective", "activation", "vectors")
-    config = make_config("digits", **dict.fromkeys(names, "mine"))
+    config = make_config("digits", model="cnn", layers=(8,), **dict.fromkeys(names, "mine"))
     assert [getattr(config, name) for name in names] == ["mine"] * 4
     for name in names:
         with pytest.raises(ValueError, match=rf"unknown {name} 'other': use one of .*, mine"):

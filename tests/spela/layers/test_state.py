@@ -114,6 +114,20 @@ def test_groups_that_the_layer_has_not_are_refused(group: int) -> None:
     assert torch.equal(layer.grouping, before)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_an_average_of_different_tables_is_no_table(share: float) -> None:
+    one, other = _conv(seed=1), _conv(seed=2)
+    mixed = {
+        name: (value * share + other.state_dict()[name] * (1 - share)).to(value.dtype)
+        for name, value in one.state_dict().items()
+    }
+    with pytest.raises(RuntimeError, match="group_codes is no table of groups: an average of"):
+        _conv().load_state_dict(mixed)
+    raw = one.state_dict() | {"group_codes": one.grouping}  # not in the middle of their intervals
+    with pytest.raises(RuntimeError, match="group_codes is no table of groups"):
+        _conv().load_state_dict(raw)
+
+
 _ROWS = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
 _GROUPS = torch.tensor([[0, 1, 0], [2, 1, 0]])
 BUILT: dict[str, Callable[..., nn.Module]] = {

@@ -220,27 +220,36 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
                     "thresholds": [0.25, None],
                     "accuracy": accuracy,
                     "full_accuracy": 90.0,
-                    "multiply_adds": 0.6,
+                    "multiply_adds": work,
                     "full_ms": 20.0,
-                    "early_ms": 15.0,
+                    "early_ms": early_ms,
                 }
-                for data, accuracy in (("digits", 89.9), ("mnist", 80.0))
+                for data, accuracy, work, early_ms in (
+                    ("digits", 89.9, 0.6, 15.0),
+                    ("mnist", 80.0, 1.227, 25.0),
+                )
             ],
         },
     }
     write_table(options, exits)
     html, markdown = write_pages(options)
     assert html.read_text().count("data:image/png;base64,") == 2
-    assert (
-        "0.250, never | 90.00 | 89.90 | -0.10 | 40.0 % | 20 / 15 ms | 25 %" in markdown.read_text()
-    )
+    for row in (
+        ["0.250, never", "90.00", "89.90", "-0.10", "40.0 % fewer", "20 / 15 ms", "25 % less"],
+        ["0.250, never", "90.00", "80.00", "-10.00", "22.7 % more", "20 / 25 ms", "25 % more"],
+    ):
+        assert " | ".join(row) in markdown.read_text()
+        assert "".join(f"<td>{cell}</td>" for cell in row) in html.read_text()
+    assert "saved" not in markdown.read_text() + html.read_text().split("<body>")[1]
     assert "Batch 512, 3 threads" in markdown.read_text()
     assert "| 2 x 64 | spela | 1.0 | 0.50 | 1.0 | 1.00 | 1.50 | 0.50 |" in markdown.read_text()
     readme = main_table([exits]).splitlines()[2:]
     assert readme == [
-        f"| early-exit | best, calibrated | {data} | | 1 | 40 % fewer multiply-adds, 25 % less time, "
-        f"{lost} points | | | |"
-        for data, lost in (("digits", "-0.10"), ("mnist", "-10.00"))
+        f"| early-exit | best, calibrated | {data} | | 1 | {change} points | | | |"
+        for data, change in (
+            ("digits", "40 % fewer multiply-adds, 25 % less time, -0.10"),
+            ("mnist", "23 % more multiply-adds, 25 % more time, -10.00"),
+        )
     ]
     alone = [point for point in points if point["method"] == "spela"]
     for held, reason in (

@@ -187,3 +187,5 @@ def test_arrays_where_tensors_are_wanted_are_named() -> None:
         prepare(X.numpy())
     tensor = torch.ones(2)
     assert as_tensor(tensor, "x") is tensor
+    with pytest.raises(ValueError, match="x has masked values, which would count as numbers"):
+        as_tensor(np.ma.masked_less(X.numpy(), 0), "x")

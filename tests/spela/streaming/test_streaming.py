@@ -326,3 +326,53 @@ def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for block in blocks:
         exec(block, namespace)
     assert (tmp_path / "stream.safetensors").exists()
+
+
+def test_an_optimizer_that_has_stepped_forgets_it_when_a_stream_is_loaded(tmp_path: Path) -> None:
+    x, names = _samples(24, 7)
+    StreamingClassifier(_net(), labels=sorted(set(names))).save(tmp_path / "new.safetensors")
+    ends = []
+    for steps in (0, 5):
+        net = _net()
+        optimizer = optim.LocalAdam(net.parameters(), lr=0.1)
+        for _ in range(steps):
+            net.local_step(x, torch.zeros(24, dtype=torch.int64), optimizer)
+        stream = StreamingClassifier.load(tmp_path / "new.safetensors", net, optimizer)
+        stream.observe(x, names)
+        ends.append([parameter.detach().clone() for parameter in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_layer_that_is_frozen_in_part_stays_so(tmp_path: Path) -> None:
+    x, names = _samples(24, 7)
+    whole = StreamingClassifier(_net(), seed=3)
+    whole.observe(x, names)
+    whole.net.local_layers[0].weight.requires_grad_(False)
+    whole.save(tmp_path / "stream.safetensors")
+    taken = StreamingClassifier.load(tmp_path / "stream.safetensors", _net())
+    assert [p.requires_grad for p in taken.net.parameters()] == [
+        p.requires_grad for p in whole.net.parameters()
+    ]
+    for stream in (whole, taken):
+        stream.observe(x, names)
+    for ours, theirs in zip(taken.net.parameters(), whole.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_one_sample_without_a_batch_is_named(tmp_path: Path) -> None:
+    x, names = _samples(24, 7)
+    stream = StreamingClassifier(_net())
+    stream.observe(x, names)
+    for predict in (stream.predict, stream.net.predict, stream.net.predict_detailed):
+        with pytest.raises(
+            ValueError, match=r"`x` must be a batch \(B, ...\), got shape .*x\[None\]"
+        ):
+            predict(x[0])
+    for call in (
+        lambda: stream.observe(x.to_sparse(), names),
+        lambda: stream.net.local_losses(x.to_sparse(), torch.zeros(24, dtype=torch.int64)),
+    ):
+        with pytest.raises(
+            TypeError, match=r"`?x`? must be dense, got torch.sparse_coo: use x.to_dense"
+        ):
+            call()

@@ -27,3 +27,17 @@ def test_bf16_trains_float32_weights_to_nearly_the_same_accuracy(
         found["bf16"]["test_accuracy"], found["fp32"]["test_accuracy"], strict=True
     ):
         assert abs(ours - wide) < 0.02
+
+
+@pytest.mark.parametrize("recipe", ["ff", "mono", "pepita", "backprop"])
+def test_rivals_train_in_bf16_too(tmp_path: Path, recipe: str) -> None:
+    data = load_dataset("digits").subset(train=200)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = make_config("digits", recipe, layers=(24, 24), epochs=3, precision=precision)
+        run(config, data, tmp_path / precision)
+        loaded = load_run(tmp_path / precision)
+        assert all(p.dtype == torch.float32 for p in loaded.net.parameters())
+        losses[precision] = loaded.records[-1]["train_loss"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
