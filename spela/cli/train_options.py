@@ -9,13 +9,15 @@ import typer
 
 from spela.cli.options import path_option
 from spela.data import dataset_names
-from spela.experiments import RECIPES
+from spela.experiments import NETWORKS, RECIPES
 from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = [
     "Activation",
+    "Augment",
     "BatchSize",
     "BiasInit",
+    "Blocks",
     "Channels",
     "ConvObjective",
     "ConvScale",
@@ -38,7 +40,9 @@ __all__ = [
     "Optimizer",
     "Out",
     "Precision",
+    "Projection",
     "ProjectionStd",
+    "Readout",
     "Recipe",
     "Resize",
     "Resume",
@@ -47,10 +51,12 @@ __all__ = [
     "Seed",
     "ShareGroups",
     "Shuffle",
+    "Similarity",
     "SymmetricDim",
     "Tensorboard",
     "Vectors",
     "WeightDecay",
+    "Width",
 ]
 
 _RECIPE_HELP = "Preset; " + "; ".join(
@@ -65,7 +71,28 @@ Data = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Option(help="mlp (linear layers) or cnn (convolutions, and perhaps a head).")
+    str,
+    typer.Option(
+        help="mlp (linear layers), cnn (convolutions, and perhaps a head), or a network that is cut into "
+        f"blocks: {', '.join(NETWORKS)}."
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(help="Of such a network: channels of its first convolution, or of a token."),
+]
+Blocks = Annotated[
+    str | None,
+    typer.Option(help="Of such a network: how many, such as 3, or layers: as many as there are."),
+]
+Readout = Annotated[
+    int | None, typer.Option(help="Most numbers that a block's head reads out of a map.")
+]
+Projection = Annotated[int | None, typer.Option(help="Outputs of a head's projection.")]
+Similarity = Annotated[float | None, typer.Option(help="Weight of the blocks' similarity loss.")]
+Augment = Annotated[
+    bool | None,
+    typer.Option("--augment/--no-augment", help="Crop and mirror training images at random."),
 ]
 Recipe = Annotated[str, typer.Option(help=_RECIPE_HELP)]
 Layers = Annotated[
@@ -80,7 +107,7 @@ SymmetricDim = Annotated[
     int | None, typer.Option(help="Dimension of the convolutions' class vectors.")
 ]
 ProjectionStd = Annotated[
-    float | None, typer.Option(help="Of the convolutions' projections at the start.")
+    float | None, typer.Option(help="Of the projections of convolutions or blocks at the start.")
 ]
 Groups = Annotated[
     str | None,

@@ -57,6 +57,8 @@ def _train(
     shape = "x".join(map(str, dataset.sample_shape))
     start = shape if config.channels else str(dataset.num_features)
     sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
+    if config.network:
+        sizes = f"{config.network}, blocks: {config.blocks}" if config.blocks else config.network
     where = str(device) if ranks is None else f"{ranks.size} processes, {parallel} parallel"
     _say(
         ranks,
@@ -188,6 +190,12 @@ def train(
     weight_decay: option.WeightDecay = None,
     schedule: option.Schedule = None,
     shuffle: option.Shuffle = None,
+    width: option.Width = None,
+    blocks: option.Blocks = None,
+    readout: option.Readout = None,
+    projection: option.Projection = None,
+    similarity: option.Similarity = None,
+    augment: option.Augment = None,
     diagnostics: option.Diagnostics = False,
     tensorboard: option.Tensorboard = False,
     resume: option.Resume = False,
@@ -234,6 +242,12 @@ def train(
         weight_decay=weight_decay,
         schedule=schedule,
         shuffle=shuffle,
+        width=width,
+        blocks=blocks,
+        readout=readout,
+        projection=projection,
+        similarity=similarity,
+        augment=augment,
         diagnostics=diagnostics,
     )
     folder = RunFolder(out)
