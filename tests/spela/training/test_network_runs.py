@@ -1,0 +1,137 @@
+"""Networks by name as runs: from the command line to report, resume, export and early exit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from spela.cli import main
+from spela.data import Dataset, load_dataset
+from spela.data.prepare import prepare
+from spela.experiments import load_run, make_config, run
+from spela.layers import SpelaBlock
+
+SMALL = {"width": 8, "epochs": 2, "augment": True}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet", "2"), ("resnet", "layers"), ("vit", "3")])
+def test_a_run_is_repeatable_and_resumes_in_the_same_bits(
+    name: str, blocks: str, digits: Dataset, tmp_path: Path
+) -> None:
+    config = make_config("digits", model=name, blocks=blocks, **SMALL)
+    summary = run(config, digits, tmp_path / "whole")
+    again = run(config, digits, tmp_path / "again")
+    for key in ("test_accuracy", "train_loss", "weight_norm", "parameters"):
+        assert again[key] == summary[key]
+    states = [load_file(tmp_path / out / "checkpoint.safetensors") for out in ("whole", "again")]
+    assert states[0].keys() == states[1].keys()
+    assert all((states[0][key] == states[1][key]).all() for key in states[0])
+    # With a constant rate, a run given a second epoch is one run of two: its images too.
+    constant = {"schedule": "constant"}
+    two = make_config("digits", model=name, blocks=blocks, **SMALL, **constant)
+    one = make_config("digits", model=name, blocks=blocks, **{**SMALL, "epochs": 1}, **constant)
+    run(two, digits, tmp_path / "two")
+    run(one, digits, tmp_path / "cut")
+    run(two, digits, tmp_path / "cut", resume=True, extend=True)
+    lines = [(tmp_path / out / "metrics.jsonl").read_text() for out in ("two", "cut")]
+    records = [[json.loads(line) for line in text.splitlines()] for text in lines]
+    for ours, theirs in zip(*records, strict=True):
+        assert ours["train_loss"] == theirs["train_loss"]
+        assert ours["test_accuracy"] == theirs["test_accuracy"]
+
+
+def test_a_block_network_learns_and_comes_back_from_its_files(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    config = make_config("digits", model="resnet", width=8, blocks="3", epochs=6)
+    summary = run(config, digits, tmp_path / "run")
+    assert min(summary["test_accuracy"]) > 0.8
+    net = load_run(tmp_path / "run").net
+    assert len(net.local_layers) == 3
+    assert all(isinstance(layer, SpelaBlock) for layer in net.local_layers)
+    assert sum(p.numel() for p in net.parameters()) == summary["parameters"]
+    predicted = net.eval().predict(prepare(digits.test_x))
+    assert (predicted == digits.test_y).double().mean() == pytest.approx(
+        summary["test_accuracy"][-1], abs=1e-6
+    )
+
+
+def test_every_command_takes_a_run_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+
+    def spela(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["spela", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = capsys.readouterr()
+        assert stop.value.code in (0, None), shown.err
+        return shown.out
+
+    train = ("train", "--data", "digits", "--model", "resnet", "--width", "8", "--blocks", "2")
+    shown = spela(*train, "--augment", "--similarity", "0.1", "--epochs", "1", "--out", out)
+    assert "spela resnet, blocks: 2 on digits" in shown
+    assert "blocks" in spela("info", out)
+    assert "layer 2: " in spela("evaluate", out)
+    assert "multiply-adds" in spela("early-exit", out)
+    spela("export", out, str(tmp_path / "net.onnx"))
+    backprop = (
+        "train",
+        "--data",
+        "digits",
+        "--model",
+        "vit",
+        "--width",
+        "16",
+        "--recipe",
+        "backprop",
+    )
+    spela(*backprop, "--epochs", "1", "--out", str(tmp_path / "rival"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"blocks": "no"}, "blocks must be a number such as 3, or layers, got 'no'"),
+        ({"blocks": "0"}, "blocks must be a number"),
+        ({"layers": (8,)}, "has its own layers"),
+        ({"momentum": 0.5}, "would change nothing in this run"),
+        ({"activation": "relu"}, "would change nothing in this run, it is of linear layers"),
+        (
+            {"recipe": "backprop", "similarity": 0.5},
+            "would change nothing in this run, it is of blocks",
+        ),
+        ({"model": "mlp", "readout": 7}, "would change nothing in this run, it is of blocks"),
+        ({"model": "mlp", "width": 7}, "use --model vgg, resnet or vit"),
+        ({"diagnostics": True}, "diagnostics are of layers by size"),
+        ({"similarity": 1.0}, r"similarity must be in \[0, 1\)"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config("digits", **{"model": "resnet", **settings})
+
+
+def test_what_cannot_run_leaves_no_folder(digits: Dataset, tmp_path: Path) -> None:
+    flat = dataclasses.replace(
+        digits, train_x=digits.train_x.flatten(1), test_x=digits.test_x.flatten(1)
+    )
+    for config, data, message in (
+        (make_config("digits", model="vgg"), digits, "at least 16 x 16 pixels"),
+        (make_config("digits", model="resnet", blocks="99"), digits, "at most 7 blocks"),
+        (make_config("digits", augment=True), flat, "augment crops and mirrors images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(config, data, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
