@@ -13,9 +13,10 @@ from spela.export.program import (
     example_batch,
     without_paths,
 )
-from spela.layers import LocalLayer, SpelaBlock, SpelaConv2d
+from spela.layers import LocalLayer
 from spela.layers.modes import in_eval_mode
 from spela.layers.plain import departure
+from spela.layers.projected import ProjectedLayer
 from spela.network import SpelaSequential
 from spela_kernels.contracts import Settings
 from spela_kernels.projection import reference as projection
@@ -41,9 +42,8 @@ def layer_scores(layer: LocalLayer, y: Tensor) -> Tensor:
     Returns:
         (B, C) scores.
     """
-    for kind in (SpelaConv2d, SpelaBlock):
-        if isinstance(layer, kind) and type(layer).scores is kind.scores:
-            return projection.scores(Call(*layer.head_input(y), None, Settings()))
+    if isinstance(layer, ProjectedLayer) and type(layer).scores is ProjectedLayer.scores:
+        return projection.scores(Call(*layer.head_input(y), None, Settings()))
     return layer.scores(y)
 
 

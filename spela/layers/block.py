@@ -9,29 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from spela.layers.checkpointing import run_checkpointed
-from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import set_values
 from spela.layers.modes import in_eval_mode
+from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, pooled_size, read_out
 from spela.layers.similarity import Similarity
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
     as_size,
-    check_directions,
     check_vector_kind,
     check_vectors,
-    class_vectors,
+    placed_vectors,
 )
-from spela_kernels import projection_forward, projection_loss
-from spela_kernels.contracts import check_labels, check_target, check_tensors
+from spela_kernels import projection_loss
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, recordable, without_inference
 
 __all__ = ["SpelaBlock"]
 
 
-class SpelaBlock(LocalLayer):
+class SpelaBlock(ProjectedLayer):
     """Any module, trained to turn what is read out of its output towards the vector of the sample's class.
 
     The gradient goes through the whole body and ends there: the next block gets the output without a graph,
@@ -139,19 +138,14 @@ class SpelaBlock(LocalLayer):
         self.register_buffer("vectors", torch.empty(self.num_classes, width, **factory))
         self._initialise_head(generator)
 
-    def _class_vectors(self, generator: torch.Generator | None) -> Tensor:
-        source = self._vector_source
-        if isinstance(source, str):
-            return class_vectors(source, *self.vectors.shape, generator=generator)
-        check_directions(source)
-        return nn.functional.normalize(source.double(), dim=1)
-
     @torch.no_grad()
     def _initialise_head(self, generator: torch.Generator | None) -> None:
         check_vector_kind(self._vector_source)
         if self.vectors.is_meta:  # nothing to hold values: `to_empty`, then `reset_parameters`
             return
-        self.vectors.copy_(self._class_vectors(generator))
+        self.vectors.copy_(
+            placed_vectors(self._vector_source, *self.vectors.shape, generator=generator)
+        )
         where = "cpu" if generator is None else generator.device
         if self.projection is not None:
             draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
@@ -188,21 +182,6 @@ class SpelaBlock(LocalLayer):
         y: Tensor = self.body(x)
         return y
 
-    def scores(self, y: Tensor) -> Tensor:
-        """Cosines of what the head makes of the body's outputs to the class vectors; no gradients.
-
-        Args:
-            y: (B, ...) outputs of this block.
-
-        Returns:
-            (B, C); a row shorter than 1e-12, or so long that its squares overflow (1.8e19 in float32), has no
-            direction and scores 0 for every class.
-
-        Raises:
-            ValueError: If y is not such an output.
-        """
-        return projection_forward(*self.head_input(y))
-
     def head_input(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `spela_kernels.projection_forward` takes for outputs (B, ...) of this block: one kernel's map.
 
@@ -231,14 +210,8 @@ class SpelaBlock(LocalLayer):
             ]
         return projection, vectors[None], classes[None]
 
-    def _criterion(self) -> dict[str, Any]:
-        return {"objective": self.objective, "scale": self.scale}
-
-    def _check(self, x: Tensor, target: Tensor) -> None:
-        """Refuse what would fail half way: after a forward running statistics have moved on."""
-        check_tensors(x, target)
-        check_target(x, target)
-        check_labels(target, self.num_classes)
+    def _check_target(self, x: Tensor, target: Tensor) -> None:
+        super()._check_target(x, target)
         if self.similarity is not None and len(x) < 2:
             raise ValueError("the similarity loss compares samples: train on batches of at least 2")
 
@@ -272,7 +245,7 @@ class SpelaBlock(LocalLayer):
             >>> block.body.weight.grad.shape
             torch.Size([8, 4])
         """
-        self._check(x, target)
+        self._check_target(x, target)
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
             y, rows = self._run(recordable(x).detach())
@@ -319,7 +292,7 @@ class SpelaBlock(LocalLayer):
             or not all(optimizer.can_fuse([parameter]) for parameter in trained)
         ):
             return step_by_gradient(self, x, target, optimizer)
-        self._check(x, target)
+        self._check_target(x, target)
         body = [parameter for parameter in trained if parameter is not projection]
         return call_with_hooks(
             self,

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela.layers.contract import FusedOptimizer
 from spela.layers.conv_stages import Stages, stages_backward, stages_forward
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import set_values
 from spela.layers.maps import convolved_size
+from spela.layers.projected import ProjectedLayer
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
     Groups,
@@ -28,8 +29,7 @@ from spela.vectors import (
     group_vectors,
     most_groups,
 )
-from spela_kernels import projection_forward, projection_loss
-from spela_kernels.contracts import check_labels, check_target, check_tensors
+from spela_kernels import projection_loss
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import autocast_is_on, made_in_inference, recordable, without_inference
 
@@ -45,7 +45,7 @@ def _pair(name: str, sizes: _Pair) -> tuple[int, int]:
     return as_size(name, both[0]), as_size(name, both[1])
 
 
-class SpelaConv2d(LocalLayer, nn.Conv2d):
+class SpelaConv2d(ProjectedLayer, nn.Conv2d):
     """y = pool(leaky_relu(batch_norm(conv(x)))), each kernel's map turned towards the sample's class.
 
     Kernel k sorts the classes into groups of its own, flattens its map and multiplies it by a trainable
@@ -280,21 +280,6 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
             y = nn.functional.avg_pool2d(y, self.pool_size)
         return y
 
-    def scores(self, y: Tensor) -> Tensor:
-        """Cosines of every kernel's projected map to its class vectors, averaged over kernels.
-
-        Args:
-            y: (B, K, Ho, Wo) outputs of this layer.
-
-        Returns:
-            (B, C); a kernel whose projected map is shorter than 1e-12, or so long that its squares overflow
-            (1.8e19 in float32), adds 0 to every class.
-
-        Raises:
-            ValueError: If y is not such an output.
-        """
-        return projection_forward(*self.head_input(y))
-
     def head_input(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `spela_kernels.projection_forward` takes for outputs (B, K, Ho, Wo) of this layer.
 
@@ -308,14 +293,6 @@ class SpelaConv2d(LocalLayer, nn.Conv2d):
 
     def _projector(self) -> tuple[nn.Parameter, Tensor, Tensor]:
         return self.projection, self.vectors, self.grouping
-
-    def _criterion(self) -> dict[str, Any]:
-        return {"objective": self.objective, "scale": self.scale}
-
-    def _check_target(self, x: Tensor, target: Tensor) -> None:
-        check_tensors(x, target)
-        check_target(x, target)
-        check_labels(target, self.num_classes)
 
     def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss () differentiable in this layer's parameters only, and the detached output.

@@ -13,10 +13,9 @@ from spela.layers.initial import set_values
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
     as_size,
-    check_directions,
     check_vector_kind,
     check_vectors,
-    class_vectors,
+    placed_vectors,
 )
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
@@ -129,19 +128,14 @@ class SpelaLinear(LocalLayer, nn.Linear):
         self.register_buffer("vectors", self.weight.new_empty(rows))
         self._initialise(generator)
 
-    def _class_vectors(self, generator: torch.Generator | None) -> Tensor:
-        source = self._vector_source
-        if isinstance(source, str):
-            return class_vectors(source, *self.vectors.shape, generator=generator)
-        check_directions(source)
-        return nn.functional.normalize(source.double(), dim=1)
-
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
         check_vector_kind(self._vector_source)
         if self.vectors.is_meta:  # nothing to hold values: `to_empty`, then `reset_parameters`
             return
-        self.vectors.copy_(self._class_vectors(generator))
+        self.vectors.copy_(
+            placed_vectors(self._vector_source, *self.vectors.shape, generator=generator)
+        )
         # Drawn on the generator's device, so that a seed means the same weights everywhere.
         where = "cpu" if generator is None else generator.device
         draw = torch.empty((self.out_features, self.in_features), dtype=torch.float32, device=where)

@@ -18,6 +18,8 @@ _LEAST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).m
 
 # Of any size or count: beyond it nothing fits into memory, and libraries overflow.
 MOST = 2**31 - 1
+_POSITIVE = ("epochs", "batch_size", "kernel_size", "symmetric_dim", "readout", "projection")
+_SIZES = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(("head_epochs", "resize", "width"), 0)
 
 _CHOICES: dict[str, Collection[str]] = {
     "method": ("spela", "backprop", "ff", "pepita", "mono"),
@@ -202,30 +204,10 @@ class RunConfig:
             )
         parse_groups(self.groups, 2)
         self._check_network()
-        for name in ("head_epochs", "resize", "width"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in (
-            "epochs",
-            "batch_size",
-            "kernel_size",
-            "symmetric_dim",
-            "readout",
-            "projection",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "epochs",
-            "head_epochs",
-            "batch_size",
-            "kernel_size",
-            "symmetric_dim",
-            "resize",
-            "width",
-            "readout",
-            "projection",
-        ):
+        for name, least in _SIZES.items():
+            if getattr(self, name) < least:
+                bound = "at least 1" if least else "0 or more"
+                raise ValueError(f"{name} must be {bound}, got {getattr(self, name)}")
             if getattr(self, name) > MOST:
                 raise ValueError(f"{name} must be at most 2^31-1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:

@@ -17,6 +17,7 @@ from spela.vectors.symmetric import (
     check_vectors,
     class_vectors,
     coulomb_energy,
+    placed_vectors,
     random_vectors,
     symmetric_vectors,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "encode_groups",
     "group_vectors",
     "most_groups",
+    "placed_vectors",
     "random_vectors",
     "symmetric_vectors",
 ]

@@ -24,6 +24,7 @@ __all__ = [
     "check_vectors",
     "class_vectors",
     "coulomb_energy",
+    "placed_vectors",
     "random_vectors",
     "symmetric_vectors",
 ]
@@ -245,6 +246,20 @@ def class_vectors(
     """
     check_vector_kind(kind)
     return VECTOR_KINDS[kind](num_vectors, dim, generator=generator, dtype=dtype)
+
+
+def placed_vectors(
+    source: str | Tensor, num_vectors: int, dim: int, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Class vectors of a kind given by name, or in the directions of given rows: (N, d) float64 unit rows.
+
+    Raises:
+        ValueError: an unknown kind, or a row without direction.
+    """
+    if isinstance(source, str):
+        return class_vectors(source, num_vectors, dim, generator=generator)
+    check_directions(source)
+    return torch.nn.functional.normalize(source.double(), dim=1)
 
 
 def coulomb_energy(vectors: Tensor) -> Tensor:
