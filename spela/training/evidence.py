@@ -104,6 +104,7 @@ def _read_object(folder: RunFolder, path: Path) -> dict[str, Any] | None:
 
 
 def _refused(folder: RunFolder, problem: str) -> ValueError:
+    problem = " ".join(problem.split())  # one line, whatever names the files hold
     return ValueError(
         f"{folder.path} disagrees with itself: {problem}; put the run's own file back, or remove the "
         "folder and train it again"

@@ -234,3 +234,12 @@ def test_the_command_line_says_it_in_one_line(
     assert stop.value.code == 2
     assert error.startswith(f"spela: error: {folder.path} disagrees with itself: ")
     assert error.count("\n") == 1
+
+
+def test_a_refusal_is_one_line_whatever_the_files_hold(runs: Path, tmp_path: Path) -> None:
+    done = next(path for path in sorted(runs.iterdir()) if (path / "summary.json").exists())
+    shutil.copytree(done, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"\\n": false}')
+    with pytest.raises(ValueError, match="other settings than") as refused:
+        read_evidence(RunFolder(tmp_path / "run"))
+    assert "\n" not in str(refused.value)
