@@ -63,20 +63,20 @@ def convert(
     sample_input: Tensor,
     *,
     blocks: int | str | None = None,
-    cut: Sequence[str] | None = None,
+    cut: str | Sequence[str] | None = None,
     frozen: nn.Module | None = None,
     objective: str = "softmax",
     scale: float = 20.0,
-    conv_scale: float = 60.0,
-    symmetric_dim: int = 16,
+    conv_scale: float | None = None,
+    symmetric_dim: int | None = None,
     generator: torch.Generator | None = None,
     **head: Any,
 ) -> SpelaSequential:
     """Turn a network into one that learns locally, with the same weights and outputs.
 
     With `blocks` or `cut`, any network that torch.fx can trace is cut into parts, each of which becomes a
-    SpelaBlock: few blocks learn almost as backprop does, which `blocks=1` is, many need little memory.
-    Parts begin with a layer, and one tensor goes from each to the next.
+    SpelaBlock; `blocks=1` is backprop with a SPELA head. Parts begin with a layer, and one tensor goes from
+    each to the next. With `checkpoint=True` a block stores the input of each of its own parts alone.
 
     Without them, an nn.Sequential becomes one of layers. A Linear and the activation after it become a
     SpelaLinear; a Conv2d and the BatchNorm2d, ReLU or LeakyReLU and square pool after it a SpelaConv2d.
@@ -100,8 +100,9 @@ def convert(
         frozen: A backbone to put in front as `spela.Frozen`: not copied, never trained again.
         objective: Local objective of every layer, as in `SpelaLinear`.
         scale: Factor of the cosines of linear layers in `softmax`.
-        conv_scale: Factor of the scores of convolutions, which are means over kernels and so smaller.
-        symmetric_dim: Dimension of the convolutions' class vectors.
+        conv_scale: Without blocks: factor of the scores of convolutions, which are means over kernels and so
+            smaller; None: 60.
+        symmetric_dim: Without blocks: dimension of the convolutions' class vectors; None: 16.
         generator: Source of class vectors and projections; None: torch's default one.
         **head: Of blocks: readout, projection, similarity, dropout, checkpoint, ... of `SpelaBlock`.
 
@@ -124,7 +125,11 @@ def convert(
         >>> convert(model, 3, x, blocks=2).local_layers[0].body(x).shape
         torch.Size([5, 16])
     """
+    num_classes = as_size("num_classes", num_classes, least=2)
     if blocks is not None or cut is not None:
+        for name, value in (("conv_scale", conv_scale), ("symmetric_dim", symmetric_dim)):
+            if value is not None:
+                raise ValueError(f"`{name}` is of SpelaConv2d, and blocks have none: leave it out")
         head |= {"objective": objective, "scale": scale, "generator": generator}
         return _by_blocks(model, num_classes, sample_input, blocks, cut, frozen, head)
     if head:
@@ -134,8 +139,14 @@ def convert(
             f"`model` must be an nn.Sequential, got {type(model).__name__}: cut it into `blocks`, list its "
             "modules in one, or put it into `frozen`"
         )
-    num_classes = as_size("num_classes", num_classes, least=2)
-    settings = _Objective(num_classes, objective, scale, conv_scale, symmetric_dim, generator)
+    settings = _Objective(
+        num_classes,
+        objective,
+        scale,
+        60.0 if conv_scale is None else conv_scale,
+        16 if symmetric_dim is None else symmetric_dim,
+        generator,
+    )
     front: list[nn.Module] = []
     if frozen is not None:
         front.append(Frozen(frozen))
@@ -177,7 +188,7 @@ def _by_blocks(
     num_classes: int,
     x: Tensor,
     blocks: int | str | None,
-    cut: Sequence[str] | None,
+    cut: str | Sequence[str] | None,
     frozen: nn.Module | None,
     head: dict[str, Any],
 ) -> SpelaSequential:
@@ -193,21 +204,34 @@ def _by_blocks(
         own = dict(head)
         if isinstance(last, nn.Linear) and last.out_features == num_classes:
             # The logits are turned themselves: the cosines to these vectors order the classes as they do.
-            own |= {"projection": None, "vectors": torch.eye(num_classes) - 1 / num_classes}
+            own |= {"projection": None, "vectors": _simplex(num_classes)}
             _draw_if_zero(last, head["generator"])
-        block = SpelaBlock(part, num_classes, x, **own)
+        body = part
+        if head.get("checkpoint"):
+            body = nn.Sequential(*cut_network(part, x, "layers"))
+            body.training = part.training
+        block = SpelaBlock(body, num_classes, x, **own)
         block.training = part.training
-        with in_eval_mode(part):
-            x = part(x)
+        with in_eval_mode(body):
+            x = body(x)
         found.append(block)
     return _in_mode_of(model, front, found)
+
+
+def _simplex(num_classes: int) -> Tensor:
+    """Class vectors to which the cosines order the classes as the logits do: e_k - 1/C, not normalised.
+
+    In float64 on the CPU whatever torch's defaults are: half precision would round them.
+    """
+    return torch.eye(num_classes, dtype=torch.float64, device="cpu") - 1 / num_classes
 
 
 def _draw_if_zero(linear: nn.Linear, generator: torch.Generator | None) -> None:
     """Weights of zeros give rows without direction, from which nothing is learnt: start as nn.Linear does."""
     if not linear.weight.any():
         bound = linear.in_features**-0.5
-        draw = torch.empty(linear.weight.shape, dtype=torch.float32)
+        where = "cpu" if generator is None else generator.device
+        draw = torch.empty(linear.weight.shape, dtype=torch.float32, device=where)
         linear.weight.copy_(draw.uniform_(-bound, bound, generator=generator))
 
 
@@ -303,10 +327,7 @@ def _linear(steps: list[_Step], settings: _Objective) -> tuple[nn.Module, int]:
     vectors: str | Tensor = "symmetric"
     answers = used == len(steps) and activation == "identity"
     if answers and source.out_features == settings.num_classes:
-        # The cosines to them order the classes as the logits do.
-        # Whatever torch's defaults are: half precision would round them.
-        axes = torch.eye(settings.num_classes, dtype=torch.float64, device="cpu")
-        vectors = axes - 1 / settings.num_classes
+        vectors = _simplex(settings.num_classes)
     layer = SpelaLinear(
         source.in_features,
         source.out_features,

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from spela.layers.modes import in_eval_mode
+from spela.layers.readout import check_readable
 from spela.vectors import as_size
 
 __all__ = ["cut_network", "split_evenly"]
@@ -33,7 +35,7 @@ def cut_network(
     model: nn.Module,
     sample_input: Tensor,
     blocks: int | str | None = None,
-    cut: Sequence[str] | None = None,
+    cut: str | Sequence[str] | None = None,
 ) -> list[nn.Module]:
     """Cut a copy of a network into parts that give its output when run one after the other.
 
@@ -48,7 +50,9 @@ def cut_network(
         The parts. Their parameters and buffers are the copy's, under the model's own names.
 
     Raises:
-        ValueError: If the network cannot be traced or cut there, or has fewer parts than asked for.
+        TypeError: If the sample is no tensor, or the network does not return one float tensor.
+        ValueError: If the network cannot be traced or cut there, has fewer parts than asked for, or its
+            parts do something else than it, as where a hook or a `forward` of its own is not traced.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -57,11 +61,15 @@ def cut_network(
     """
     if (blocks is None) == (cut is None):
         raise ValueError("give `blocks`, how many parts, or `cut`, the modules behind which to cut")
+    if not isinstance(sample_input, Tensor):
+        raise TypeError(f"`sample_input` must be a tensor, got {type(sample_input).__name__}")
+    names = [cut] if isinstance(cut, str) else cut
     model = copy.deepcopy(model)
+    expected = _output(model, sample_input)
     graph = _traced(model)
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    if cut is not None:
-        ends = _named_places(steps, cut, model)
+    if names is not None:
+        ends = _named_places(steps, names, model)
     elif blocks == "layers":
         ends = _places(steps, model)
     else:
@@ -72,9 +80,19 @@ def cut_network(
                 f"`blocks` is {count}, but this network has {len(places)} places to cut it at: at most "
                 f"{len(places) + 1} blocks"
             )
-        runs = split_evenly(_stored_bytes(_parts(graph, steps, places, model), sample_input), count)
+        devices = [sample_input.device] if sample_input.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # dropout draws
+            sizes = _stored_bytes(_parts(graph, steps, places, model), sample_input)
+        runs = split_evenly(sizes, count)
         ends = [place for place, (a, b) in zip(places, pairwise(runs), strict=True) if a != b]
-    return _parts(graph, steps, ends, model)
+    parts = _parts(graph, steps, ends, model)
+    y = _output(nn.Sequential(*parts), sample_input)
+    if not y.is_meta and not torch.allclose(y, expected, 1e-4, 1e-6, equal_nan=True):
+        raise ValueError(
+            f"the parts of {type(model).__name__} do not give its output: hooks, a `forward` set on the "
+            "instance or randomness in evaluation are lost in tracing; put that into a module inside"
+        )
+    return parts
 
 
 def split_evenly(costs: Sequence[int], parts: int) -> list[int]:
@@ -268,9 +286,25 @@ def _parts(
     return parts
 
 
+@torch.no_grad()
+def _output(model: nn.Module, x: Tensor) -> Tensor:
+    """What a network makes of a copy of the sample, in eval mode."""
+    with in_eval_mode(model):
+        try:
+            y = model(x.clone())
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"{type(model).__name__} does not take an input {tuple(x.shape)}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    return check_readable(y, type(model).__name__)
+
+
 def _stored_bytes(parts: list[nn.Module], x: Tensor) -> list[int]:
     """What each part keeps for its gradient, in training: of copies, so that no statistic moves."""
     sizes = []
+    if len(x) == 1:  # of which batch norm would have no variance
+        x = x.repeat(2, *(1 for _ in x.shape[1:]))
     for part in copy.deepcopy(nn.ModuleList(parts)).train():
         own = {t.untyped_storage()._cdata for t in (*part.parameters(), *part.buffers())}
         stored: dict[int, int] = {}

@@ -32,8 +32,8 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Te
     if x.dim() != 4:
         raise ValueError(f"images (B, C, H, W) can be cropped and flipped, got {tuple(x.shape)}")
     count, _, height, width = x.shape
-    draws = torch.randint(2 * padding + 1, (2, count), generator=generator)
-    flips = torch.randint(2, (count,), generator=generator).bool()
+    draws = torch.randint(2 * padding + 1, (2, count), generator=generator, device="cpu")
+    flips = torch.randint(2, (count,), generator=generator, device="cpu").bool()
     down, right, flips = draws[0].to(x.device), draws[1].to(x.device), flips.to(x.device)
     rows = torch.arange(height, device=x.device) + down[:, None]  # (B, H) in the padded image
     columns = torch.arange(width, device=x.device).expand(count, width)

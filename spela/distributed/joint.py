@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from spela.distributed.ranks import Ranks, Share
+from spela.layers.similarity import Similarity
 
 __all__ = ["JointBatchNorm2d", "JointDropout", "join_modules"]
 
@@ -86,6 +88,21 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / (count - 1)), share)  # type: ignore[union-attr]
 
 
+def _sees_its_share_alone(module: nn.Module) -> str:
+    """The name of a module that would compute something else on a part of a batch; empty: it does not."""
+    kind = type(module)
+    if isinstance(module, Similarity):
+        return "a similarity loss"
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if norm and kind not in (nn.BatchNorm2d, JointBatchNorm2d):
+        return kind.__name__
+    share = getattr(module, "p", 0) if isinstance(module, _DropoutNd) else 0
+    if isinstance(module, nn.MultiheadAttention):
+        share = module.dropout
+    dropout = share > 0 and kind not in (nn.Dropout, JointDropout)
+    return f"the dropout of {kind.__name__}" if dropout else ""
+
+
 def join_modules(net: nn.Module, ranks: Ranks) -> list[JointDropout | JointBatchNorm2d]:
     """Turn a network's dropouts and batch norms into joint ones; names and tensors stay.
 
@@ -96,6 +113,9 @@ def join_modules(net: nn.Module, ranks: Ranks) -> list[JointDropout | JointBatch
     Returns:
         The joint modules, whose `share` must be set before a batch.
 
+    Raises:
+        ValueError: If a module's result depends on the whole batch and it has no joint form.
+
     Example:
         >>> net = nn.Sequential(nn.Dropout(0.2))
         >>> join_modules(net, Ranks(0, 1, torch.device("cpu"), 60.0))
@@ -103,6 +123,11 @@ def join_modules(net: nn.Module, ranks: Ranks) -> list[JointDropout | JointBatch
     """
     joint: list[JointDropout | JointBatchNorm2d] = []
     for module in net.modules():
+        alone = _sees_its_share_alone(module)
+        if alone and ranks.size > 1:
+            raise ValueError(
+                f"{alone} would see each process's part of a batch alone: train without it"
+            )
         if type(module) is nn.Dropout:
             module.__class__ = JointDropout
             joint.append(module)  # type: ignore[arg-type]

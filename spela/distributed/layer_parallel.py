@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Ranks
@@ -58,6 +59,7 @@ class LayerParallelSequential(SpelaSequential):
     ) -> None:
         super().__init__(*net)
         self.ranks = ranks
+        self._refuse_inner_dropout()
         traces = trace(net, sample_shape)
         self.stages = stage_of_modules(net, traces, ranks.size)
         self._shapes = [t.shape for t in traces]
@@ -67,6 +69,18 @@ class LayerParallelSequential(SpelaSequential):
         self._outlet = None if ranks.rank == ranks.size - 1 else Outlet(ranks, in_flight)
         for module, stage in zip(self, self.stages, strict=True):
             module.to(ranks.device if stage == ranks.rank else "meta")
+
+    def _refuse_inner_dropout(self) -> None:
+        """Only processes that hold a layer would draw for it, and the others' masks would be others."""
+        for module in (inner for layer in self.local_layers for inner in layer.modules()):
+            share = module.p if isinstance(module, _DropoutNd) else 0.0
+            if isinstance(module, nn.MultiheadAttention):
+                share = module.dropout
+            if share > 0 and self.ranks.size > 1:
+                raise ValueError(
+                    "dropout inside a block draws on one process alone, and the run would not be that of "
+                    "one process: train without it, or with --parallel data"
+                )
 
     @property
     def own_parameters(self) -> list[nn.Parameter]:

@@ -167,7 +167,8 @@ def least_weights(config: RunConfig, sample_shape: tuple[int, ...]) -> int:
     if not sample_shape or min(sample_shape) < 1:
         raise ValueError(f"a sample of shape {sample_shape} holds nothing")
     if config.network:  # each has a matrix of its width by at least its width
-        return config.width**2
+        head = config.projection if config.method == "spela" else 0
+        return config.width**2 + head
     total, width = 0, math.prod(sample_shape)
     for kernels in config.channels:
         total += kernels * config.kernel_size**2

@@ -17,12 +17,7 @@ from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, pooled_size, read_out
 from spela.layers.similarity import Similarity
 from spela.layers.steps import learning, owns, step_by_gradient
-from spela.vectors import (
-    as_size,
-    check_vector_kind,
-    check_vectors,
-    placed_vectors,
-)
+from spela.vectors import as_size, check_vector_kind, check_vectors, placed_vectors
 from spela_kernels import projection_loss
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, recordable, without_inference
@@ -36,7 +31,7 @@ class SpelaBlock(ProjectedLayer):
     The gradient goes through the whole body and ends there: the next block gets the output without a graph,
     and what the body stored is freed before that block runs. A head, which only training and early exits
     need, sees the output: maps averaged down to few numbers, tokens averaged, rows as they are; then, where
-    there is a projection, r P. With one block around a whole network, this is backprop.
+    there is a projection, r P. One block around a whole network is trained by backprop.
 
     Args:
         body: Maps one tensor to one tensor: maps (B, C, H, W), tokens (B, T, E) or rows (B, F). It is not
@@ -60,8 +55,8 @@ class SpelaBlock(ProjectedLayer):
 
     Raises:
         TypeError: If the body is no module, or returns no float tensor.
-        ValueError: If a size, share or name does not fit, the body takes the sample for its own memory, or
-            `vectors` has the wrong shape.
+        ValueError: If a size, share or name does not fit, the body changes its input in place or does not
+            keep the batch axis, or `vectors` has the wrong shape.
 
     Source: spec "blocks"; Nøkland and Eidnes 2019 for the similarity loss.
 
@@ -115,7 +110,7 @@ class SpelaBlock(ProjectedLayer):
         self.scale = scale
         self.projection_std = projection_std
         self.similarity_weight = similarity
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.checkpoint = checkpoint
         y = _sample_output(body, sample_input)
         self.output_shape = y.shape[1:]
@@ -132,11 +127,13 @@ class SpelaBlock(ProjectedLayer):
             None if projection is None else nn.Parameter(torch.empty(1, numbers, width, **factory))
         )
         self.register_parameter("projection", own)
-        self.similarity = Similarity(self.output_shape, **factory) if similarity > 0 else None
+        self.similarity = None
         # What was given is kept: `reset_parameters` starts from it again.
         self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors
         self.register_buffer("vectors", torch.empty(self.num_classes, width, **factory))
         self._initialise_head(generator)
+        if similarity > 0:
+            self.similarity = Similarity(self.output_shape, generator=generator, **factory)
 
     @torch.no_grad()
     def _initialise_head(self, generator: torch.Generator | None) -> None:
@@ -153,10 +150,7 @@ class SpelaBlock(ProjectedLayer):
                 self, "projection", draw.normal_(0.0, self.projection_std, generator=generator)
             )
         if self.similarity is not None:
-            weight = self.similarity.weight
-            bound = 1 / math.sqrt(weight[0].numel())
-            draw = torch.empty(weight.shape, dtype=torch.float32, device=where)
-            set_values(self.similarity, "weight", draw.uniform_(-bound, bound, generator=generator))
+            self.similarity.reset_parameters(generator)
 
     def reset_parameters(self) -> None:
         """Let every module of the body that knows how start anew, then draw class vectors and head.
@@ -205,9 +199,8 @@ class SpelaBlock(ProjectedLayer):
         vectors, classes = self.vectors, torch.arange(self.num_classes, device=self.vectors.device)
         projection: Tensor | None = self.projection
         if projection is None:
-            projection = torch.eye(vectors.shape[1], dtype=vectors.dtype, device=vectors.device)[
-                None
-            ]
+            size = vectors.shape[1]
+            projection = torch.eye(size, dtype=vectors.dtype, device=vectors.device)[None]
         return projection, vectors[None], classes[None]
 
     def _check_target(self, x: Tensor, target: Tensor) -> None:
@@ -217,11 +210,13 @@ class SpelaBlock(ProjectedLayer):
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The body's output and what the head gets of it, with their graph."""
-        version = x._version
+        counts = not x.is_inference()  # only such tensors know what is written into them
+        version = x._version if counts else 0
         y = check_readable(self.forward(x), type(self.body).__name__)
-        if x._version != version:
+        if counts and x._version != version:
             raise _in_place(self.body)
-        return y, nn.functional.dropout(self._rows(y), self.dropout, self.training)
+        rows: Tensor = self.dropout(self._rows(y))
+        return y, rows
 
     def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss () differentiable in this block's parameters only, and the detached output.

@@ -5,11 +5,13 @@ Axes: B batch, C channels, H, W map, T tokens, E their width, F numbers, d dimen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from spela.layers.initial import set_values
 from spela_kernels.cosines import unit_rows, widened
 
 __all__ = ["Similarity"]
@@ -25,6 +27,9 @@ class Similarity(nn.Module):
 
     Args:
         shape: Of one sample of the output: (C, H, W), (T, E) or (F,).
+        generator: Source of the first weights, U(+-1 / sqrt(inputs)); None: torch's default one.
+        device: Where they live.
+        dtype: Theirs; None: torch's default dtype.
 
     Source: Nøkland and Eidnes 2019 (arXiv 1901.06656), section 2.2, with SPELA's vectors as targets.
 
@@ -38,6 +43,7 @@ class Similarity(nn.Module):
         self,
         shape: Sequence[int],
         *,
+        generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -45,6 +51,17 @@ class Similarity(nn.Module):
         width = shape[0] if len(shape) == 3 else shape[-1]
         size = (width, width, 3, 3) if len(shape) == 3 else (width, width)
         self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew, on the generator's device; nothing on the meta device."""
+        if self.weight.is_meta:
+            return
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        where = "cpu" if generator is None else generator.device
+        draw = torch.empty(self.weight.shape, dtype=torch.float32, device=where)
+        set_values(self, "weight", draw.uniform_(-bound, bound, generator=generator))
 
     def forward(self, y: Tensor, vectors: Tensor) -> Tensor:
         """The loss.

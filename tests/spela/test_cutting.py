@@ -288,3 +288,51 @@ def test_no_split_has_a_faster_slowest_stage(costs: tuple[int, ...]) -> None:
         assert slowest == best
     with pytest.raises(ValueError, match="cannot be cut into"):
         split_evenly(costs, len(costs) + 1)
+
+
+def test_what_tracing_would_lose_is_refused() -> None:
+    x = torch.randn(4, 6)
+    hooked, own = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
+    hooked.register_forward_hook(lambda module, args, y: -y)
+    own.forward = lambda x: -nn.Sequential.forward(own, x)  # type: ignore[method-assign]
+    for model in (hooked, own):
+        with pytest.raises(ValueError, match="do not give its output"):
+            convert(model, 3, x, blocks=2)
+
+
+def test_cutting_draws_nothing_and_takes_a_sample_of_one() -> None:
+    layers = (nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))
+    more = (nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
+    model = nn.Sequential(*layers, *more).train()
+    x = torch.randn(1, 3, 8, 8)
+    torch.manual_seed(0)
+    parts = cut_network(model, x, 3)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+    assert len(parts) == 3
+
+
+def test_checkpointing_keeps_the_inputs_of_a_blocks_own_parts() -> None:
+    x = torch.randn(64, 16)
+    model = nn.Sequential(*(m for _ in range(8) for m in (nn.Linear(16, 16), nn.Tanh(), nn.Tanh())))
+    nets = [convert(model, 16, x, blocks=1, checkpoint=flag) for flag in (False, True)]
+    assert torch.equal(nets[0].local_layers[0](x), nets[1].local_layers[0](x))
+    plain, kept = (_stored(net.local_layers[0], x) for net in nets)
+    assert kept < plain / 2
+    assert len(nets[1].local_layers[0].body) == 8  # each runs again alone
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"blocks": 2, "conv_scale": 30.0}, "`conv_scale` is of SpelaConv2d"),
+        ({"cut": "0", "symmetric_dim": 8}, "`symmetric_dim` is of SpelaConv2d"),
+        ({"blocks": 2, "sample_input": [[1.0]]}, "`sample_input` must be a tensor"),
+        ({"blocks": 2, "sample_input": torch.ones(2, 5)}, r"does not take an input \(2, 5\)"),
+    ],
+)
+def test_what_blocks_do_not_take(settings: dict[str, Any], message: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    with pytest.raises((ValueError, TypeError), match=message):
+        convert(model, 3, **{"sample_input": torch.ones(2, 6), **settings})

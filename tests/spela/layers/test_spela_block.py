@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import spela_kernels as sk
 from spela import SpelaBlock, SpelaSequential
+from spela.layers.similarity import Similarity
 from spela.optim import LocalAdam, LocalSGD
 from spela_kernels.objectives import OBJECTIVES
 
@@ -352,3 +353,21 @@ def test_a_network_of_blocks_learns_and_answers_early() -> None:
     assert (net.predict(x) == target).float().mean() > 0.95
     assert [s.shape for s in net.layer_scores(x)] == [(60, CLASSES)] * 2
     assert set(net.predict_detailed(x, 0.2).layer.tolist()) <= {0, 1}
+
+
+def test_losses_are_there_in_inference_mode() -> None:
+    block, x, target = _block("maps", dtype=torch.float32)
+    expected = block.eval().local_loss(x, target)[0]
+    with torch.inference_mode():
+        assert torch.equal(block.local_loss(x.clone(), target)[0], expected.detach())
+
+
+def test_a_similarity_loss_of_its_own_starts_from_its_generator() -> None:
+    first, second = (
+        Similarity((4, 8, 8), generator=torch.Generator().manual_seed(1)) for _ in range(2)
+    )
+    assert torch.equal(first.weight, second.weight)
+    assert 0.1 < first.weight.abs().max() <= 1 / 6
+    y = torch.zeros(4, 4, 8, 8, requires_grad=True)  # dead maps: no direction, and no NaN
+    first(y, torch.eye(4)).backward()
+    assert torch.equal(y.grad, torch.zeros_like(y))
