@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from spela.layers.modes import in_eval_mode
 from spela.layers.readout import check_readable
 from spela.vectors import as_size
+from spela_kernels.precision import recordable, without_inference
 
 __all__ = ["cut_network", "split_evenly"]
 
@@ -31,6 +32,7 @@ class _Tracer(fx.Tracer):
         return own and not isinstance(module, nn.Sequential)
 
 
+@without_inference
 def cut_network(
     model: nn.Module,
     sample_input: Tensor,
@@ -63,6 +65,7 @@ def cut_network(
         raise ValueError("give `blocks`, how many parts, or `cut`, the modules behind which to cut")
     if not isinstance(sample_input, Tensor):
         raise TypeError(f"`sample_input` must be a tensor, got {type(sample_input).__name__}")
+    sample_input = recordable(sample_input)  # else nothing is stored for its gradient
     names = [cut] if isinstance(cut, str) else cut
     model = copy.deepcopy(model)
     expected = _output(model, sample_input)

@@ -121,13 +121,13 @@ def join_modules(net: nn.Module, ranks: Ranks) -> list[JointDropout | JointBatch
         >>> join_modules(net, Ranks(0, 1, torch.device("cpu"), 60.0))
         [JointDropout(p=0.2, inplace=False)]
     """
+    alone = next(filter(None, map(_sees_its_share_alone, net.modules())), "")
+    if alone and ranks.size > 1:
+        raise ValueError(
+            f"{alone} would see each process's part of a batch alone: train without it"
+        )
     joint: list[JointDropout | JointBatchNorm2d] = []
     for module in net.modules():
-        alone = _sees_its_share_alone(module)
-        if alone and ranks.size > 1:
-            raise ValueError(
-                f"{alone} would see each process's part of a batch alone: train without it"
-            )
         if type(module) is nn.Dropout:
             module.__class__ = JointDropout
             joint.append(module)  # type: ignore[arg-type]

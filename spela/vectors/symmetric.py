@@ -104,8 +104,8 @@ def symmetric_vectors(
     of equal size +- 1, closed form, best known (proven at N = 2d: the cross-polytope). d = 2: the
     regular N-gon. Else: best of max(1, min(16, 800 // N)) L-BFGS runs, a local minimum. From some 300
     vectors in 64 dimensions on these runs are shorter, so that any N takes seconds (what takes longer than
-    one says so in the log). The largest cosine there is 0.27 for N = 1,000, 0.48 for 3,000 and 0.61 for
-    10,000, where those of random vectors are 0.55, 0.56 and 0.61: more vectors are as good as random.
+    one says so in the log): the largest cosine there is 0.27 for N = 1,000 and 0.48 for 3,000, where that of
+    random vectors is above a half.
 
     Args:
         num_vectors: N, at least 1; at most 2 when ``dim`` is 1.

@@ -16,7 +16,7 @@ import spela_kernels.cpu.gemm
 from spela import SpelaClassifier, SpelaConv2d, SpelaLinear, SpelaSequential, convert, optim
 from spela.data import load_dataset
 from spela.early_exit import calibrate_thresholds
-from spela.experiments import make_config, run
+from spela.experiments import NETWORKS, make_config, run
 from spela.streaming import StreamingClassifier
 from spela_kernels.cpu import gemm_choice
 from tests.spela.torch_settings import (
@@ -124,9 +124,9 @@ def _weights() -> nn.Sequential:
     return model
 
 
-def _converted() -> list[Tensor]:
+def _converted(**how: Any) -> list[Tensor]:
     x, _ = _batch()
-    net = convert(_weights(), 3, x, generator=_seed())
+    net = convert(_weights(), 3, x, generator=_seed(), **how)
     return [*net.state_dict().values(), *net.eval().layer_scores(x), net.predict(x)]
 
 
@@ -134,7 +134,11 @@ def _run(folder: Path, model: str, recipe: str = "best") -> list[Tensor]:
     rng = np.random.default_rng(0)
     file = folder / "tiny.npz"
     np.savez(file, x=rng.random((40, 1, 8, 8), np.float32), y=np.arange(40) % 2)
-    small = {"channels": (3,), "kernel_size": 3} if model == "cnn" else {"layers": (8, 6)}
+    small: dict[str, Any] = {"layers": (8, 6)}
+    if model == "cnn":
+        small = {"channels": (3,), "kernel_size": 3}
+    elif model in NETWORKS:
+        small = {"width": 4, "blocks": "2", "similarity": 0.1, "augment": True}
     config = make_config(str(file), recipe, model=model, epochs=2, noise=0.1, **small)
     summary = run(config, load_dataset(file), folder / "run")
     return [torch.tensor(summary["test_accuracy"], dtype=torch.float64, device="cpu")]
@@ -149,8 +153,11 @@ WORK: dict[str, Callable[[Path], list[Tensor]]] = {
     "stream": lambda _: _stream(),
     "classifier": lambda _: _classifier(),
     "converted": lambda _: _converted(),
+    "converted, blocks": lambda _: _converted(blocks=2, similarity=0.2),
     "run": lambda folder: _run(folder, "mlp"),
     "run, convolution": lambda folder: _run(folder, "cnn"),
+    "run, blocks": lambda folder: _run(folder, "resnet"),
+    "run, transformer": lambda folder: _run(folder, "vit"),
     "run, backprop": lambda folder: _run(folder, "cnn", "backprop"),
     "run, Forward-Forward": lambda folder: _run(folder, "mlp", "ff"),
     "run, Mono-Forward": lambda folder: _run(folder, "mlp", "mono"),

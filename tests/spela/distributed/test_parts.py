@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spela import SpelaLinear, SpelaSequential
+from spela import SpelaBlock, SpelaLinear, SpelaSequential
 from spela.data import load_dataset
 from spela.distributed import (
     DataParallelSequential,
@@ -165,3 +165,39 @@ def test_a_trainer_refuses_another_network(
     folder = SharedRunFolder(tmp_path, ALONE)
     with pytest.raises(TypeError, match=message):
         trainer(config, net, optimizer, load_dataset("digits"), folder)
+
+
+def _block_net(*modules: nn.Module, **settings: float) -> SpelaSequential:
+    x = torch.randn(4, 3, 6, 6)
+    return SpelaSequential(
+        SpelaBlock(nn.Sequential(nn.Conv2d(3, 4, 3), *modules), 3, x, **settings),  # type: ignore[arg-type]
+        SpelaBlock(nn.Conv2d(4, 4, 3), 3, torch.randn(4, 4, 4, 4)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings", "message"),
+    [
+        ((), {"similarity": 0.5}, "a similarity loss would see each process's part"),
+        ((nn.Dropout2d(0.2),), {}, "the dropout of Dropout2d would see"),
+        ((nn.SyncBatchNorm(4),), {}, "SyncBatchNorm would see"),
+    ],
+)
+def test_what_sees_a_part_of_a_batch_alone_is_refused(
+    modules: tuple[nn.Module, ...], settings: dict[str, float], message: str
+) -> None:
+    two = Ranks(0, 2, torch.device("cpu"), 60.0)
+    with pytest.raises(ValueError, match=message):
+        join_modules(_block_net(*modules, **settings), two)
+    assert join_modules(_block_net(nn.BatchNorm2d(4), dropout=0.1), two)  # these have joint forms
+
+
+@pytest.mark.parametrize(
+    ("modules", "settings"), [((), {"dropout": 0.1}), ((nn.Dropout(0.2),), {})]
+)
+def test_dropout_inside_a_block_cannot_be_spread(
+    modules: tuple[nn.Module, ...], settings: dict[str, float]
+) -> None:
+    two = Ranks(0, 2, torch.device("cpu"), 60.0)
+    with pytest.raises(ValueError, match="draws on one process alone"):
+        LayerParallelSequential(_block_net(*modules, **settings), two, (3, 6, 6))

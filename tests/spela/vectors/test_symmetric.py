@@ -341,9 +341,13 @@ def test_bad_dtype_and_vectors() -> None:
         coulomb_energy(torch.ones(2, 3, 4))
 
 
-@pytest.mark.parametrize(("count", "largest"), [(1000, 0.3), (3000, 0.5)])
+@pytest.mark.parametrize(("count", "largest"), [(1000, 0.27, 0.55), (3000, 0.48, 0.56)])
 def test_many_vectors_take_bounded_work_and_are_better_than_random_ones(
-    count: int, largest: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    count: int,
+    largest: float,
+    by_chance: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Multiply-adds of all pairs that are formed: some seconds of a core, said in the log."""
     work = 0.0
@@ -360,4 +364,5 @@ def test_many_vectors_take_bounded_work_and_are_better_than_random_ones(
     assert "takes some seconds" in caplog.text
     random = random_vectors(count, 64, "gaussian", generator=generator)
     closest = [float((v @ v.T).fill_diagonal_(-1).max()) for v in (vectors, random)]
-    assert closest[0] < largest < closest[1]
+    assert closest[0] == pytest.approx(largest, abs=0.02)
+    assert closest[1] > 0.5
