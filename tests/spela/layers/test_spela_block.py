@@ -127,9 +127,18 @@ def test_loss_and_gradients_are_those_of_autograd(kind: str, settings: dict[str,
 
 @pytest.mark.parametrize("backend", sk.available_backends("cpu"))
 @pytest.mark.parametrize("rule", [LocalSGD, LocalAdam])
-@pytest.mark.parametrize("kind", BODIES)
-def test_a_fused_step_is_torchs_step_on_the_loss(kind: str, rule: Any, backend: str) -> None:
-    block, x, target = _block(kind)
+@pytest.mark.parametrize(
+    ("kind", "settings_of_head"),
+    [
+        *((kind, {}) for kind in BODIES),
+        ("maps", {"similarity": 0.5}),
+        ("rows", {"projection": None}),
+    ],
+)
+def test_a_fused_step_is_torchs_step_on_the_loss(
+    kind: str, settings_of_head: dict[str, Any], rule: Any, backend: str
+) -> None:
+    block, x, target = _block(kind, **settings_of_head)
     other = copy.deepcopy(block)
     settings = {"lr": 0.01, "weight_decay": 0.1}
     plain = {LocalSGD: torch.optim.SGD, LocalAdam: torch.optim.Adam}[rule]

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from spela.cli import main
 from spela.data import Dataset, load_dataset
 from spela.data.prepare import prepare
-from spela.experiments import load_run, make_config, run
+from spela.experiments import build_network, build_optimizer, load_run, make_config, run
 from spela.layers import SpelaBlock
+from spela.training import RunFolder, Trainer
 
 SMALL = {"width": 8, "epochs": 2, "augment": True}
 
@@ -48,6 +50,17 @@ def test_a_run_is_repeatable_and_resumes_in_the_same_bits(
     for ours, theirs in zip(*records, strict=True):
         assert ours["train_loss"] == theirs["train_loss"]
         assert ours["test_accuracy"] == theirs["test_accuracy"]
+
+
+def test_each_epoch_has_crops_of_its_own(digits: Dataset, tmp_path: Path) -> None:
+    config = make_config("digits", model="resnet", blocks="2", seed=3, **SMALL)
+    net = build_network(config, digits.sample_shape, digits.num_classes)
+    trainer = Trainer(config, net, build_optimizer(config, net), digits, RunFolder(tmp_path))
+    x = digits.train_x[:50]
+    first, again, second = (trainer._augmentation(epoch)(x) for epoch in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, x)
 
 
 def test_a_block_network_learns_and_comes_back_from_its_files(
