@@ -92,6 +92,13 @@ def _check_input(name: str, tensor: Tensor, weight_name: str, weight: Tensor) ->
         _check_like(name, tensor, weight_name, weight)
 
 
+def _check_filled(name: str, weight: Tensor, vectors: Tensor, needs: str) -> None:
+    if not weight.is_floating_point():
+        raise TypeError(f"`{name}` must be floating point, got {weight.dtype}")
+    if weight.numel() == 0 or vectors.numel() == 0:
+        raise ValueError(f"{needs}: {name} {tuple(weight.shape)}, vectors {tuple(vectors.shape)}")
+
+
 def _check_range(name: str, tensor: Tensor, size: int, what: str) -> None:
     traced = isinstance(tensor, FakeTensor) or torch.compiler.is_compiling()
     if traced or tensor.device.type != "cpu":
@@ -130,13 +137,7 @@ def check_linear(
     _check_matrix("x", x, "(B, I)")
     _check_matrix("weight", weight, "(O, I)")
     _check_matrix("vectors", vectors, "(C, O)")
-    if not weight.is_floating_point():
-        raise TypeError(f"`weight` must be floating point, got {weight.dtype}")
-    if weight.numel() == 0 or vectors.numel() == 0:
-        raise ValueError(
-            f"a layer needs inputs, outputs and classes: weight {tuple(weight.shape)}, vectors "
-            f"{tuple(vectors.shape)}"
-        )
+    _check_filled("weight", weight, vectors, "a layer needs inputs, outputs and classes")
     if x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"`x` has {x.shape[1]} features but `weight` takes {weight.shape[1]}: "
@@ -195,13 +196,7 @@ def check_projection(
         if tensor.dim() != 3:
             raise ValueError(f"`{name}` must be {axes}, got shape {tuple(tensor.shape)}")
     kernels, size, dim = projection.shape
-    if not projection.is_floating_point():
-        raise TypeError(f"`projection` must be floating point, got {projection.dtype}")
-    if projection.numel() == 0 or vectors.numel() == 0:
-        raise ValueError(
-            f"a projection needs kernels, sizes and groups: projection {tuple(projection.shape)}, vectors "
-            f"{tuple(vectors.shape)}"
-        )
+    _check_filled("projection", projection, vectors, "a projection needs kernels, sizes and groups")
     if z.shape[1:] != (kernels, size):
         raise ValueError(
             f"`z` is {tuple(z.shape)} but `projection` {tuple(projection.shape)} takes "

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from spela.layers.checkpointing import run_checkpointed
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import call_with_hooks
-from spela.layers.initial import set_values
+from spela.layers.initial import hold_vectors, set_values
 from spela.layers.modes import in_eval_mode
 from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, pooled_size, read_out
 from spela.layers.similarity import Similarity
 from spela.layers.steps import learning, owns, step_by_gradient
-from spela.vectors import as_size, check_vector_kind, check_vectors, placed_vectors
+from spela.vectors import as_size, check_vector_kind, placed_vectors
 from spela_kernels import projection_loss
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, recordable, without_inference
@@ -71,6 +71,7 @@ class SpelaBlock(ProjectedLayer):
     projection: nn.Parameter | None
     similarity: Similarity | None
     vectors: Tensor
+    _vector_source: str | Tensor
 
     @without_inference
     def __init__(
@@ -117,8 +118,6 @@ class SpelaBlock(ProjectedLayer):
         self._pooled = pooled_size(self.output_shape, self.readout)
         numbers = read_out(y, self._pooled).shape[1]
         width = numbers if projection is None else as_size("projection", projection)
-        if not isinstance(vectors, str):
-            check_vectors(vectors, (self.num_classes, width))
         self.body = body
         # In the parameters' dtype: of a body that autocast runs, the output's is narrower.
         first = next((p for p in body.parameters() if p.is_floating_point()), y)
@@ -128,9 +127,7 @@ class SpelaBlock(ProjectedLayer):
         )
         self.register_parameter("projection", own)
         self.similarity = None
-        # What was given is kept: `reset_parameters` starts from it again.
-        self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors
-        self.register_buffer("vectors", torch.empty(self.num_classes, width, **factory))
+        hold_vectors(self, vectors, torch.empty(self.num_classes, width, **factory))
         self._initialise_head(generator)
         if similarity > 0:
             self.similarity = Similarity(self.output_shape, generator=generator, **factory)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spela.layers.contract import FusedOptimizer
 from spela.layers.conv_stages import Stages, stages_backward, stages_forward
 from spela.layers.hooks import call_with_hooks
-from spela.layers.initial import set_values
+from spela.layers.initial import hold_vectors, set_values
 from spela.layers.maps import convolved_size
 from spela.layers.projected import ProjectedLayer
 from spela.layers.steps import learning, owns, step_by_gradient
@@ -21,7 +21,6 @@ from spela.vectors import (
     as_size,
     check_directions,
     check_vector_kind,
-    check_vectors,
     class_grouping,
     codes_problem,
     decode_groups,
@@ -97,6 +96,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
     projection: nn.Parameter
     norm: nn.BatchNorm2d | None
     vectors: Tensor
+    _vector_source: str | Tensor
     group_codes: Tensor
 
     @without_inference
@@ -169,15 +169,10 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         if isinstance(grouping, Tensor):
             grouping = class_grouping(out_channels, num_classes, grouping)  # checked, and a copy
         most = most_groups(grouping, num_classes)
-        rows = (out_channels, most, symmetric_dim)
-        if not isinstance(vectors, str):
-            check_vectors(vectors, rows)
-        # What was given is kept: `reset_parameters` starts from it again.
-        self._group_source = grouping
-        self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors
+        self._group_source = grouping  # kept: `reset_parameters` starts from it again
         codes = torch.empty(out_channels, num_classes, dtype=torch.int64, device=self.weight.device)
         self.register_buffer("group_codes", codes)
-        self.register_buffer("vectors", self.weight.new_empty(rows))
+        hold_vectors(self, vectors, self.weight.new_empty(out_channels, most, symmetric_dim))
         self._initialise(generator)
 
     @property

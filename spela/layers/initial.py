@@ -1,4 +1,4 @@
-"""Initial values for a parameter, also where a parametrization computes it."""
+"""What a layer starts from: values for a parameter, also a computed one, and its class vectors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["set_values"]
+from spela.vectors import check_vectors
+
+__all__ = ["hold_vectors", "set_values"]
 
 
 @torch.no_grad()
@@ -43,3 +45,27 @@ def set_values(layer: nn.Module, name: str, values: Tensor) -> None:
             f"the {name} of this {type(layer).__name__} is computed by a hook: remove it (torch.nn.utils) "
             "before reset_parameters"
         )
+
+
+def hold_vectors(layer: nn.Module, source: str | Tensor, vectors: Tensor) -> None:
+    """Give a layer its buffer of class vectors, still empty, and the source that it is filled from.
+
+    Args:
+        layer: Gets `vectors` and, for each `reset_parameters`, `_vector_source`: a copy of a tensor.
+        source: A kind's name, or the user's own vectors.
+        vectors: Of the shape, dtype and device that the layer wants.
+
+    Raises:
+        TypeError: If a user's vectors are no tensor of floats.
+        ValueError: If their shape differs.
+
+    Example:
+        >>> layer = nn.Module()
+        >>> hold_vectors(layer, "symmetric", torch.empty(3, 2))
+        >>> layer.vectors.shape
+        torch.Size([3, 2])
+    """
+    if not isinstance(source, str):
+        check_vectors(source, tuple(vectors.shape))
+    layer._vector_source = source.detach().clone() if isinstance(source, Tensor) else source  # type: ignore[assignment]
+    layer.register_buffer("vectors", vectors)

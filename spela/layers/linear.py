@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
-from spela.layers.initial import set_values
+from spela.layers.initial import hold_vectors, set_values
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
     as_size,
     check_vector_kind,
-    check_vectors,
     placed_vectors,
 )
 from spela_kernels import linear_loss
@@ -73,6 +72,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
     bias: nn.Parameter | None  # type: ignore[assignment]
     slope: nn.Parameter | None
     vectors: Tensor
+    _vector_source: str | Tensor
 
     @without_inference
     def __init__(
@@ -120,12 +120,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
         self.bias_init = bias_init
         slope = nn.Parameter(self.weight.new_empty(1)) if activation == "prelu" else None
         self.register_parameter("slope", slope)
-        rows = (num_classes, out_features)
-        if not isinstance(vectors, str):
-            check_vectors(vectors, rows)
-        # What was given is kept: `reset_parameters` starts from it again.
-        self._vector_source = vectors.detach().clone() if isinstance(vectors, Tensor) else vectors
-        self.register_buffer("vectors", self.weight.new_empty(rows))
+        hold_vectors(self, vectors, self.weight.new_empty(num_classes, out_features))
         self._initialise(generator)
 
     @torch.no_grad()

@@ -57,6 +57,12 @@ def _empty_sums(maps: Tensor) -> tuple[Tensor, Tensor]:
     return maps.new_empty(shape, dtype=torch.float64), maps.new_empty(shape)
 
 
+def _no_normal(x: Tensor) -> Normal:
+    """The affine map of a layer without batch norm: x as it is."""
+    ones, zeros = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+    return Normal(mean=zeros, inverse=ones, scale=ones, shift=zeros)
+
+
 def window_maxima(maps: Tensor, window: int) -> Maxima | None:
     """Maxima of a map's windows and the moments of the whole map.
 
@@ -108,13 +114,10 @@ def activate(x: Tensor, normal: Normal | None, negative_slope: float) -> Active 
     if not _fits(normal, x):
         return None
     batch, kernels, height, width = x.shape
-    if normal is None:
-        scale, shift = x.new_ones(kernels), x.new_zeros(kernels)
-    else:
-        scale, shift = normal.scale, normal.shift
+    own = normal or _no_normal(x)
     y, rows = _empty_map(x, height, width), x.new_empty(kernels, batch, height * width)
     _windows.activate(
-        *_addresses(x, scale, shift), negative_slope, *_addresses(y, rows),
+        *_addresses(x, own.scale, own.shift), negative_slope, *_addresses(y, rows),
         batch, height * width, kernels, torch.get_num_threads(),
     )  # fmt: skip
     return Active(y, y, rows.transpose(0, 1))
@@ -144,14 +147,11 @@ def descend(
     if not _fits(normal, x, y) or dy.dtype != torch.float32 or dy.stride(2) != 1:
         return None
     batch, kernels, height, width = x.shape
-    if normal is None:
-        scale, mean = x.new_ones(kernels), x.new_zeros(kernels)
-    else:
-        scale, mean = normal.scale, normal.mean
+    own = normal or _no_normal(x)
     dx = _empty_map(x, height, width)
     sums, scratch = _empty_sums(x)
     _windows.descend(
-        *_addresses(x, y, dy), *dy.stride()[:2], *_addresses(scale, mean), negative_slope,
+        *_addresses(x, y, dy), *dy.stride()[:2], *_addresses(own.scale, own.mean), negative_slope,
         *_addresses(dx, sums, scratch), batch, height * width, kernels, torch.get_num_threads(),
     )  # fmt: skip
     if normal is None:
