@@ -132,7 +132,7 @@ def reproduce_command(
         options = publish(options, publish_to)
         typer.echo(f"published: {write_pages(options)[1]}")
     if readme is not None:
-        update_readme(readme, options)
+        update_readme(readme, options, [experiment.name for experiment in experiments])
         typer.echo(f"main table: {readme}")
     if busy:
         raise ValueError(

@@ -316,6 +316,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"there is only one class, {encoder.classes_.tolist()[0]!r}: a classifier needs at least two"
             )
+        if any(label != label for label in encoder.classes_):
+            raise ValueError("classes hold NaN, which is the label of no sample: leave it out")
         self.encoder_ = encoder
         self.classes_ = encoder.classes_
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))

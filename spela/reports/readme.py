@@ -107,18 +107,20 @@ def check_readme(path: Path, options: Options) -> None:
     _parts(path, options)
 
 
-def update_readme(path: Path, options: Options) -> None:
+def update_readme(path: Path, options: Options, names: list[str]) -> None:
     """Bring the main table between the markers of a file up to date; rows without figures here stay.
 
     Args:
         path: A text file that holds both markers, each once.
         options: Where the results are.
+        names: Of the experiments whose tables were rebuilt from their runs: a table that only lies there
+            proves nothing.
 
     Raises:
         ValueError: As `check_readme`, or if there are no results.
     """
     before, table, after = _parts(path, options)
-    tables = read_tables(options, list(EXPERIMENTS))
+    tables = read_tables(options, names)
     if not tables:
         raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
     content = f"{before}\n{main_table(tables, table)}\n{after}".encode()

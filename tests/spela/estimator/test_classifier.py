@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -152,6 +153,8 @@ def test_partial_fit_learns_online(digits: Split) -> None:
         model.partial_fit(x[:2], [3, 11])
     with pytest.raises(ValueError, match="first call to partial_fit"):
         SpelaClassifier().partial_fit(x, y)
+    with pytest.raises(ValueError, match="classes hold NaN"):
+        SpelaClassifier().partial_fit(x, y, classes=[*range(10), math.nan])
     with pytest.raises(ValueError, match="only one class, 4"):
         SpelaClassifier().fit(x[y == 4], y[y == 4])
 

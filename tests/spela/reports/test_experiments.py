@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -62,9 +63,9 @@ def test_quick_figures_never_reach_a_readme(quick: Path, capsys: pytest.CaptureF
     assert _call(*call) == 2
     assert "--quick makes no results" in capsys.readouterr().err
     with pytest.raises(ValueError, match="makes no results"):
-        update_readme(readme, Options(quick, quick=True))
+        update_readme(readme, Options(quick, quick=True), ["mlp"])
     with pytest.raises(ValueError, match="holds no table"):
-        update_readme(readme, Options(quick))
+        update_readme(readme, Options(quick), ["mlp"])
 
 
 def test_readme_table_is_written_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_readme_table_is_written_and_the_rest_is_kept(tmp_path: Path) -> None:
     table = reproduce(EXPERIMENTS["mlp"], options)
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter ä\n")
-    update_readme(readme, options)
+    update_readme(readme, options, ["mlp"])
     text = readme.read_text()
     assert text.startswith("# Title\n<!-- results:begin -->\n| experiment |")
     assert text.endswith("<!-- results:end -->\nafter ä\n")
@@ -83,8 +84,34 @@ def test_readme_table_is_written_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 3  # header, rule, the one row that has figures
     before = readme.read_text()
-    update_readme(readme, options)
+    update_readme(readme, options, ["mlp"])
     assert readme.read_text() == before
+
+
+def test_a_table_that_was_not_rebuilt_reaches_no_readme(tmp_path: Path) -> None:
+    options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
+    reproduce(EXPERIMENTS["mlp"], options)
+    table = tmp_path / "mlp.json"
+    edited = re.sub(r'"mean": [0-9.]+', '"mean": 99.99', table.read_text())
+    table.write_text(edited)
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    call = (
+        "--report-only",
+        "--out",
+        tmp_path,
+        "--data",
+        "digits",
+        "--seeds",
+        "0",
+        "--readme",
+        readme,
+    )
+    _call("reproduce", "memory", *call)
+    assert "99.99" not in readme.read_text()
+    # Rebuilding finds what the runs say again.
+    assert _call("reproduce", "mlp", *call) == 0
+    assert "99.99" not in table.read_text()
 
 
 def test_readme_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
@@ -101,7 +128,7 @@ def test_readme_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
     readme.write_text(
         "\n".join(["<!-- results:begin -->", late, *stays, *gone, "<!-- results:end -->"])
     )
-    update_readme(readme, options)
+    update_readme(readme, options, ["mlp"])
     lines = readme.read_text().splitlines()[3:-1]
     assert lines[:2] == stays
     assert lines[2].startswith("| mlp | tmlr 1024,10 | digits | 1 | 1 |")
@@ -175,7 +202,7 @@ def test_a_readme_without_markers_is_left_alone(tmp_path: Path, text: str) -> No
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match="must hold"):
-        update_readme(readme, Options(tmp_path))
+        update_readme(readme, Options(tmp_path), ["mlp"])
     assert readme.read_text() == text
 
 
