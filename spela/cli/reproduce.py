@@ -108,6 +108,7 @@ def reproduce_command(
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
     failed = 0
     busy: list[str] = []
+    fresh: list[str] = []  # experiments whose tables this call made from their runs
 
     def note(outcome: Outcome, done: int, total: int) -> None:
         _print_outcome(outcome, done, total)
@@ -117,11 +118,13 @@ def reproduce_command(
     with writing_results(options):
         for experiment in experiments:
             if report_only:
-                rebuild(experiment, options)
+                if rebuild(experiment, options) is not None:
+                    fresh.append(experiment.name)
                 continue
             typer.echo(f"== {experiment.name}: {experiment.title}")
             with going_on(lambda: "the same command goes on"):
                 table = reproduce(experiment, options, jobs, note)
+            fresh.append(experiment.name)
             _print_table(table)
             failed += sum(
                 row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]
@@ -132,7 +135,7 @@ def reproduce_command(
         options = publish(options, publish_to)
         typer.echo(f"published: {write_pages(options)[1]}")
     if readme is not None:
-        update_readme(readme, options, [experiment.name for experiment in experiments])
+        update_readme(readme, options, fresh)
         typer.echo(f"main table: {readme}")
     if busy:
         raise ValueError(
