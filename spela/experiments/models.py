@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential
-from spela.convert import convert
-from spela.experiments.networks import build_body
-from spela.experiments.rivals import FLOAT32, Network, build_rival
+from spela.experiments.block_networks import build_named_network
+from spela.experiments.initial import FLOAT32, initialised_linear, torch_default
+from spela.experiments.rivals import Network, build_rival
 from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
-from spela.layers.modes import in_eval_mode
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
@@ -62,7 +61,7 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
     _check_room(config, num_classes)
     generator = torch.Generator().manual_seed(config.seed)
     if config.network:
-        return _named_network(config, sample_shape, num_classes, generator)
+        return build_named_network(config, sample_shape, num_classes, generator)
     if config.method not in ("spela", "backprop"):
         return build_rival(config, sample_shape, num_classes, generator)
     modules, shape = _convolutions(config, sample_shape, num_classes, generator)
@@ -77,7 +76,7 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
         if config.dropout > 0 and (index > 0 or config.channels):
             modules.append(nn.Dropout(config.dropout))
         if config.method == "backprop":
-            modules += [_linear(width, size, config, generator), _Activation(config)]
+            modules += [initialised_linear(width, size, config, generator), _Activation(config)]
         else:
             layer = SpelaLinear(
                 width,
@@ -96,41 +95,9 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
             modules.append(with_binary_weight(layer) if config.binarise == "all" else layer)
         width = size
     if config.method == "backprop":
-        output = _linear(width, num_classes, config, generator)
+        output = initialised_linear(width, num_classes, config, generator)
         return BackpropSequential(*modules, output)
     return SpelaSequential(*modules)
-
-
-def _named_network(
-    config: RunConfig,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-    generator: torch.Generator,
-) -> Network:
-    body = build_body(config.network, sample_shape, config.width, config.seed, **FLOAT32)
-    sample = torch.zeros(2, *sample_shape, **FLOAT32)
-    if config.method == "backprop":
-        with in_eval_mode(body), torch.no_grad():
-            features = body(sample).shape[1]
-        modules = [nn.Dropout(config.dropout)] if config.dropout > 0 else []
-        return BackpropSequential(
-            *body, *modules, _linear(features, num_classes, config, generator)
-        )
-    return convert(
-        body,
-        num_classes,
-        sample,
-        blocks=config.blocks if config.blocks == "layers" else int(config.blocks),
-        objective=config.objective,
-        scale=config.scale,
-        readout=config.readout,
-        projection=config.projection,
-        projection_std=config.projection_std,
-        similarity=config.similarity,
-        dropout=config.dropout,
-        vectors=config.vectors,
-        generator=generator,
-    )
 
 
 def _check_room(config: RunConfig, num_classes: int) -> None:
@@ -207,7 +174,7 @@ def _convolutions(
             )
         if config.method == "backprop":
             modules += [
-                _torch_default(nn.Conv2d(channels, kernels, size, **FLOAT32), generator),
+                torch_default(nn.Conv2d(channels, kernels, size, **FLOAT32), generator),
                 nn.BatchNorm2d(kernels, **FLOAT32),
                 _Activation(config),
                 nn.MaxPool2d(POOL),
@@ -232,27 +199,6 @@ def _convolutions(
             modules.append(layer)
         shape = (kernels, *pooled)
     return modules, shape
-
-
-def _linear(width: int, size: int, config: RunConfig, generator: torch.Generator) -> nn.Module:
-    """A backprop layer, initialised as the run says."""
-    layer = nn.Linear(width, size, **FLOAT32)
-    if config.init == "default":
-        return _torch_default(layer, generator)
-    with torch.no_grad():
-        layer.weight.normal_(0.0, math.sqrt(2 / width), generator=generator)
-        layer.bias.zero_()
-    return layer
-
-
-def _torch_default(layer: nn.Linear | nn.Conv2d, generator: torch.Generator) -> nn.Module:
-    # torch's own default initialisation, drawn from the run's generator.
-    bound = 1 / math.sqrt(layer.weight[0].numel())
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        if layer.bias is not None:
-            layer.bias.uniform_(-bound, bound, generator=generator)
-    return layer
 
 
 def build_optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:

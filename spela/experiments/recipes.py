@@ -238,6 +238,17 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         name: {
             "best": {**_NETWORK, "network": name},
             "backprop": {**_NETWORK, "network": name, "method": "backprop", "blocks": ""},
+            # SPELA's blocks and heads, one gradient through all of them.
+            "supervised": {**_NETWORK, "network": name, "method": "supervised"},
+            # Linear heads on the same blocks, as published: with a similarity loss, and without.
+            "predsim": {
+                **_NETWORK,
+                "network": name,
+                "method": "predsim",
+                "similarity": 0.99,
+                "readout": 2048,
+            },
+            "mono": {**_NETWORK, "network": name, "method": "mono", "readout": 2048},
         }
         for name in NETWORKS
     },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +17,12 @@ from spela.baselines import (
     PepitaSequential,
 )
 from spela.baselines.hidden import HiddenLayer
+from spela.experiments.initial import FLOAT32
 from spela.layers import RowNorm
 from spela.network import SpelaSequential
 from spela.training import RunConfig
 
-__all__ = ["FLOAT32", "Network", "build_rival"]
+__all__ = ["Network", "build_rival"]
 
 Network = (
     SpelaSequential
@@ -32,8 +32,6 @@ Network = (
     | PepitaSequential
 )
 
-# Where and as what every network starts, whatever torch's defaults are.
-FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 _HE = math.sqrt(6)
 
 

@@ -72,6 +72,13 @@ def _unread_by_network(config: RunConfig) -> Iterator[tuple[str, str]]:
     of_heads = ("objective", "scale", "vectors", "projection_std", *_OF_BLOCKS)
     if config.method == "backprop":
         yield from ((name, "of blocks") for name in of_heads)
+    elif config.method in ("mono", "predsim"):
+        yield "init", "of backprop's output layer"
+        for name in of_heads:
+            if name not in ("readout", "similarity"):
+                yield name, f"of SPELA's heads, not of {config.method}'s"
+        if config.method == "mono":
+            yield "similarity", "of predsim and SPELA"
     else:
         yield "init", "of backprop's output layer"
     yield from ((name, "of convolutions") for name in _OF_CONVOLUTIONS if name not in of_heads)

@@ -200,8 +200,8 @@ class SpelaBlock(ProjectedLayer):
             projection = torch.eye(size, dtype=vectors.dtype, device=vectors.device)[None]
         return projection, vectors[None], classes[None]
 
-    def _check_target(self, x: Tensor, target: Tensor) -> None:
-        super()._check_target(x, target)
+    def check_batch(self, x: Tensor, target: Tensor) -> None:
+        super().check_batch(x, target)
         if self.similarity is not None and len(x) < 2:
             raise ValueError("the similarity loss compares samples: train on batches of at least 2")
 
@@ -237,17 +237,33 @@ class SpelaBlock(ProjectedLayer):
             >>> block.body.weight.grad.shape
             torch.Size([8, 4])
         """
-        self._check_target(x, target)
+        self.check_batch(x, target)
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
-            y, rows = self._run(recordable(x).detach())
-            loss = projection_loss(rows[:, None], *self._projector(), target, **self._criterion())
-            if self.similarity is not None:
-                weight = self.similarity_weight
-                loss = (1 - weight) * loss + weight * self.similarity(y, self.vectors[target])
+            loss, y = self.joint_loss(recordable(x).detach(), target)
             return loss, y.detach()
 
         return call_with_hooks(self, x, run)
+
+    def joint_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the output with their graphs, which reach into `x`: for training blocks end to end.
+
+        Args:
+            x: The body's input.
+            target: (B,) int64 labels, which are not checked.
+
+        Returns:
+            loss (), y.
+        """
+        y, rows = self._run(x)
+        loss = self._head_loss(rows, target)
+        if self.similarity is not None:
+            weight = self.similarity_weight
+            loss = (1 - weight) * loss + weight * self.similarity(y, self.vectors[target])
+        return loss, y
+
+    def _head_loss(self, rows: Tensor, target: Tensor) -> Tensor:
+        return projection_loss(rows[:, None], *self._projector(), target, **self._criterion())
 
     @learning
     def local_step(
@@ -284,7 +300,7 @@ class SpelaBlock(ProjectedLayer):
             or not all(optimizer.can_fuse([parameter]) for parameter in trained)
         ):
             return step_by_gradient(self, x, target, optimizer)
-        self._check_target(x, target)
+        self.check_batch(x, target)
         body = [parameter for parameter in trained if parameter is not projection]
         return call_with_hooks(
             self,

@@ -310,7 +310,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
             >>> layer.projection.grad.shape
             torch.Size([6, 9, 16])
         """
-        self._check_target(x, target)
+        self.check_batch(x, target)
 
         def run(x: Tensor) -> tuple[Tensor, Tensor]:
             y = self.forward(recordable(x).detach())
@@ -350,7 +350,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
             p.requires_grad and optimizer.can_fuse([p]) for p in parameters
         ):
             return step_by_gradient(self, x, target, optimizer)
-        self._check_target(x, target)
+        self.check_batch(x, target)
         return call_with_hooks(self, x, lambda x: self._fused_step(x, target, optimizer))
 
     def _fused_step(

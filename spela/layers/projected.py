@@ -46,7 +46,7 @@ class ProjectedLayer(LocalLayer):
     def _criterion(self) -> dict[str, Any]:
         return {"objective": self.objective, "scale": self.scale}
 
-    def _check_target(self, x: Tensor, target: Tensor) -> None:
+    def check_batch(self, x: Tensor, target: Tensor) -> None:
         """Refuse what would fail half way: after a forward running statistics have moved on."""
         check_tensors(x, target)
         check_target(x, target)

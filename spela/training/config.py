@@ -22,7 +22,7 @@ _POSITIVE = ("epochs", "batch_size", "kernel_size", "symmetric_dim", "readout", 
 _SIZES = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(("head_epochs", "resize", "width"), 0)
 
 _CHOICES: dict[str, Collection[str]] = {
-    "method": ("spela", "backprop", "ff", "pepita", "mono"),
+    "method": ("spela", "backprop", "ff", "pepita", "mono", "predsim", "supervised"),
     "objective": OBJECTIVES,  # the tables themselves: a row may be added at any time
     "conv_objective": OBJECTIVES,
     "activation": ACTIVATIONS,
@@ -76,7 +76,8 @@ class RunConfig:
         data: Name of a dataset, or path of a file or folder of one's own.
         recipe: Name of the preset the other values came from.
         method: spela, or a rival on the same hidden layers: backprop (with an output layer), ff
-            (Forward-Forward), pepita (with an output layer) or mono (Mono-Forward).
+            (Forward-Forward), pepita (with an output layer) or mono (Mono-Forward); on the same blocks: mono
+            and predsim (linear heads) or supervised (SPELA's heads, one gradient through all blocks).
         channels: Kernels of each convolution layer; none: a network of linear layers only.
         kernel_size: Of the convolutions, without padding; each is followed by a 2 x 2 max pool.
         symmetric_dim: Dimension of the convolutions' class vectors.
@@ -244,6 +245,10 @@ class RunConfig:
     def _check_network(self) -> None:
         """A network by name has its own layers, and only SPELA cuts it."""
         if not self.network:
+            if self.method in ("predsim", "supervised"):
+                raise ValueError(
+                    f"method {self.method} is of blocks: use --model vgg, resnet or vit"
+                )
             if self.blocks or self.width:
                 raise ValueError(
                     "blocks and width are for a network: use --model vgg, resnet or vit"
@@ -254,7 +259,7 @@ class RunConfig:
                 f"network {self.network} has its own layers: leave channels, layers, binarise and "
                 "normalize_input out"
             )
-        if self.method not in ("spela", "backprop"):
+        if self.method in ("ff", "pepita"):
             raise ValueError(f"method {self.method} is for linear layers: use --model mlp")
         if self.diagnostics:
             raise ValueError(
@@ -263,7 +268,7 @@ class RunConfig:
         counted = self.blocks.isascii() and self.blocks.isdigit() and int(self.blocks) >= 1
         if self.method == "backprop" and self.blocks:
             raise ValueError("backprop trains the whole network at once: leave blocks out")
-        if self.method == "spela" and self.blocks != "layers" and not counted:
+        if self.method != "backprop" and self.blocks != "layers" and not counted:
             raise ValueError(f"blocks must be a number such as 3, or layers, got {self.blocks!r}")
 
     @property
