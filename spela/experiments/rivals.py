@@ -32,7 +32,7 @@ Network = (
     | PepitaSequential
 )
 
-# Where and as what every network starts, whatever torch's defaults are.
+# Device and dtype in which every network is built, whatever torch's defaults are.
 FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 _HE = math.sqrt(6)
 
