@@ -1,4 +1,4 @@
-"""Benchmarks run as the command line does, and their JSON says what they were measured on."""
+"""pytest's set-up for `make bench`: the process set as by the command line, the machine noted in the JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spela.process import keep_freed_memory
 
 __all__ = ["pytest_benchmark_update_machine_info"]
 
-# Before any of them allocates; for the baselines as for ours.
+# Before any benchmark allocates memory; for the baselines as for ours.
 keep_freed_memory()
 torch.set_flush_denormal(True)
 

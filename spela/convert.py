@@ -1,4 +1,4 @@
-"""convert: a network becomes a SpelaSequential of the same weights, that learns by layers or by blocks."""
+"""convert: turns a network into a SpelaSequential of the same weights that learns by layers or by blocks."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def convert(
         ValueError: Naming the first module that has no counterpart, that does not do what its type
             says, or whose input does not fit; or where a network cannot be traced or cut.
 
-    Source: design section 3; the projections are those of the `best` recipe of the CNN.
+    Source: this library's own; the projections are those of the `best` recipe of the CNN.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))

@@ -54,7 +54,7 @@ def cut_network(
     Raises:
         TypeError: If the sample is no tensor, or the network does not return one float tensor.
         ValueError: If the network cannot be traced or cut there, has fewer parts than asked for, or its
-            parts do something else than it, as where a hook or a `forward` of its own is not traced.
+            parts give another result, as where a hook or a `forward` of its own is not traced.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -168,7 +168,7 @@ def _traced(model: nn.Module) -> fx.Graph:
 
 
 def _crossing(steps: list[fx.Node], index: int) -> list[fx.Node]:
-    """What steps after `index` need of what is there by then; parameters are at hand anywhere."""
+    """The results up to step `index` that later steps need; parameters, which any part can hold, apart."""
     later = set(steps[index + 1 :])
     last = steps[-1].graph.output_node()
     return [
@@ -181,7 +181,7 @@ def _crossing(steps: list[fx.Node], index: int) -> list[fx.Node]:
 
 
 def _changes(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
-    """Whether a step writes into one of its inputs. A module that would is told not to."""
+    """Whether a step writes into one of its inputs; a module's `inplace` is switched off instead."""
     if value not in node.all_input_nodes:
         return False
     if node.op == "call_module":
@@ -199,7 +199,7 @@ def _changes(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
 
 
 def _is_place(steps: list[fx.Node], index: int, model: nn.Module) -> bool:
-    """Whether one tensor passes behind a step, and nobody writes into it."""
+    """Whether a network can be cut behind a step: one tensor passes on, and no later step writes into it."""
     passing = _crossing(steps, index)
     return passing == [steps[index]] and not any(
         _changes(user, steps[index], model) for user in steps[index].users

@@ -1,12 +1,12 @@
 """Optimizers that know the fused update: torch.optim's SGD and Adam with local steps on top.
 
 State, hyper-parameters and LR schedulers are torch's, so `step()` on gradients and the fused local steps
-can be mixed and give the same numbers, to rounding. One case apart: where a batch norm's factor is exactly
-0, all of a max-pooling window is its maximum, and the fused step takes another of its subgradients than
-autograd.
+can be mixed and give the same numbers, to rounding. One exception: where a batch norm's factor is exactly
+0, all values of a max-pooling window are equal, and the fused step takes another subgradient than autograd
+does.
 
-Step hooks are called once for each layer that a local step trains, around all of its update, whatever the
-optimizer: torch's own call them in the `step` that the layer makes. A fused step has no gradients for a
+Step hooks are called once for each layer that a local step trains, around its whole update, whatever the
+optimizer: torch's own optimizers call them in their `step`. A fused step has no gradients for a
 pre-hook to see.
 """
 
@@ -51,7 +51,7 @@ def _check_numbers(group: dict[str, Any]) -> None:
 class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
     """Finding the group of a parameter, and its state."""
 
-    # torch's schedulers warn where no step() was seen before theirs; a fused step is none.
+    # torch's schedulers warn if no step() came before their own; a fused step does not call it.
     _opt_called = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -65,13 +65,13 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
-            for held in group["params"]:  # a loop: on small layers, any() over a generator is felt
+            for held in group["params"]:  # a loop: any() over a generator slows small layers
                 if held is parameter:
                     return group
         raise not_held(parameter)
 
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
-        """Whether all are in one parameter group (None held: an error) whose rule the fused ops know."""
+        """Whether all are in one parameter group whose rule the ops know; ValueError if one is in none."""
         first = self._group_of(parameters[0])
         if any(first.get(option) for option in _NOT_FUSED):
             return False

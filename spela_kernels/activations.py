@@ -29,7 +29,7 @@ class Activation:
         forward: (z, slope) -> y, any shape.
         derivative: (z or y, slope) -> phi'(z), same shape.
         in_kernels: Whether the kernels hold these very functions under this name. A row without is run by
-            its functions: the CPU back-end calls them, and Triton leaves the call to the reference.
+            its functions, on the CPU and by the reference; `auto` then passes over Triton.
     """
 
     name: str

@@ -57,7 +57,7 @@ def _runnable(kind: str) -> tuple[str, ...]:
 
 @functools.cache
 def named_backend() -> str:
-    """What SPELA_BACKEND says: looked up once, because a lookup is felt in a small layer's step.
+    """What SPELA_BACKEND says: looked up once, because a lookup would slow a small layer's step.
 
     Raises:
         ValueError: If it is neither auto nor one of `BACKENDS`.
@@ -91,7 +91,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def select_backend(device: torch.device, settings: Settings | None = None) -> str:
-    """Name the back-end that ops on `device` run on now.
+    """Name the back-end that runs the ops on `device`.
 
     Args:
         device: The device of the op's tensors.

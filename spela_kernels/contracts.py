@@ -254,7 +254,7 @@ def check_target(x: Tensor, target: Tensor) -> None:
         target: (B,) int64 labels.
 
     Raises:
-        ValueError: On a shape or device that does not fit, or if there is no sample: nothing has no loss.
+        ValueError: On a shape or device that does not fit, or if there is no sample: a mean needs one.
         TypeError: If labels are not int64.
     """
     if x.shape[0] == 0:

@@ -39,7 +39,7 @@ class Objective:
         derivative: (cosine, target (B,), scale) -> dloss/dcosine, shaped like `cosine`.
         source: Where it comes from.
         in_kernels: Whether the kernels hold these very functions under this name. A row without is run by
-            its functions: the CPU back-end calls them, and Triton leaves the call to the reference.
+            its functions, on the CPU and by the reference; `auto` then passes over Triton.
     """
 
     name: str

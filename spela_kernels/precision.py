@@ -1,7 +1,7 @@
-"""Autocast: the layer input is cast, and with it the products; parameters, losses and state stay.
+"""torch's modes in the ops and layers: autocast, no_grad and inference_mode.
 
-Beside it, the decorators that enter a mode of torch only where it is not the current one, and what is to be
-done about tensors that inference mode made.
+Under autocast the layer input is cast, and with it the products; parameters, losses and state keep their
+dtype. The decorators enter a mode only where it is not the current one.
 """
 
 from __future__ import annotations

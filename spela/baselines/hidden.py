@@ -1,4 +1,4 @@
-"""What the rivals share: phi(x W^T + b) with its gradient by hand, and a step of a network of such."""
+"""What the rivals share: a hidden layer with a hand-written gradient, and a network of them with its step."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _data_loader(x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def _published(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """What people run today: the loader, autograd a layer, and a loss read every step."""
+    """The usual way: torch's loader, one autograd graph a layer, and the loss read in every step."""
     net = _CASE.network()
     layers = [module for module in net if isinstance(module, SpelaLinear)]
     optimizers = [torch.optim.SGD(layer.parameters(), lr=LEARNING_RATE) for layer in layers]

@@ -1,4 +1,4 @@
-"""Peak memory of one training step above what stays: ours against backprop and what people do to tame it.
+"""Peak memory of one training step above what stays: ours, backprop's, and its memory-saving variants'.
 
 Bytes are those that torch's CPU allocator hands out, followed one by one in the profiler's record; on a GPU
 the caching allocator's peak. Weights, optimizer state and the batch stay and do not count.

@@ -1,4 +1,4 @@
-"""Training steps of networks of linear layers: ours, the rivals, and the floor they all stand on."""
+"""Training steps of networks of linear layers: ours, the rivals', and the floor: the products alone."""
 
 from __future__ import annotations
 

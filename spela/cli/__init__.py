@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, predict, bench, info."""
+"""The command line `spela`: its commands and options, and everything that the library prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spela bench`."""
+"""`spela bench`: times and memory measured here, or times predicted for a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands, and how their errors look. Only this folder prints or exits."""
+"""The entry point: all commands by name, errors as a line and an exit code. Only this folder prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The console that a command prints to: whatever characters it knows, and Ctrl-C's exit code."""
+"""Printing on a console of any encoding, and the exit code of a command that Ctrl-C ends."""
 
 from __future__ import annotations
 

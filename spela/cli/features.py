@@ -1,4 +1,4 @@
-"""`spela features`."""
+"""`spela features`: images to a file of pooled features of a pretrained backbone."""
 
 from __future__ import annotations
 

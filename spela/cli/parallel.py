@@ -1,4 +1,4 @@
-"""The command line in several processes: joining them, and one voice for an error that all of them see."""
+"""The command line in several processes: joining their job, and printing once an error that all see."""
 
 from __future__ import annotations
 

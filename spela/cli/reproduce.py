@@ -1,4 +1,4 @@
-"""`spela reproduce`."""
+"""`spela reproduce`: the paper's experiments, run into tables and a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spela evaluate`, `predict` and `info`: what becomes of a trained network."""
+"""`spela evaluate`, `predict` and `info`: the commands that use or describe a trained network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spela demo` and `spela train`."""
+"""`spela demo` and `spela train`: training a network into a run folder."""
 
 from __future__ import annotations
 

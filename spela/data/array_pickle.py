@@ -62,7 +62,7 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-# By the names that NumPy 1 and 2, Python 2 and 3 write.
+# Under the names that NumPy 1 and 2 and Python 2 and 3 write.
 _KNOWN: dict[str, Any] = {
     "numpy.core.multiarray _reconstruct": _Array,
     "numpy._core.multiarray _reconstruct": _Array,

@@ -22,7 +22,7 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Te
     Raises:
         ValueError: If x is no batch of images.
 
-    Source: the usual recipe for CIFAR (crop with padding 4 and flip), spec "blocks".
+    Source: the usual recipe for CIFAR (crop with padding 4 and flip).
 
     Example:
         >>> x = torch.tensor([[[[1.0, 2.0, 3.0]]]])

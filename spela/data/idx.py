@@ -1,4 +1,4 @@
-"""The idx format of the MNIST family: a reader that believes no header."""
+"""The idx format of the MNIST family: a reader that checks each header against the file's size."""
 
 from __future__ import annotations
 

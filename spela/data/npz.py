@@ -1,4 +1,4 @@
-"""Reading .npz and .npy files without pickle, and without believing their headers."""
+"""Reading .npz and .npy files without pickle; headers are checked against the file's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files as pixels: one way in, which drops nothing of an image without a word."""
+"""Image files as pixels, for every reader of images: what would be lost is refused or logged."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def open_picture(path: Path, mode: str, formats: Sequence[str]) -> tuple[Image.I
 def _deep_pixels(image: Image.Image) -> str:
     """What an image's pixels are called where they have more than 8 bits a channel, else nothing.
 
-    Of colours with 16 bits Pillow's mode says nothing, and it would take their upper halves; the decoder that
-    it is going to use is named after what lies in the file, such as RGB;16B.
+    Pillow's mode does not tell of colours with 16 bits, and reading would keep their upper halves only; the
+    decoder that Pillow is going to use is named after what lies in the file, such as RGB;16B.
     """
     if image.mode.startswith(_DEEP_MODES):
         return image.mode

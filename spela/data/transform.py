@@ -136,7 +136,7 @@ def split_anew(dataset: Dataset, test_share: float, seed: int) -> Dataset:
     Raises:
         ValueError: If `test_share` is out of range.
 
-    Source: spec section 6 (few-shot and transfer: test share of train + test merged).
+    Source: the authors' few-shot and transfer experiments: a test share of training and test merged.
 
     Example:
         >>> from spela.data import load_dataset

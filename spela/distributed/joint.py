@@ -32,7 +32,7 @@ class JointDropout(nn.Dropout):
 
 
 class _Stack(torch.autograd.Function):
-    """Every process's tensor, stacked; backward sums what all processes' losses say of one's own."""
+    """Every process's tensor, stacked; backward sums the gradients of all processes' losses for one's own."""
 
     @staticmethod
     def forward(ctx: Any, ranks: Ranks, tensor: Tensor) -> Tensor:

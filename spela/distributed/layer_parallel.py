@@ -71,7 +71,7 @@ class LayerParallelSequential(SpelaSequential):
             module.to(ranks.device if stage == ranks.rank else "meta")
 
     def _refuse_inner_dropout(self) -> None:
-        """Only processes that hold a layer would draw for it, and the others' masks would be others."""
+        """Refuse dropout inside a layer: only its process would draw, and other generators would lag."""
         for module in (inner for layer in self.local_layers for inner in layer.modules()):
             share = module.p if isinstance(module, _DropoutNd) else 0.0
             if isinstance(module, nn.MultiheadAttention):

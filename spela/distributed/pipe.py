@@ -50,7 +50,7 @@ class Outlet:
         self._sent: deque[Pending] = deque()
 
     def put(self, x: Tensor) -> None:
-        """Send x, which must not change any more."""
+        """Send x, which must not be written to until it has arrived."""
         while len(self._sent) >= self.depth:
             self._sent.popleft().wait()
         self._sent.append(self.ranks.start_send(_to_wire(x), self.ranks.rank + 1))

@@ -1,4 +1,4 @@
-"""The training loop in several processes: what one process does alone, and the rest inherited."""
+"""The training loop in several processes: losses are summed, rank 0 writes; the rest is `Trainer`'s."""
 
 from __future__ import annotations
 

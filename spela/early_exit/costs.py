@@ -43,7 +43,7 @@ def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Layer
     Raises:
         ValueError: If samples of that shape do not pass through the network, or it has no SPELA layer.
 
-    Source: the formulas of torch.utils.flop_counter, halved; for the projection spec section 4.
+    Source: the formulas of torch.utils.flop_counter, halved; for the projection, the products of its op.
 
     Example:
         >>> from spela.layers import SpelaLinear

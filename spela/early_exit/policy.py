@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CALIBRATION_BATCH = 1000
-# What an error costs, in samples' work of the whole network: the search goes from dear to cheap.
+# Prices of a lost answer, in units of the whole network's work on a sample; tried from high to low.
 _PRICES = tuple(10.0 ** (power / 16) for power in range(80, -16, -1))
 
 
@@ -222,7 +222,7 @@ def calibrate_thresholds(
 
     Early layers lose some of the last layer's right answers and gain others. Only the lost ones count,
     unless `credit_gains`: on Fashion-MNIST, gains seen on 5,000 samples were no promise for the next 5,000.
-    Every price of a lost answer, from dear to cheap, gives thresholds that minimise work + price * loss (one
+    Every price of a lost answer, from high to low, gives thresholds that minimise work + price * loss (one
     layer at a time, exactly, until none changes); of all policies met on the way, the cheapest one whose
     loss is allowed is kept.
 

@@ -286,7 +286,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
 
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
-        """What was learnt before stays where the block does not end well."""
+        """Put back what was learnt before if the block ends by an exception."""
         learnt = vars(self).keys() - self.get_params(deep=False).keys()
         before = copy.deepcopy({name: vars(self)[name] for name in learnt})
         try:
@@ -389,7 +389,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self.net_.load_state_dict(weights)
 
     def _score_precisely(self) -> None:
-        """Into the dtype that scores; parameters stay the same objects, so the optimizer knows them."""
+        """Cast the network to its scoring dtype; parameters stay the objects that the optimizer holds."""
         self.net_.to(scoring_dtype(next(self.net_.parameters()).device))
 
     def _calibrate(self, x: Tensor, target: Tensor) -> None:

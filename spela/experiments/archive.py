@@ -83,7 +83,7 @@ def read_archives(runs: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 @lru_cache(maxsize=64)
 def _read(path: Path, size: int, changed: int) -> dict[str, dict[str, Any]]:
-    """An archive's lines as long as the file has this size and time of change."""
+    """An archive's lines, cached by size and time of change, so that a changed file is read anew."""
     lines = {}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -26,8 +26,8 @@ class Row:
         settings: Overrides of the recipe's settings.
         data: Datasets of this row; empty: the experiment's.
         published: For a dataset, published accuracies in % by layer number (or LAST).
-        measured: The same, where nobody published one: the authors' mathematics, or plain torch, measured
-            for the project's specification. Tables mark these figures.
+        measured: The same, where nobody published one: the authors' mathematics, or plain torch, as
+            measured for this project. Tables mark these figures.
         batch_statistics: Whether those figures were read with batch statistics in the test, as the
             authors' CNN notebooks do; the difference is then taken from ours read in the same way.
         by_data: Settings over those above where the data's name matches a shell pattern.

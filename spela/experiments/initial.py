@@ -12,7 +12,7 @@ from spela.training import RunConfig
 
 __all__ = ["FLOAT32", "initialised_linear", "torch_default"]
 
-# Where and as what every network starts, whatever torch's defaults are.
+# Device and dtype in which every network is built, whatever torch's defaults are.
 FLOAT32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 
 

@@ -156,7 +156,7 @@ def _identity(data: str) -> str:
 
 @lru_cache(maxsize=64)
 def _content(path: Path, size: int, changed: int) -> str:
-    """Hash of a file as long as it has this size and time of change."""
+    """Hash of a file, cached by size and time of change, so that a changed file is read anew."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

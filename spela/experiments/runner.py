@@ -47,7 +47,7 @@ class Outcome:
 
     Attributes:
         key: Name of its folder.
-        status: done (now), kept (finished before), failed, or busy (another process is writing it).
+        status: done (by this call), kept (finished before), failed, or busy (another process is writing it).
         seconds: Wall time of this call.
         error: Why it failed or was left, in one line.
     """
@@ -66,8 +66,8 @@ def run_folder(options: Options, key: str) -> RunFolder:
 def finished_summary(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that was finished with these settings, or None where there is no whole one.
 
-    A file of data may lie elsewhere by now: its content is part of the folder's name. A run that was given
-    more epochs on its way is not the run of these settings.
+    A file of data may have been moved, as the folder's name depends on its content, not on its path. A run
+    that was resumed with more epochs is not a run of these settings.
 
     Raises:
         ValueError: If the run's other files disagree with the summary.
@@ -204,7 +204,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in set(multiprocessing.active_children()) - set(before):
-            worker.terminate()  # it may be importing still, which this process would wait for
+            worker.terminate()  # else this process would wait for one that is still importing
         raise
     pool.shutdown()
 
@@ -301,7 +301,7 @@ def _failed(task: _Task, message: str, seconds: float) -> Outcome:
 
 def _can_resume(folder: RunFolder, config: RunConfig) -> bool:
     """Whether there is a checkpoint of these settings and all records before it; else the run starts over."""
-    folder.remove_summary()  # it is none of this run's, or there would be nothing to do
+    folder.remove_summary()  # it is of other settings: a finished run of these is not run again
     try:
         evidence, checkpoint = read_checkpoint(folder)
     except ValueError:

@@ -47,8 +47,8 @@ def build_table(experiment: Experiment, options: Options, jobs: list[Job]) -> di
         jobs: Its jobs, in order.
 
     Returns:
-        JSON values: title, source, one entry a row and dataset, accuracies in percent, and what a table
-        that is there already has as measured.
+        JSON values: title, source, one entry a row and dataset, accuracies in percent, and the
+        `measured` part of the table that is already there.
     """
     grouped: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:

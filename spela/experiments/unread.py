@@ -31,7 +31,7 @@ _OF_BLOCKS = ("readout", "projection", "similarity")
 
 
 def unread_settings(config: RunConfig) -> dict[str, str]:
-    """The settings that change nothing in a run, beside its other ones.
+    """The settings that change nothing in a run, given its other settings.
 
     Args:
         config: The run's settings.

@@ -141,7 +141,7 @@ def _efficientnet_lite0(size: int) -> tuple[nn.Module, _Triple, _Triple]:
 def _resnet50(_: int) -> tuple[nn.Module, _Triple, _Triple]:
     from torchvision import models  # here because it takes a second to import
 
-    # The weights that `pretrained=True` stood for when the authors' notebook was written.
+    # The weights that `pretrained=True`, as in the authors' notebook, stands for in torchvision.
     url = models.ResNet50_Weights.IMAGENET1K_V1.url
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file = folder / Path(url).name

@@ -58,7 +58,7 @@ class SpelaBlock(ProjectedLayer):
         ValueError: If a size, share or name does not fit, the body changes its input in place or does not
             keep the batch axis, or `vectors` has the wrong shape.
 
-    Source: spec "blocks"; Nøkland and Eidnes 2019 for the similarity loss.
+    Source: Nøkland and Eidnes 2019 for the similarity loss; the rest is this library's own.
 
     Example:
         >>> body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
@@ -207,7 +207,7 @@ class SpelaBlock(ProjectedLayer):
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The body's output and what the head gets of it, with their graph."""
-        counts = not x.is_inference()  # only such tensors know what is written into them
+        counts = not x.is_inference()  # inference tensors have no version counter
         version = x._version if counts else 0
         y = check_readable(self.forward(x), type(self.body).__name__)
         if counts and x._version != version:

@@ -55,7 +55,7 @@ class LocalLayer(nn.Module, ABC):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Take the state of the torch layer that this one is, too: what it lacks stays as it is."""
+        """Take also the state of the plain torch layer: what that lacks stays as it is."""
         given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
         if given and given == {
             name for name in ("weight", "bias") if getattr(self, name, None) is not None

@@ -84,7 +84,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
     Raises:
         ValueError: If a size is not positive, a name is unknown, or a grouping or `vectors` does not fit.
 
-    Source: the authors' CNN notebooks; spec section 4.
+    Source: the authors' CNN notebooks.
 
     Example:
         >>> layer = SpelaConv2d(1, 6, 3, 10, output_size=(3, 3), symmetric_dim=16)
@@ -231,7 +231,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         key, plain = f"{prefix}group_codes", state_dict.pop(f"{prefix}grouping", None)
-        if plain is not None:  # older states hold the groups themselves
+        if plain is not None:  # a state with the groups themselves in place of their codes
             state_dict[key] = encode_groups(plain)
         codes = state_dict.get(key)
         if codes is not None and not codes.is_meta and codes.numel():
@@ -242,7 +242,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _check_input(self, x: Tensor) -> None:
-        """Refuse what would fail half way: after a forward the running statistics have moved on."""
+        """Refuse what would fail after the forward, which has by then updated running statistics."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"`x` must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         if x.dtype != self.weight.dtype and not autocast_is_on(x.device.type):

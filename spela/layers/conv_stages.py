@@ -5,8 +5,7 @@ quarter of the map. Where batch norm's factor is negative the kernel is negated,
 minimum's; a factor of exactly 0 is taken for a positive one, where autograd, which finds the whole window
 equal, takes its first pixel: both are subgradients. What is left on the full map is the convolution, one
 pass for maxima and statistics, and one update in place that turns the convolution's output into its
-gradient (`spela_kernels.pooling`). Source: spec section 4; Ioffe and Szegedy 2015 for the batch norm's
-gradient.
+gradient (`spela_kernels.pooling`). Source: Ioffe and Szegedy 2015 for the batch norm's gradient.
 
 Axes: B batch, K kernels, H, W map of the convolution.
 """

@@ -49,7 +49,7 @@ def call_with_hooks(
     """`run(x)` with the layer's forward hooks around it, as nn.Module calls them around `forward`.
 
     A pre-hook may replace the input and a hook the output that goes on to the next layer; the loss is
-    that of the output before. Hooks for all modules, registered with torch itself, are not called.
+    that of the output before any hook. Global hooks, registered with torch for all modules, are not called.
 
     Args:
         layer: Whose hooks to call.

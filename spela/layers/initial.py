@@ -1,4 +1,4 @@
-"""What a layer starts from: values for a parameter, also a computed one, and its class vectors."""
+"""How a layer starts: values set into its parameters, parametrised ones too, and its class vectors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def set_values(layer: nn.Module, name: str, values: Tensor) -> None:
         values: Of its shape.
 
     Raises:
-        ValueError: If a hook computes it (pruning, the older weight norm), which would undo the values.
+        ValueError: If a hook computes it (pruning, torch.nn.utils.weight_norm), which would undo the values.
 
     Example:
         >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))

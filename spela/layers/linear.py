@@ -59,7 +59,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
     Raises:
         ValueError: If a size is not positive, a name is unknown or `vectors` has the wrong shape.
 
-    Source: TMLR 2025, Section 3; spec sections 2 and 3.
+    Source: TMLR 2025, Section 3.
 
     Example:
         >>> layer = SpelaLinear(4, 8, num_classes=3)

@@ -1,4 +1,4 @@
-"""Eval mode for a while: what a module was in is a matter of each module, not of the network."""
+"""Eval mode inside a `with` block; afterwards every module is in the mode it had, whatever the network's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input normalisation between layers: without it a layer sees only the scale its predecessor left."""
+"""RowNorm, between layers: a layer's input does not depend on the scale of the output before it."""
 
 from __future__ import annotations
 

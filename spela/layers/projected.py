@@ -1,4 +1,4 @@
-"""ProjectedLayer: what layers share whose output goes through a trainable projection to be judged."""
+"""ProjectedLayer: base class of layers that score and learn through a trainable projection."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ProjectedLayer(LocalLayer):
         return {"objective": self.objective, "scale": self.scale}
 
     def check_batch(self, x: Tensor, target: Tensor) -> None:
-        """Refuse what would fail half way: after a forward running statistics have moved on."""
+        """Refuse what would fail after the forward, which has by then updated running statistics."""
         check_tensors(x, target)
         check_target(x, target)
         check_labels(target, self.num_classes)

@@ -1,4 +1,4 @@
-"""The similarity loss: samples of one class are to look alike, of different classes as their vectors do.
+"""The similarity loss: outputs of two samples are to be as similar as the vectors of their classes.
 
 Axes: B batch, C channels, H, W map, T tokens, E their width, F numbers, d dimension of the class vectors.
 """

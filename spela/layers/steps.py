@@ -47,7 +47,7 @@ def learning(step: _Method) -> _Method:
         (False, False)
     """
 
-    # One wrapper with as few calls as possible: all of it is felt in a small layer's step.
+    # One wrapper with as few calls as possible: each of them slows a small layer's step.
     @functools.wraps(step)
     def wrapped(self: Any, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Any:
         check_tensors(x, target)
@@ -159,7 +159,7 @@ def _not_updatable(parameter: Tensor) -> ValueError:
 
 
 def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Let any torch optimizer step on these gradients alone; no `.grad` is another one afterwards.
+    """Let any torch optimizer step on these gradients alone; every `.grad` is as before afterwards.
 
     Torch's optimizers skip parameters without a gradient, so all others stay as they are: neither momentum
     nor weight decay moves them. The optimizer's step hooks are called by its own `step`.
@@ -204,7 +204,7 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient in the parameter's own dtype and strides: torch's fused optimizers walk both side by side.
 
-    Under autocast products found by hand are 16-bit.
+    Under autocast, gradients in closed form come in 16 bits.
     """
     if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
         return gradient

@@ -1,4 +1,4 @@
-"""What a program may ask of its process for the length of a training."""
+"""Settings of the whole process for training: freed memory stays, denormal numbers are flushed."""
 
 from spela.process.allocator import keep_freed_memory
 from spela.process.denormals import flush_denormals

@@ -15,9 +15,9 @@ def flush_denormals() -> Iterator[None]:
     """Flush denormal numbers in this thread until the block ends.
 
     Adam's first moments of weights that get no gradient any more (dead units) decay into denormal numbers and
-    stay there: 0.9 of the smallest rounds to itself. Steps then grow slower. The command
-    line and its runs are in such a block. Torch's other threads take the setting, once, from the thread that
-    starts them: a program with several calls `torch.set_flush_denormal(True)` before its first operation.
+    stay there: 0.9 of the smallest rounds to itself. Steps then take longer. The command line runs in such a
+    block. Torch's other threads take the setting, once, from the thread that starts them: a program that
+    computes on several threads calls `torch.set_flush_denormal(True)` before its first operation.
 
     Source: torch.set_flush_denormal.
 

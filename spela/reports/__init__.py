@@ -1,4 +1,4 @@
-"""The report of the paper's experiments: plots, an HTML and a Markdown page, the README's table."""
+"""Pages and pictures: a run's report, its model card, the experiments' report, the README's table."""
 
 from spela.reports.page import write_pages
 from spela.reports.readme import check_readme, update_readme

@@ -99,7 +99,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def _second_reading(row: dict[str, Any]) -> str:
-    """What else a row's runs read from the same networks, layer by layer, said by name."""
+    """A second accuracy of the same networks, top-5 or with batch statistics, by layer, after its name."""
     readings = [("top5_accuracy", "top-5"), ("test_accuracy_batch_statistics", "batch stat.")]
     if row["batch_statistics"]:
         readings.reverse()  # the reading that is compared
@@ -110,7 +110,7 @@ def _second_reading(row: dict[str, Any]) -> str:
 
 
 def missing(table: dict[str, Any]) -> list[tuple[str, str]]:
-    """What of a table is not there, and why: (rows in words, reason), rows of one reason together."""
+    """What a table lacks, and why: (rows in words, reason), rows of one reason together."""
     reasons: dict[str, list[str]] = {}
     for row in table["rows"]:
         if row["status"] == "done":

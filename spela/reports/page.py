@@ -1,4 +1,4 @@
-"""OUT/report.html and OUT/report.md from the tables of a results folder."""
+"""The experiments' report: OUT/report.html and OUT/report.md from the tables of a results folder."""
 
 from __future__ import annotations
 

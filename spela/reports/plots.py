@@ -163,7 +163,7 @@ def _layers(rows: Rows) -> Figure:
 
 
 def _records(row: dict[str, Any], runs: Path) -> list[list[dict[str, Any]]]:
-    """The records of a row's finished seeds; none where a table has outlived one of its runs.
+    """The records of a row's finished seeds; none if the files of one of its runs are gone.
 
     Raises:
         ValueError: If a run's files disagree, or seeds have records of different epochs.

@@ -30,7 +30,7 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
         tables: From `read_tables`.
         before: The table so far. Its rows that `tables` has no figures of stay as they are, and so do those
             of more seeds or with a rival where ours has none, so that results of several machines and
-            folders come together; rows that are no main ones now go.
+            folders come together; rows that are not among the main ones are dropped.
 
     Returns:
         Lines without a final newline, in the registry's order. Rows without figures are left out: the

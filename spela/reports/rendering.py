@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file, and how all of them are written."""
+"""Pages from the templates beside this file, and writing a file whole or not at all."""
 
 from __future__ import annotations
 

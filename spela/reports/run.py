@@ -1,4 +1,4 @@
-"""The report of a run: plots as PNG files and one self-contained HTML page."""
+"""A run's report: DIR/report.html, a self-contained page, and its plots as PNG files."""
 
 from __future__ import annotations
 

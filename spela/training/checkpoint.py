@@ -45,7 +45,7 @@ class Checkpoint:
         class_names: Name of each class.
         tensors: Named tensors: `model.*` and `optimizer.*`.
         torch_version: Of the torch that wrote it.
-        extended_at: Epochs that were done whenever the run was given more of them.
+        extended_at: How many epochs were done each time the run was given more.
     """
 
     config: RunConfig
@@ -102,7 +102,7 @@ def save_checkpoint(
         class_names: Name of each class.
         tensors: What to write instead of `state_tensors(net, optimizer)`: of a network that several
             processes hold, what they gathered.
-        extended_at: Epochs that were done whenever the run was given more of them.
+        extended_at: How many epochs were done each time the run was given more.
 
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.

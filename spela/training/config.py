@@ -168,7 +168,7 @@ class RunConfig:
     schedule: str
     lr_drop: float
     diagnostics: bool
-    # Settings with a default are written only where they differ: runs from before they came keep their names.
+    # A setting with a default is written only where it differs from that: adding one renames no other run.
     share_groups: bool = False
     bias_init: str = "default"
     network: str = ""

@@ -156,7 +156,7 @@ def _in_the_checkpoint(
 ) -> str:
     settings = checkpoint.config.to_dict()
     if checkpoint.extended_at and summary is None and config is not None:
-        # Given more epochs and stopped before config.json said so.
+        # The run was resumed with more epochs and stopped before config.json had them.
         config = config | {name: settings[name] for name in ("epochs", "head_epochs")}
     for name, other in (("config.json", config), ("summary.json", summary and summary["config"])):
         if other not in (None, settings):

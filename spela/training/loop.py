@@ -226,7 +226,7 @@ class Trainer:
             **({"extended_at": list(self.extended_at)} if self.extended_at else {}),
             "seconds_per_epoch": statistics.median(body),
             **({"seconds_per_head_epoch": statistics.median(head)} if head else {}),
-            # Runs of earlier versions have no such record.
+            # Records of another version of this library may lack it.
             "peak_memory_bytes": records[0].get("peak_memory_bytes"),
             "backend": self._backend(device),
             "seed": self.config.seed,

@@ -121,7 +121,7 @@ class RunFolder:
         _write_text(path, json.dumps(value, indent=2) + "\n")
 
     def remove_summary(self) -> None:
-        """The run is not finished."""
+        """Remove summary.json, which says that the run is finished."""
         self.summary.unlink(missing_ok=True)
 
     def read_json(self, path: Path) -> Any:

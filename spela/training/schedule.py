@@ -21,7 +21,7 @@ def learning_rate(config: RunConfig, epoch: int, step: int, steps_per_epoch: int
 
     Returns:
         A rate >= 0: constant; (1 + cos(pi t)) / 2 of the initial one with t the share of all steps
-        done; or the initial one less lr_drop for every 10 epochs done (spec section 5, `tmlr`).
+        done; or the initial one less lr_drop for every 10 epochs done (as recipe `tmlr` has it).
     """
     epochs = config.epochs
     if epoch >= epochs:  # the head starts over
@@ -39,7 +39,7 @@ def extension_note(config: RunConfig, extended_at: Sequence[int]) -> str:
 
     Args:
         config: The run.
-        extended_at: Epochs that were done whenever it was given more.
+        extended_at: How many epochs were done each time it was given more.
 
     Returns:
         One sentence, or "".

@@ -51,7 +51,7 @@ def class_grouping(
         ValueError: If a size or range does not fit, or a given grouping has an empty group.
         TypeError: If a given grouping is not int64.
 
-    Source: the authors' CNN notebooks; spec section 4.
+    Source: the authors' CNN notebooks.
 
     Example:
         >>> grouping = class_grouping(128, 10, (2, 5))
@@ -99,9 +99,9 @@ def most_groups(groups: Groups, num_classes: int) -> int:
 def encode_groups(grouping: Tensor) -> Tensor:
     """Groups as a buffer holds them: (g + 1/2) 2^32, which reads as g after any averaging of equal tables.
 
-    Weight averages with buffers compute decay * a + (1 - decay) * b in floating point and round down: of
-    groups themselves that makes others. In the middle of their intervals they drift by less than
-    g 2^9 / (1 - decay) of the 2^31 that would take them out.
+    Weight averages that include buffers compute decay * a + (1 - decay) * b in floating point and round down,
+    which would change plain group numbers. A code starts in the middle of its group's interval and drifts by
+    less than g 2^9 / (1 - decay), where 2^31 would take it out.
 
     Args:
         grouping: (K, C) int64.
@@ -169,7 +169,7 @@ def group_vectors(
     Raises:
         ValueError: If the kind is unknown or d is too small for the vectors.
 
-    Source: spec sections 2 and 4.
+    Source: the authors' CNN notebooks, for the groups; `spela/vectors/symmetric.py`, for the vectors.
 
     Example:
         >>> vectors = group_vectors("symmetric", [2, 3], 4, 3)
@@ -179,7 +179,7 @@ def group_vectors(
     vectors = torch.zeros(len(counts), size, dim, dtype=torch.float64, device="cpu")
     for count in sorted(set(counts)):
         kernels = [kernel for kernel, own in enumerate(counts) if own == count]
-        if kind == "symmetric":  # one geometry a count, however dear it was to find
+        if kind == "symmetric":  # one geometry for all kernels of a count: finding one is costly
             rows = class_vectors(kind, count, dim, generator=generator)
             drawn = _rotated(rows, len(kernels), generator)
         else:

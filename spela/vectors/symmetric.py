@@ -124,7 +124,7 @@ def symmetric_vectors(
         ValueError: a size below 1, more than 2 vectors in one dimension, ``like`` of another shape,
             not finite or with a zero row, a generator that is not on the CPU.
 
-    Source: "Learning Using a Single Forward Pass", symmetric vectors; spec section 2.
+    Source: "Learning Using a Single Forward Pass" (TMLR 2025), symmetric vectors.
 
     Example:
         >>> vectors = symmetric_vectors(10, 16, generator=torch.Generator().manual_seed(0))
@@ -179,7 +179,7 @@ def random_vectors(
         TypeError: a size is not an int or ``dtype`` is not floating point.
         ValueError: a size below 1, an unknown distribution, a generator that is not on the CPU.
 
-    Source: the paper's ablations; spec section 2.
+    Source: the paper's ablations (TMLR 2025).
 
     Example:
         >>> random_vectors(3, 5, "uniform").norm(dim=1).round(decimals=12)
@@ -238,7 +238,7 @@ def class_vectors(
     Raises:
         ValueError: an unknown kind; what the function of that kind raises comes through.
 
-    Source: spec section 2.
+    Source: as the functions in ``VECTOR_KINDS``.
 
     Example:
         >>> class_vectors("symmetric", 4, 3).shape
@@ -274,7 +274,7 @@ def coulomb_energy(vectors: Tensor) -> Tensor:
     Raises:
         ValueError: ``vectors`` does not have two axes.
 
-    Source: spec section 2 (Thomson's problem).
+    Source: Thomson's problem.
 
     Example:
         >>> coulomb_energy(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))

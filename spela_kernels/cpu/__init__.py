@@ -1,3 +1,3 @@
-"""Products on the CPU: who makes one of a shape, and our own compiled ones."""
+"""Products on the CPU: which library makes one of a shape, and our own compiled passes."""
 
 __all__ = []

@@ -2,9 +2,8 @@
 
 `blas` is torch.addmm (MKL in the wheels for x86), whose `beta` makes the update of a weight the product's own
 epilogue. `onednn` is torch's internal op for Inductor, which fuses bias and activation into the product; a
-weight's update is then a pass of its own. `compiled` (`products`) fuses bias and LeakyReLU, and the
-update.
-Which is faster depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
+weight's update is then a pass of its own. `compiled` (`products`) fuses bias and LeakyReLU, and the update.
+Which is fastest depends on processor and shape: `gemm_choice` measures. Axes: B batch, I in, O out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Who makes a product of a shape on this machine: measured once, then kept in a file.
+"""Which of BLAS (MKL), oneDNN and our own passes makes a CPU product: measured once a shape, then kept.
 
-They round differently, so a choice that changed between runs would make them differ in the last bits. It
+The three round differently, so a choice that changed between runs would make them differ in the last bits. It
 is therefore kept for every later process: one small file a machine, kind of product and shape class in the
 user's cache folder. SPELA_CPU_GEMM=blas, onednn or compiled pins it; nothing is measured or kept then.
 """
@@ -26,9 +26,10 @@ __all__ = ["LIBRARIES", "cache_folder", "choose_library", "machine_name", "pinne
 LIBRARIES = ("blas", "onednn", "compiled")
 # Sizes are rounded up to powers of two; beyond this one, which library is faster no longer changes.
 _LARGEST, _SMALLEST = 1024, 16
-# Rounds of a measurement, and the seconds after which it is content with the least.
+# Least and most rounds of a measurement, and the seconds after which only the least are run.
 _LEAST, _MOST, _SECONDS = 7, 50, 0.04
-# Alone in the caches, a library hides what its calls cost in a step: our passes may be so much slower.
+# Measured alone, a library has the caches to itself and seems faster than in a step; our passes are taken
+# up to this factor above the fastest time.
 _ALLOWANCE = 1.05
 
 _logger = logging.getLogger(__name__)

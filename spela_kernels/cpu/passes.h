@@ -6,8 +6,8 @@
 #include <Python.h>
 #include <stdint.h>
 
-/* One body, compiled for the widest vectors that the processor has. What OpenMP cuts out of a function does not inherit
- * its clones: loops over rows or images call such functions. */
+/* One body, compiled once for every width of vectors; the processor's widest runs. A parallel loop that
+ * OpenMP takes out of a function has no such clones: loops over rows or images call functions that do. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

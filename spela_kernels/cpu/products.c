@@ -3,7 +3,7 @@
  *
  * Optional: a library makes the products where this was not built, does not fit or is slower (`gemm.py`). float32,
  * rows packed; the caller has checked shapes and strides.
- * Axes: B batch, O out, I in. Source: spec section 3; the tiling is the usual one (Goto and van de Geijn 2008,
+ * Axes: B batch, O out, I in. The tiling is the usual one (Goto and van de Geijn 2008,
  * "Anatomy of high-performance matrix multiplication"), with bias and update for its last step.
  */
 #include "passes.h"

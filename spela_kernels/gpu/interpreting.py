@@ -1,6 +1,6 @@
-"""Triton's interpreter under a numpy that has outgrown it; launches on GPUs never come here.
+"""Lets the interpreter of Triton up to 3.6 run under newer numpy; launches on GPUs never come here.
 
-Up to Triton 3.6 it takes int() of arrays that hold one number, which numpy refuses from 2.4 on.
+It takes int() of arrays that hold one number, which numpy refuses from 2.4 on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def readable_scalars() -> Iterator[None]:
     from triton.runtime import interpreter  # no other run needs it
 
     prepare = getattr(interpreter, "_patch_lang_tensor", None)
-    if prepare is None:  # a Triton that is arranged in another way, and new enough
+    if prepare is None:  # a newer Triton, which needs no repair
         yield
         return
 

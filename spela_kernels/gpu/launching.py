@@ -1,4 +1,4 @@
-"""How every op launches its Triton kernels: for which architecture, with which promises; and recordings.
+"""How every op launches its Triton kernels: GPU, config, alignment; or records the launches instead.
 
 A recording takes the launches' place: it needs no GPU and runs nothing, so the compiler report
 (`spela_kernels.aot`) and the cost model see exactly the launches that a GPU would get.
@@ -32,7 +32,7 @@ __all__ = [
     "vector_width",
 ]
 
-_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton itself looks at its import
+_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"  # read at import, as Triton itself does
 _VECTOR_BYTES = 16  # the widest load of one thread
 
 
@@ -113,7 +113,7 @@ def run(
     num_stages: int = 1,
 ) -> None:
     """Launch a kernel on a one-dimensional grid, since grid y and z stop at 65,535."""
-    # Fused multiply-adds, said aloud: Triton 3.10 no longer makes them unasked.
+    # Fused multiply-adds are asked for: from Triton 3.10 on they are not the default.
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     if arch.max_registers is not None:
         options["maxnreg"] = arch.max_registers

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Rows as every kernel reads them: a program's own, tiles with edges, labels, lengths."""
+"""Loads that the kernels of every op share: a program's own tile, masked tiles, labels; and 1 / |row|."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tile rules compute with. Pure Python: neither torch nor triton."""
+"""Helpers that the tile rules of every op share. Pure Python: neither torch nor triton."""
 
 from __future__ import annotations
 

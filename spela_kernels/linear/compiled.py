@@ -61,7 +61,7 @@ def step_rows(y: Tensor, vectors: Tensor, target: Tensor, settings: Settings) ->
     Returns:
         A `RowStep`, or None where the passes were not built or do not fit.
 
-    Source: spec section 3.
+    Source: `reference.py`, whose mathematics this is.
 
     Example:
         >>> y, settings = torch.tensor([[3.0, 4.0]]), Settings(objective="cosine")

@@ -120,9 +120,9 @@ class UpdateConfig:
 def _busy(
     sizes: tuple[int, int], longest: tuple[int, int], limit: int, wanted: float, axis: int
 ) -> tuple[int, int]:
-    """The largest tile of two axes with `wanted` programs (of those, the longest along `axis`).
+    """The largest tile of two axes that gives `wanted` programs; of equal ones the longest along `axis`.
 
-    Where none has so many, the smallest. Sides are powers of 2 from 16 to `longest`, no longer than the axes'
+    If none gives so many, the smallest. Sides are powers of 2 from 16 to `longest`, no longer than the axes'
     `sizes` need; a tile has at most `limit` elements.
     """
     most = [power(size, 16, side) for size, side in zip(sizes, longest, strict=True)]

@@ -6,7 +6,7 @@ float32 parameters (mixed precision, what autocast chooses): products and y are 
 cosines come back in at least float32. Every function raises ValueError for shapes, devices, labels or names
 that do not fit and TypeError for dtypes that do not. A row of y that is no longer than 1e-12, or in float32
 longer than 1.8e19, has no direction: its cosines are 0 and it contributes no gradient (`cosines.py`). Source:
-spec sections 3 and 5; TMLR 2025, Algorithm 1.
+TMLR 2025, Algorithm 1.
 """
 
 from __future__ import annotations

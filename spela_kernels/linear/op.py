@@ -170,8 +170,8 @@ def _step_fake(x, weight, bias, slope, vectors, target, *rest):  # type: ignore[
     return x.new_empty((), dtype=wide), x.new_empty(x.shape[0], weight.shape[0])
 
 
-# The step ops are defined on the library itself: the wrappers of `custom_op`, made for any use, are what a
-# small layer's step on the CPU would feel. They have no gradient, so nothing else of it is missed.
+# The step ops are defined on the library itself: the general wrappers of `custom_op` would slow a small
+# layer's step on the CPU. They have no gradient, so nothing else of `custom_op` is missed.
 _library = torch.library.Library("spela", "FRAGMENT")
 
 
@@ -185,7 +185,7 @@ def _define_step(name: str, run: Callable[..., Any], schema: str) -> Callable[..
 def _step(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor]:
     check_updated((*call.params, *step.first, *step.second), (call.x, call.vectors))
     done = _backend(call).step_(call, step)
-    # What autograd saved of the parameters is no longer what it was; kernels write past its notice.
+    # Autograd must learn that what it saved of the parameters has changed: it does not see kernels write.
     torch.autograd.graph.increment_version([p for p in call.params if p is not None])
     return done
 

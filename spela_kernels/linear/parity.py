@@ -149,7 +149,7 @@ CASES = {
     ),
     "zero-rows": Case((18, 24, 20, 6), "log", "leaky_relu", layout="zero rows"),
 }
-# And whatever the tables hold, each row at least once.
+# Every row of the tables of objectives and activations at least once, rows added later too.
 _ROWS = range(max(len(OBJECTIVES), len(ACTIVATIONS)))
 for _objective, _activation, _ in zip(cycle(OBJECTIVES), cycle(ACTIVATIONS), _ROWS, strict=False):
     CASES[f"{_objective}-{_activation}"] = Case((18, 24, 20, 6), _objective, _activation, "adam")

@@ -1,8 +1,8 @@
 """The linear layer's mathematics in plain PyTorch: the oracle the other back-ends are judged by.
 
-Spec sections 3 and 5. Every gradient is the closed form; autograd is not used. Norms, cosines, losses
-and gradient rows are computed in at least float32; the two matrix products in the input's own dtype, which
-may be 16 bits under float32 parameters.
+Source: TMLR 2025, Algorithm 1. Every gradient is the closed form; autograd is not used. Norms,
+cosines, losses and gradient rows are computed in at least float32; the two matrix products in the input's
+own dtype, which may be 16 bits under float32 parameters.
 
 Axes: B batch, I in, O out, C classes.
 """

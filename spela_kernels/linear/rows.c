@@ -4,7 +4,7 @@
  *
  * Optional: `cpu.py` does the same by operators of torch where this was not built or does not fit. float32,
  * rows packed; the caller (`compiled.py`) has checked shapes, strides and labels.
- * Axes: B batch, O out, C classes. Source: spec section 3.
+ * Axes: B batch, O out, C classes. Source: `reference.py`, whose mathematics this is.
  */
 #include "../cpu/passes.h"
 #include <math.h>
@@ -86,7 +86,7 @@ static int useful(int64_t threads, int64_t batch, int64_t outputs)
     return batch * outputs < WORTH ? 1 : (int)threads;
 }
 
-/* Objectives: spec section 3's table, under the codes of `compiled.py`. */
+/* Objectives of `objectives.py`, under the codes of `compiled.py`. */
 enum { LOG, COSINE, ANGULAR, EUCLIDEAN, MSE };
 #define PI 3.14159265358979323846
 

@@ -1,4 +1,4 @@
-"""What lies between a convolution and the product with its pooled map."""
+"""A convolution layer's pooling, batch norm and LeakyReLU, forward and back."""
 
 from spela_kernels.pooling.functional import activate, descend, scatter_to_maxima_, window_maxima
 from spela_kernels.pooling.types import Active, Descent, Maxima, Normal

@@ -5,7 +5,7 @@ The same arguments everywhere: z (B, K, D) pooled activations of K kernels; proj
 0..g_k-1; target (B,) int64 labels, all on one device, the floats in one dtype (z alone may be in 16 bits
 under float32: mixed precision, what autocast chooses). Losses and scores come back in at least float32. Every
 function raises ValueError for shapes, devices, groups, labels or names that do not fit and TypeError for
-dtypes that do not. Source: spec section 4; the authors' CNN notebooks.
+dtypes that do not. Source: the authors' CNN notebooks.
 """
 
 from __future__ import annotations

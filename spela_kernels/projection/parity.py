@@ -138,7 +138,7 @@ CASES = {
     ),
     "zero-rows": Case((18, 3, 24, 20, 4, 6), "log", layout="zero rows"),
 }
-# And whatever the table holds.
+# Every row of the table of objectives, rows added later too.
 CASES |= {name: Case((18, 2, 24, 20, 4, 6), name, "nesterov") for name in OBJECTIVES}
 # Each of these has its own path through the kernels: label, all classes, odd strides.
 QUICK = ("ones", "primes", "paper-fp16", "strided-fp16")

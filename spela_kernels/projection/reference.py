@@ -2,9 +2,9 @@
 
     p_bk = z_bk P_k ;  s_bkj = cos(p_bk, u_kj) ;  S_bc = mean_k s_{b,k,groups[k,c]}
 
-Spec section 4. Every gradient is the closed form; autograd is not used. Norms, cosines, losses and
-gradient rows are computed in at least float32; the products with P in the dtype of z, which may be 16
-bits under a float32 P, batched over kernels: nothing of size (B, K, D, d) or (B, K, C, d) ever exists.
+Source: the authors' CNN notebooks. Every gradient is the closed form; autograd is not used. Norms, cosines,
+losses and gradient rows are computed in at least float32; the products with P in the dtype of z, which may
+be 16 bits under a float32 P, batched over kernels: nothing of size (B, K, D, d) or (B, K, C, d) ever exists.
 
 Axes: B batch, K kernels, D pooled map size, d symmetric dimension, G groups, C classes.
 """

@@ -13,7 +13,7 @@ _PUBLISHED = {
     "svhn": {1: 70.2, 2: 78.1},
 }
 _MEASURED = {"fashion-mnist": {1: 83.65, 2: 82.4}}
-# The authors resize colour images to 64 x 64; Fashion-MNIST keeps its 28 x 28, as in the specification.
+# The authors resize colour images to 64 x 64; Fashion-MNIST keeps its 28 x 28.
 GREY = ("fashion-mnist",)
 COLOUR = ("cifar10", "cifar100", "svhn")
 # A head learns after the convolutions and leaves them as they are: with it, the authors' networks here and

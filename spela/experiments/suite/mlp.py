@@ -8,7 +8,7 @@ from spela.experiments.recipes import RECIPES
 __all__ = ["LIKE_BEST", "MLP"]
 
 _WIDE = {"layers": (1024, 1024, 1024)}
-# What `best` has and a plain backprop network has not: is its lead the method's, or theirs?
+# What `best` adds to a plain network: backprop with the same shows what the method itself gains.
 LIKE_BEST = {
     name: RECIPES["mlp"]["best"][name]
     for name in ("batch_size", "activation", "normalize_input", "dropout")
@@ -91,7 +91,7 @@ _RIVALS = (
         published={"fashion-mnist": {LAST: 90.51}},
     ),
 )
-# Rivals with the layers and epochs of a figure that others have: is the implementation a fair one?
+# Rivals at the layers and epochs of a figure from elsewhere, to check our implementation of them.
 _SANITY = (
     Row(
         "forward-forward 1000 x 3, 2 epochs",
