@@ -79,6 +79,24 @@ def test_a_block_network_learns_and_comes_back_from_its_files(
     )
 
 
+@pytest.mark.parametrize("recipe", ["mono", "predsim", "supervised"])
+def test_rivals_learn_on_the_same_blocks(recipe: str, digits: Dataset, tmp_path: Path) -> None:
+    settings = {"model": "resnet", "width": 8, "blocks": "3", "epochs": 12}
+    config = make_config("digits", recipe, **settings)
+    summary = run(config, digits, tmp_path / "run")
+    assert min(summary["test_accuracy"]) > 0.9
+    ours = build_network(make_config("digits", **settings), digits.sample_shape, digits.num_classes)
+    theirs = load_run(tmp_path / "run").net
+    shapes = [
+        [
+            [(name, p.shape) for name, p in block.body.named_parameters()]
+            for block in net.local_layers
+        ]
+        for net in (ours, theirs)
+    ]
+    assert shapes[0] == shapes[1]
+
+
 def test_every_command_takes_a_run_of_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +144,10 @@ def test_every_command_takes_a_run_of_blocks(
             {"recipe": "backprop", "similarity": 0.5},
             "would change nothing in this run, it is of blocks",
         ),
+        ({"recipe": "predsim", "scale": 5.0}, "scale 5.0 .* of SPELA's heads, not of predsim's"),
+        ({"recipe": "mono", "similarity": 0.5}, "similarity 0.5 .* of predsim and SPELA"),
+        ({"model": "mlp", "method": "supervised"}, "method supervised is of blocks"),
+        ({"method": "pepita"}, "method pepita is for linear layers"),
         ({"model": "mlp", "readout": 7}, "would change nothing in this run, it is of blocks"),
         ({"model": "mlp", "width": 7}, "use --model vgg, resnet or vit"),
         ({"diagnostics": True}, "diagnostics are of layers by size"),
