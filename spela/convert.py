@@ -104,7 +104,7 @@ def convert(
             smaller; None: 60.
         symmetric_dim: Without blocks: dimension of the convolutions' class vectors; None: 16.
         generator: Source of class vectors and projections; None: torch's default one.
-        **head: Of blocks: readout, projection, similarity, dropout, checkpoint, ... of `SpelaBlock`.
+        **head: Of blocks: readout, hidden, projection, similarity, dropout, checkpoint, ... of `SpelaBlock`.
 
     Returns:
         A `SpelaSequential`, every module in the mode, on the device and in the dtype it had in `model`.
@@ -204,7 +204,7 @@ def _by_blocks(
         own = dict(head)
         if isinstance(last, nn.Linear) and last.out_features == num_classes:
             # The logits are turned themselves: the cosines to these vectors order the classes as they do.
-            own |= {"projection": None, "vectors": _simplex(num_classes)}
+            own |= {"projection": None, "hidden": 0, "vectors": _simplex(num_classes)}
             _draw_if_zero(last, head["generator"])
         body = part
         if head.get("checkpoint"):

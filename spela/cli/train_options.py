@@ -88,6 +88,9 @@ Blocks = Annotated[
 Readout = Annotated[
     int | None, typer.Option(help="Most numbers that a block's head reads out of a map.")
 ]
+HeadHidden = Annotated[
+    int | None, typer.Option(help="Outputs of a hidden layer in every block's head; 0: none.")
+]
 Projection = Annotated[int | None, typer.Option(help="Outputs of a head's projection.")]
 Similarity = Annotated[float | None, typer.Option(help="Weight of the blocks' similarity loss.")]
 Augment = Annotated[

@@ -56,6 +56,7 @@ def build_named_network(
         objective=config.objective,
         scale=config.scale,
         readout=config.readout,
+        hidden=config.head_hidden,
         projection=config.projection,
         projection_std=config.projection_std,
         similarity=config.similarity,

@@ -27,7 +27,7 @@ _OF_LINEAR_LAYERS = (
     "normalize_input",
     "dropout",
 )
-_OF_BLOCKS = ("readout", "projection", "similarity")
+_OF_BLOCKS = ("readout", "head_hidden", "projection", "similarity")
 
 
 def unread_settings(config: RunConfig) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spela.layers.checkpointing import run_checkpointed
 from spela.layers.contract import FusedOptimizer
+from spela.layers.head import HeadHidden
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import hold_vectors, set_values
 from spela.layers.modes import in_eval_mode
@@ -31,7 +32,8 @@ class SpelaBlock(ProjectedLayer):
     The gradient goes through the whole body and ends there: the next block gets the output without a graph,
     and what the body stored is freed before that block runs. A head, which only training and early exits
     need, sees the output: maps averaged down to few numbers, tokens averaged, rows as they are; then, where
-    there is a projection, r P. One block around a whole network is trained by backprop.
+    there are such, a hidden layer and a projection, r P. One block around a whole network is trained by
+    backprop.
 
     Args:
         body: Maps one tensor to one tensor: maps (B, C, H, W), tokens (B, T, E) or rows (B, F). It is not
@@ -39,6 +41,8 @@ class SpelaBlock(ProjectedLayer):
         num_classes: C, at least 2.
         sample_input: A batch of the body's input, in its dtype and on its device; sets the head's sizes.
         readout: Most numbers that are read out of maps, but at least one a channel.
+        hidden: Outputs of a trainable layer (linear, layer norm, LeakyReLU) between what is read out and the
+            projection; 0: none. Early blocks, whose features are far from the classes, gain by it.
         projection: d, outputs of the trainable projection; None: what is read out is itself turned.
         projection_std: Standard deviation of the projection at the start, > 0; the loss does not see its
             length, so it sets how fast it turns at a given learning rate.
@@ -69,6 +73,7 @@ class SpelaBlock(ProjectedLayer):
     """
 
     projection: nn.Parameter | None
+    hidden: HeadHidden | None
     similarity: Similarity | None
     vectors: Tensor
     _vector_source: str | Tensor
@@ -81,6 +86,7 @@ class SpelaBlock(ProjectedLayer):
         sample_input: Tensor,
         *,
         readout: int = 256,
+        hidden: int = 0,
         projection: int | None = 128,
         projection_std: float = 0.1,
         objective: str = "softmax",
@@ -117,14 +123,15 @@ class SpelaBlock(ProjectedLayer):
         self.output_shape = y.shape[1:]
         self._pooled = pooled_size(self.output_shape, self.readout)
         numbers = read_out(y, self._pooled).shape[1]
-        width = numbers if projection is None else as_size("projection", projection)
+        hidden = as_size("hidden", hidden, least=0)
+        seen = hidden or numbers
+        width = seen if projection is None else as_size("projection", projection)
         self.body = body
         # In the parameters' dtype: of a body that autocast runs, the output's is narrower.
         first = next((p for p in body.parameters() if p.is_floating_point()), y)
         factory: dict[str, Any] = {"device": y.device, "dtype": first.dtype}
-        own = (
-            None if projection is None else nn.Parameter(torch.empty(1, numbers, width, **factory))
-        )
+        self.hidden = HeadHidden(numbers, hidden, **factory) if hidden else None
+        own = None if projection is None else nn.Parameter(torch.empty(1, seen, width, **factory))
         self.register_parameter("projection", own)
         self.similarity = None
         hold_vectors(self, vectors, torch.empty(self.num_classes, width, **factory))
@@ -141,6 +148,8 @@ class SpelaBlock(ProjectedLayer):
             placed_vectors(self._vector_source, *self.vectors.shape, generator=generator)
         )
         where = "cpu" if generator is None else generator.device
+        if self.hidden is not None:
+            self.hidden.reset_parameters(generator)
         if self.projection is not None:
             draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
             set_values(
@@ -162,7 +171,7 @@ class SpelaBlock(ProjectedLayer):
         self._initialise_head(None)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters that only this block's loss needs: of the projection and the similarity loss."""
+        """The parameters that only this block's loss needs: of its head and similarity loss."""
         body = {id(parameter) for parameter in self.body.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in body]
 
@@ -182,14 +191,15 @@ class SpelaBlock(ProjectedLayer):
         return self._rows(y).to(self.vectors.dtype)[:, None], *self._projector()
 
     def _rows(self, y: Tensor) -> Tensor:
-        """What the head sees: (B, F)."""
+        """What the projection gets: (B, F), or (B, hidden)."""
         width = self.output_shape[0 if len(self.output_shape) == 3 else -1]
         if y.dim() != 1 + len(self.output_shape) or y.shape[1 if y.dim() == 4 else -1] != width:
             expected = ", ".join(map(str, self.output_shape))
             raise ValueError(
                 f"outputs of this block must be like (B, {expected}), got {tuple(y.shape)}"
             )
-        return read_out(y, self._pooled)
+        rows: Tensor = read_out(y, self._pooled)
+        return rows if self.hidden is None else self.hidden(rows)
 
     def _projector(self) -> tuple[Tensor, Tensor, Tensor]:
         """Projection (1, F, d), class vectors (1, C, d) and groups (1, C) of the op: one kernel."""

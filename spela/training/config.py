@@ -19,7 +19,9 @@ _LEAST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).m
 # Of any size or count: beyond it nothing fits into memory, and libraries overflow.
 MOST = 2**31 - 1
 _POSITIVE = ("epochs", "batch_size", "kernel_size", "symmetric_dim", "readout", "projection")
-_SIZES = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(("head_epochs", "resize", "width"), 0)
+_SIZES = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(
+    ("head_epochs", "resize", "width", "head_hidden"), 0
+)
 
 _CHOICES: dict[str, Collection[str]] = {
     "method": ("spela", "backprop", "ff", "pepita", "mono", "predsim", "supervised"),
@@ -125,6 +127,7 @@ class RunConfig:
         width: Channels of its first convolution, or of a token; 0: its usual one.
         blocks: How many blocks, or layers (as many as there are places to cut at).
         readout: Most numbers that a block's head reads out of a map.
+        head_hidden: Outputs of the heads' hidden layers; 0: none.
         projection: Outputs of the heads' projections; their loss is `objective` with `scale`.
         similarity: Weight of the blocks' similarity loss, in [0, 1).
         augment: Whether training images are cropped (zeros around, 4 pixels) and mirrored at random.
@@ -176,6 +179,7 @@ class RunConfig:
     blocks: str = ""
     readout: int = 256
     projection: int = 128
+    head_hidden: int = 0
     similarity: float = 0.0
     augment: bool = False
 

@@ -75,6 +75,13 @@ def _expected(block: SpelaBlock, x: Tensor, target: Tensor) -> tuple[Tensor, Ten
         rows = nn.functional.adaptive_avg_pool2d(y, (2, 2)).flatten(1)
     elif y.dim() == 3:
         rows = y.mean(dim=1)
+    if block.hidden is not None:
+        z = rows @ block.hidden.weight.T
+        centred = z - z.mean(dim=1, keepdim=True)
+        unit = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+        rows = nn.functional.leaky_relu(
+            unit * block.hidden.norm.weight + block.hidden.norm.bias, 0.01
+        )
     if block.projection is not None:
         rows = rows @ block.projection[0]
     cosines = nn.functional.normalize(rows, dim=1) @ block.vectors.T
@@ -102,6 +109,8 @@ SETTINGS = [
     {"objective": "mse", "projection": None},
     {"objective": "softmax", "projection": None, "scale": 3.0},
     {"similarity": 0.99},
+    {"hidden": 5},
+    {"hidden": 5, "projection": None, "objective": "mse"},
     {"similarity": 0.5, "projection": None, "objective": "cosine"},
 ]
 
@@ -131,6 +140,7 @@ def test_loss_and_gradients_are_those_of_autograd(kind: str, settings: dict[str,
     ("kind", "settings_of_head"),
     [
         *((kind, {}) for kind in BODIES),
+        ("maps", {"hidden": 5}),
         ("maps", {"similarity": 0.5}),
         ("rows", {"projection": None}),
     ],
@@ -237,7 +247,7 @@ def test_a_state_comes_back_and_a_missing_one_is_told() -> None:
 def test_from_the_meta_device_a_block_starts_as_any_other() -> None:
     make, shape = BODIES["maps"]
     with torch.device("meta"):
-        block = SpelaBlock(make(), CLASSES, torch.empty(2, *shape), similarity=0.5)
+        block = SpelaBlock(make(), CLASSES, torch.empty(2, *shape), similarity=0.5, hidden=5)
     block.to_empty(device="cpu")
     torch.manual_seed(3)
     block.reset_parameters()
@@ -245,13 +255,27 @@ def test_from_the_meta_device_a_block_starts_as_any_other() -> None:
     body = make()
     body[0].reset_parameters()
     torch.manual_seed(3)
-    other = SpelaBlock(make(), CLASSES, torch.zeros(2, *shape), similarity=0.5)
+    other = SpelaBlock(make(), CLASSES, torch.zeros(2, *shape), similarity=0.5, hidden=5)
     for name, value in other.state_dict().items():
         assert torch.equal(value, block.state_dict()[name]), name
 
 
-def test_mixed_precision_learns_and_keeps_float32() -> None:
-    block, x, target = _block("maps", dtype=torch.float32)
+def test_a_hidden_layer_answers_for_each_sample_alone() -> None:
+    block, x, target = _block("rows", hidden=5)
+    block.local_step(x[:1], target[:1], LocalAdam(block.parameters(), lr=0.01))
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    together = block.scores(block(x))
+    torch.testing.assert_close(together[3:4], block.scores(block(x[3:4])))
+    for name, value in block.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert {id(p) for p in block.head_parameters()} == {
+        id(p) for p in (block.projection, *block.hidden.parameters())
+    }
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_mixed_precision_learns_and_keeps_float32(hidden: int) -> None:
+    block, x, target = _block("maps", dtype=torch.float32, hidden=hidden)
     optimizer = LocalAdam(block.parameters(), lr=0.01)
     losses = []
     for _ in range(30):
