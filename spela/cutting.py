@@ -308,6 +308,9 @@ def _stored_bytes(parts: list[nn.Module], x: Tensor) -> list[int]:
     sizes = []
     if len(x) == 1:  # of which batch norm would have no variance
         x = x.repeat(2, *(1 for _ in x.shape[1:]))
+    x = (
+        x.clone()
+    )  # a slice of a batch would count as the whole batch, which is what its storage holds
     for part in copy.deepcopy(nn.ModuleList(parts)).train():
         own = {t.untyped_storage()._cdata for t in (*part.parameters(), *part.buffers())}
         stored: dict[int, int] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from spela.benchmarks.blocks import NETWORK_SIZES, block_points
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, check_conv_parity
 from spela.benchmarks.epoch import EPOCH_VARIANTS, epoch_data
@@ -107,6 +108,21 @@ def _memory(quick: bool) -> list[Row]:
     return rows
 
 
+def _blocks(quick: bool) -> list[Row]:
+    """Ratios are over backprop's figure: below 1, blocks take less."""
+    sizes = [(name, 8 if quick else width, batch) for name, width, batch in NETWORK_SIZES]
+    rows: list[Row] = []
+    points = block_points(sizes, least=3 if quick else 9)
+    for name, width, batch in sizes:
+        here = [point for point in points if point["network"] == name]
+        case = f"{name} of width {width}, 3 x 32 x 32/b{batch}"
+        peaks = {p["method"]: p["peak_bytes"] / 1e6 for p in here}
+        rows += _rows("blocks", f"{case}, peak", peaks, "MB", ours="backprop")
+        times = {p["method"]: p["step_ms"] for p in here}
+        rows += _rows("blocks", f"{case}, time", times, "ms", ours="backprop")
+    return rows
+
+
 def _vectors(quick: bool) -> list[Row]:
     rows = []
     for count, dim in ((10, 1024), (100, 1024), (1000, 1024)):
@@ -142,6 +158,7 @@ GROUPS: dict[str, Callable[[bool], list[Row]]] = {
     "layer_step": _layer,
     "epoch": _epoch,
     "memory": _memory,
+    "blocks": _blocks,
     "vectors": _vectors,
     "scaling": _scaling,
 }

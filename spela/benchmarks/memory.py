@@ -28,6 +28,7 @@ from spela_kernels.proof.meters import measure_memory
 __all__ = [
     "MEMORY_VARIANTS",
     "SHAPES",
+    "checkpointed",
     "memory_points",
     "multiply_adds",
     "peak_bytes",
@@ -111,8 +112,13 @@ def _plainly(net: nn.Sequential, x: Tensor) -> Tensor:
     return net(x)
 
 
-def _checkpointed(net: nn.Sequential, x: Tensor) -> Tensor:
-    """About sqrt(depth) segments, whose insides are computed again in the backward pass."""
+def checkpointed(net: nn.Sequential, x: Tensor) -> Tensor:
+    """A network's forward in about sqrt(depth) segments, whose insides the backward pass computes again.
+
+    Args:
+        net: Of modules.
+        x: Its input.
+    """
     segments = max(1, round(len(net) ** 0.5))
     return checkpoint_sequential(net, segments, x, use_reentrant=False)
 
@@ -145,7 +151,7 @@ def _in_backward(case: NetworkCase, checkpointing: bool = False) -> Callable[[],
             own.zero_grad()
 
         parameter.register_post_accumulate_grad_hook(update)
-    forward = _checkpointed if checkpointing else _plainly
+    forward = checkpointed if checkpointing else _plainly
     return lambda: nn.functional.cross_entropy(forward(net, x), target).backward()
 
 
@@ -153,7 +159,7 @@ MEMORY_VARIANTS: dict[str, Callable[[NetworkCase], Callable[[], object]]] = {
     "spela": _spela,
     "backprop": _backprop,
     "accumulation": lambda case: _backprop(case, parts=_MICRO_BATCHES),
-    "checkpointing": lambda case: _backprop(case, forward=_checkpointed),
+    "checkpointing": lambda case: _backprop(case, forward=checkpointed),
     "optimizer_in_backward": _in_backward,
     "both": lambda case: _in_backward(case, checkpointing=True),
 }

@@ -1,7 +1,7 @@
 """Recipes, the networks they build, and runs as files."""
 
+from spela.bodies import NETWORKS
 from spela.experiments.models import build_network, build_optimizer
-from spela.experiments.networks import NETWORKS
 from spela.experiments.recipes import RECIPES, make_config
 from spela.experiments.runs import LoadedRun, load_data, load_run, run
 

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential, DeeplySupervisedSequential, LinearHeadBlock
+from spela.bodies import build_body
 from spela.convert import convert
 from spela.cutting import cut_network
 from spela.experiments.initial import FLOAT32, initialised_linear
-from spela.experiments.networks import build_body
 from spela.experiments.rivals import Network
 from spela.layers.modes import in_eval_mode
 from spela.network import SpelaSequential

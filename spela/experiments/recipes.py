@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from spela.experiments.networks import NETWORKS
+from spela.bodies import NETWORKS
 from spela.experiments.unread import unread_settings
 from spela.training import RunConfig
 

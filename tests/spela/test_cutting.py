@@ -13,6 +13,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 from spela import SpelaBlock, convert
+from spela.bodies import build_body
 from spela.cutting import cut_network, split_evenly
 from spela.optim import LocalAdam, LocalSGD
 
@@ -109,6 +110,16 @@ def _stored(part: nn.Module, x: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         part(x)
     return sum(kept.values())
+
+
+def test_a_slice_of_a_batch_is_cut_like_a_batch_of_its_own() -> None:
+    """Its storage holds the whole batch, which the first part does not store."""
+    model, batch = build_body("resnet", (3, 32, 32), 4, seed=0), torch.randn(256, 3, 32, 32)
+    places = [
+        [sum(p.numel() for p in part.parameters()) for part in cut_network(model, x, 3)]
+        for x in (batch[:2], batch[:2].clone())
+    ]
+    assert places[0] == places[1]
 
 
 @pytest.mark.parametrize("name", ["sequential", "resnet", "vit"])

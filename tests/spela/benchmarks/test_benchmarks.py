@@ -120,3 +120,21 @@ def test_multiply_adds_are_those_of_the_products() -> None:
     assert counts["backprop"] == (3 * depth - 1) * product + 3 * output
     assert counts["optimizer_in_backward"] == counts["backprop"]
     assert counts["checkpointing"] > counts["backprop"]
+
+
+def test_blocks_stand_beside_backprop_of_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spela.benchmarks.groups.NETWORK_SIZES", (("resnet", 32, 16),))
+    peaks, times = {}, {}
+    for row in next(iter(run_groups(["blocks"], quick=True))):
+        (peaks if row.unit == "MB" else times)[row.variant] = row
+    counts = ["1 block", "2 blocks", "3 blocks", "4 blocks", "layers"]
+    assert list(peaks) == list(times) == [*counts, "backprop", "checkpointing", "accumulation"]
+    values = [peaks[count].value for count in counts]
+    assert values == sorted(values, reverse=True)  # more blocks never take more memory
+    assert peaks["1 block"].ratio == pytest.approx(1.0, abs=0.1)  # backprop with another head
+    assert peaks["3 blocks"].ratio < 0.6
+    assert all(
+        row.ratio == pytest.approx(row.value / kind["backprop"].value)
+        for kind in (peaks, times)
+        for row in kind.values()
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spela.bodies import NETWORKS, build_body
 from spela.cutting import cut_network
-from spela.experiments.networks import NETWORKS, build_body
 
 
 @pytest.mark.parametrize(
