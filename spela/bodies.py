@@ -30,7 +30,7 @@ def _vgg(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequ
     """Six convolutions; the map is halved behind the second, fourth, fifth and sixth."""
     modules: list[nn.Module] = []
     channels = shape[0]
-    for outputs, halves in ((1, False), (2, True), (2, False), (4, True), (4, True), (4, True)):
+    for outputs, halves in ((1, False), (1, True), (2, False), (2, True), (4, True), (4, True)):
         modules += [_convolution(channels, outputs * width, 1, factory), nn.LeakyReLU(0.01)]
         if halves:
             modules.append(nn.MaxPool2d(2))

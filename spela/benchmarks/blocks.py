@@ -33,13 +33,11 @@ Step = Callable[[], object]
 def _data(batch: int, pixels: int) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 3, pixels, pixels, generator=g)
-    return x.contiguous(memory_format=torch.channels_last), torch.arange(batch) % _CLASSES
+    return x, torch.arange(batch) % _CLASSES
 
 
 def _body(name: str, width: int, pixels: int) -> nn.Sequential:
-    return build_body(name, (3, pixels, pixels), width, seed=0).to(
-        memory_format=torch.channels_last
-    )
+    return build_body(name, (3, pixels, pixels), width, seed=0)
 
 
 def _blocks(name: str, width: int, data: tuple[Tensor, Tensor], blocks: int | str) -> Step:
@@ -79,7 +77,7 @@ def block_points(
     pixels: int = 32,
     least: int = 5,
 ) -> list[dict[str, Any]]:
-    """Peak memory and time of a step of each network and method; SGD, channels last, one after the other.
+    """Peak memory and time of a step of each network and method, by SGD.
 
     Args:
         sizes: Name, width and batch of each network, as in `spela.bodies`.

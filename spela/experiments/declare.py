@@ -22,7 +22,7 @@ class Row:
     Attributes:
         name: What the line is called; unique in its experiment.
         recipe: A name in `RECIPES[model]`.
-        model: mlp or cnn.
+        model: mlp, cnn, or a network by name.
         settings: Overrides of the recipe's settings.
         data: Datasets of this row; empty: the experiment's.
         published: For a dataset, published accuracies in % by layer number (or LAST).
@@ -70,6 +70,7 @@ class Experiment:
         source: Where the published figures are from and under which settings.
         panels: Label of the horizontal axis of every panel.
         measure: What is measured on the trained networks beside accuracy: "", exits or memory.
+        against_memory: Panels that are also drawn as accuracy against a step's peak memory.
         main: Patterns of the rows that go into the README's table.
         quick: Settings of `--quick`, by model, over those of the rows.
     """
@@ -81,6 +82,7 @@ class Experiment:
     source: str = ""
     panels: Mapping[str, str] = field(default_factory=dict)
     measure: str = ""
+    against_memory: tuple[str, ...] = ()
     main: tuple[str, ...] = ()
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -217,7 +217,8 @@ _CNN: dict[str, dict[str, Any]] = {
     "backprop": {**_CNN_COMMON, **_BACKPROP},
 }
 
-# Networks by name, cut into blocks, and end to end; not tuned.
+# Networks by name, cut into blocks, and end to end. Of the heads' settings the hidden layer alone was
+# chosen, on 2,500 training images of CIFAR-10 (JPEG copy) that were held out; the rest is as first written.
 _NETWORK: dict[str, Any] = {
     **_COMMON,
     "layers": (),
@@ -226,6 +227,7 @@ _NETWORK: dict[str, Any] = {
     "batch_size": 128,
     "objective": "softmax",
     "projection_std": 0.1,
+    "head_hidden": 256,
     "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.01,

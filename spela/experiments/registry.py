@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         suite.TRANSFER,
         suite.CNN,
         suite.CNN_HEAD,
+        suite.BLOCKS,
         suite.ABLATION,
         suite.MEMORY,
         suite.NOISE,

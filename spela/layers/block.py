@@ -41,7 +41,7 @@ class SpelaBlock(ProjectedLayer):
         num_classes: C, at least 2.
         sample_input: A batch of the body's input, in its dtype and on its device; sets the head's sizes.
         readout: Most numbers that are read out of maps, but at least one a channel.
-        hidden: Outputs of a trainable layer (linear, layer norm, LeakyReLU) between what is read out and the
+        hidden: Outputs of a trainable layer (linear, batch norm, LeakyReLU) between what is read out and the
             projection; 0: none. Early blocks, whose features are far from the classes, gain by it.
         projection: d, outputs of the trainable projection; None: what is read out is itself turned.
         projection_std: Standard deviation of the projection at the start, > 0; the loss does not see its
@@ -49,7 +49,7 @@ class SpelaBlock(ProjectedLayer):
         objective: log, cosine, angular, euclidean, mse, or softmax (over all classes).
         scale: Factor of the cosines in `softmax`; other objectives ignore it.
         similarity: Weight w in [0, 1) of a similarity loss, beside 1 - w of the objective's.
-        dropout: Share of what is read out that training leaves out, in [0, 1).
+        dropout: Share of what the projection sees that training leaves out, in [0, 1).
         checkpoint: Whether the body runs a second time for its gradient instead of storing activations.
         vectors: symmetric, gaussian or uniform, or a (C, d) tensor of rows to normalise.
         generator: CPU source of class vectors and head; None: torch's default one.
@@ -188,18 +188,19 @@ class SpelaBlock(ProjectedLayer):
         Raises:
             ValueError: If y is not such an output.
         """
-        return self._rows(y).to(self.vectors.dtype)[:, None], *self._projector()
+        rows = self._rows(y)
+        seen = rows if self.hidden is None else self.hidden.answer(rows)
+        return seen.to(self.vectors.dtype)[:, None], *self._projector()
 
     def _rows(self, y: Tensor) -> Tensor:
-        """What the projection gets: (B, F), or (B, hidden)."""
+        """What is read out: (B, F)."""
         width = self.output_shape[0 if len(self.output_shape) == 3 else -1]
         if y.dim() != 1 + len(self.output_shape) or y.shape[1 if y.dim() == 4 else -1] != width:
             expected = ", ".join(map(str, self.output_shape))
             raise ValueError(
                 f"outputs of this block must be like (B, {expected}), got {tuple(y.shape)}"
             )
-        rows: Tensor = read_out(y, self._pooled)
-        return rows if self.hidden is None else self.hidden(rows)
+        return read_out(y, self._pooled)
 
     def _projector(self) -> tuple[Tensor, Tensor, Tensor]:
         """Projection (1, F, d), class vectors (1, C, d) and groups (1, C) of the op: one kernel."""
@@ -214,6 +215,10 @@ class SpelaBlock(ProjectedLayer):
         super().check_batch(x, target)
         if self.similarity is not None and len(x) < 2:
             raise ValueError("the similarity loss compares samples: train on batches of at least 2")
+        if self.hidden is not None and self.training and len(x) < 2:
+            raise ValueError(
+                "the head's hidden layer normalises over the batch: train on batches of at least 2"
+            )
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The body's output and what the head gets of it, with their graph."""
@@ -222,7 +227,8 @@ class SpelaBlock(ProjectedLayer):
         y = check_readable(self.forward(x), type(self.body).__name__)
         if counts and x._version != version:
             raise _in_place(self.body)
-        rows: Tensor = self.dropout(self._rows(y))
+        rows = self._rows(y)
+        rows = self.dropout(rows if self.hidden is None else self.hidden(rows))
         return y, rows
 
     def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -261,6 +261,17 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
                 "eval() first"
             )
 
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.kernel_size != (1, 1) or self.stride == (1, 1):
+            return super()._conv_forward(input, weight, bias)
+        # The pixels between are left out first: with channels last in memory, torch's weight gradient of a
+        # 1 x 1 convolution with a stride is wrong, and writes where it must not (2.14, CPUs with AVX2, less
+        # than 8 channels).
+        down, right = self.stride
+        padded = nn.functional.pad(input, self._reversed_padding_repeated_twice)
+        kept = padded[..., ::down, ::right]
+        return nn.functional.conv2d(kept, weight, bias, groups=self.groups)
+
     def forward(self, x: Tensor) -> Tensor:
         """Layer output: x (B, in_channels, H, W) -> y (B, K, Ho, Wo); plain torch."""
         self._check_input(x)

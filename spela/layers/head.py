@@ -14,10 +14,10 @@ __all__ = ["HeadHidden"]
 
 
 class HeadHidden(nn.Module):
-    """A linear layer without bias, layer norm and LeakyReLU.
+    """A linear layer without bias, batch norm and LeakyReLU.
 
-    Layer norm, not batch norm: a head may score in training mode, learn from one sample and see a part of a
-    batch, and its answers stay a function of the sample alone.
+    Batch norm, because it takes out what all samples have in common, which a cosine would otherwise see
+    first: with layer norm, layer-wise training of a small VGG lost nine points of accuracy.
 
     Args:
         in_features: F.
@@ -49,7 +49,8 @@ class HeadHidden(nn.Module):
         super().__init__()
         empty = torch.empty(out_features, in_features, device=device, dtype=dtype)
         self.weight = nn.Parameter(empty)
-        self.norm = nn.LayerNorm(out_features, device=device, dtype=dtype)
+        # Of maps of one pixel: so that processes which share a batch norm it together, as they do maps.
+        self.norm = nn.BatchNorm2d(out_features, device=device, dtype=dtype)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -65,6 +66,23 @@ class HeadHidden(nn.Module):
         self.norm.reset_parameters()
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Outputs (B, H) of rows (B, F)."""
+        """Outputs (B, H) of rows (B, F) for learning: in training mode by the batch's statistics."""
+        return self._activated(self.norm(self._maps(rows)))
+
+    def answer(self, rows: Tensor) -> Tensor:
+        """Outputs (B, H) of rows (B, F) for scoring: by the running statistics in every mode; none moves."""
+        norm = self.norm
+        missing = norm.running_mean is None  # taken away by whoever wants the batch's own
+        return self._activated(
+            nn.functional.batch_norm(
+                self._maps(rows), norm.running_mean, norm.running_var, norm.weight, norm.bias, missing, 0.0,
+                norm.eps,
+            )
+        )  # fmt: skip
+
+    def _maps(self, rows: Tensor) -> Tensor:
         z = nn.functional.linear(rows.to(self.weight.dtype), self.weight)
-        return nn.functional.leaky_relu(self.norm(z), 0.01)
+        return z[:, :, None, None]
+
+    def _activated(self, maps: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(maps.flatten(1), 0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 __all__ = ["flush_denormals"]
@@ -26,6 +27,10 @@ def flush_denormals() -> Iterator[None]:
         ...     torch.tensor(1e-40).item()
         0.0
     """
+    for dtype in (np.float32, np.float64):
+        np.finfo(
+            dtype
+        )  # looked up for the first time inside, numpy below 2 warns that they are zero
     before = torch.tensor(1e-40, device="cpu").item() == 0.0
     torch.set_flush_denormal(True)
     try:

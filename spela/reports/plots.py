@@ -59,6 +59,17 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
                     _layers(chosen),
                 )
             )
+        for panel in EXPERIMENTS[name].against_memory:
+            chosen = [row for row in mine if row["panel"] == panel and "peak_memory_bytes" in row]
+            if len(chosen) > 1:
+                figures.append(
+                    (
+                        f"{name}-{data}-{panel}-memory",
+                        f"{data}, {panel}: last layer against a training step's peak memory beside weights, "
+                        "optimizer state and batch; mean and deviation over seeds",
+                        _against_memory(chosen),
+                    )
+                )
         main = EXPERIMENTS[name].main
         least = min(2, max(row["epochs"] for row in mine))  # one epoch makes no curve beside others
         curves = [
@@ -159,6 +170,43 @@ def _layers(rows: Rows) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test accuracy, %")
     axes.grid(alpha=0.3)
+    return figure
+
+
+def _against_memory(rows: Rows) -> Figure:
+    """One point a row; a series of several rows is joined by a line."""
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for place, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
+        mine = sorted(
+            (row for row in rows if row["series"] == series), key=lambda r: r["peak_memory_bytes"]
+        )
+        x = [row["peak_memory_bytes"] / 1e6 for row in mine]
+        last = [row["accuracy"][-1] for row in mine]
+        joined = "o-" if series == "SPELA" else "o"
+        axes.errorbar(
+            x,
+            [figures["mean"] for figures in last],
+            yerr=[figures["sd"] or 0 for figures in last],
+            fmt=joined,
+            capsize=3,
+            color=f"C{place}",
+            label=series,
+        )
+        for across, figures, row in zip(x, last, mine, strict=True):
+            axes.annotate(
+                row["row"],
+                (across, figures["mean"]),
+                xytext=(4, 5),
+                textcoords="offset points",
+                fontsize=7,
+            )
+    axes.set_xlim(left=0)
+    axes.margins(x=0.12)
+    axes.set_xlabel("peak memory of a training step, MB")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     return figure
 
 

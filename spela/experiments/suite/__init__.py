@@ -1,6 +1,7 @@
 """The paper's experiments, one file each: declarations only."""
 
 from spela.experiments.suite.ablation import ABLATION
+from spela.experiments.suite.blocks import BLOCKS
 from spela.experiments.suite.cnn import CNN
 from spela.experiments.suite.cnn_head import CNN_HEAD
 from spela.experiments.suite.early_exit import EARLY_EXIT
@@ -12,6 +13,7 @@ from spela.experiments.suite.transfer import TRANSFER
 
 __all__ = [
     "ABLATION",
+    "BLOCKS",
     "CNN",
     "CNN_HEAD",
     "EARLY_EXIT",

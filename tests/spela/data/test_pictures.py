@@ -121,7 +121,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
         _read(tmp_path / "empty.png")
     Image.fromarray(INK.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for read in (_read, lambda path: read_photo(path, 8)):
-        with pytest.raises(ValueError, match=r"it has I;16 pixels; save it with 8 bits"):
+        with pytest.raises(ValueError, match=r"it has I(;16)? pixels; save it with 8 bits"):
             read(tmp_path / "deep.png")
 
 

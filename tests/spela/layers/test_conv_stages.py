@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from spela import SpelaConv2d
 from spela.layers.conv_stages import Stages, stages_backward, stages_forward
@@ -122,3 +124,39 @@ def test_a_float32_step_with_and_without_the_compiled_passes(
         error = (built[name] - expected).abs().max()
         allowed = 2 * (plain[name] - expected).abs().max() + 2e-6 * (1 + expected.abs().max())
         assert error <= allowed, name
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (3, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("stride", "padding"), [(2, 0), (2, 1), ((3, 2), (0, 2))])
+def test_a_step_over_skipped_pixels_is_that_of_float64(
+    channels: int, groups: int, stride: Any, padding: Any
+) -> None:
+    """Of 1 x 1 kernels with a stride: torch's own weight gradient is wrong, and writes out of bounds, where
+    few channels are last in memory (2.14, CPUs with AVX2)."""
+    torch.manual_seed(0)
+    x, target = torch.randn(12, channels, 14, 14), torch.arange(12) % 10
+    plain = nn.Conv2d(channels, 8, 1, stride, padding, groups=groups)
+    shape = plain(x).shape[2:]
+    layer = SpelaConv2d(
+        channels, 8, 1, 10, tuple(shape), stride=stride, padding=padding, groups=groups, pool=None,
+        symmetric_dim=12, batch_norm=False,
+    )  # fmt: skip
+    layer.load_state_dict({**layer.state_dict(), **plain.state_dict()})
+    # Before LeakyReLU: torch's own convolution, contiguous.
+    expected = nn.functional.leaky_relu(plain(x), layer.negative_slope)
+    torch.testing.assert_close(layer(x), expected)
+    exact = copy.deepcopy(layer).double()
+    exact.vectors.copy_(layer.vectors)
+    loss, _ = exact.local_loss(x.double(), target)
+    loss.backward()
+    by_autograd, fused = copy.deepcopy(layer), copy.deepcopy(layer)
+    by_autograd.local_loss(x, target)[0].backward()
+    fused.local_step(x, target, LocalSGD(fused.parameters(), lr=1.0))
+    for name, parameter in layer.named_parameters():
+        gradient = exact.get_parameter(name).grad.float()
+        least = 1e-5 * float(gradient.abs().max())
+        torch.testing.assert_close(
+            by_autograd.get_parameter(name).grad, gradient, rtol=1e-4, atol=least + 1e-7, msg=name
+        )
+        moved = (parameter - fused.get_parameter(name)).detach()
+        torch.testing.assert_close(moved, gradient, rtol=1e-3, atol=least + 1e-6, msg=name)

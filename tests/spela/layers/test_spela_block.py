@@ -77,11 +77,12 @@ def _expected(block: SpelaBlock, x: Tensor, target: Tensor) -> tuple[Tensor, Ten
         rows = y.mean(dim=1)
     if block.hidden is not None:
         z = rows @ block.hidden.weight.T
-        centred = z - z.mean(dim=1, keepdim=True)
-        unit = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
-        rows = nn.functional.leaky_relu(
-            unit * block.hidden.norm.weight + block.hidden.norm.bias, 0.01
+        norm = block.hidden.norm
+        z = nn.functional.batch_norm(
+            z, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True
         )
+        norm.num_batches_tracked += 1
+        rows = nn.functional.leaky_relu(z, 0.01)
     if block.projection is not None:
         rows = rows @ block.projection[0]
     cosines = nn.functional.normalize(rows, dim=1) @ block.vectors.T
@@ -262,8 +263,11 @@ def test_from_the_meta_device_a_block_starts_as_any_other() -> None:
 
 def test_a_hidden_layer_answers_for_each_sample_alone() -> None:
     block, x, target = _block("rows", hidden=5)
-    block.local_step(x[:1], target[:1], LocalAdam(block.parameters(), lr=0.01))
+    optimizer = LocalAdam(block.parameters(), lr=0.01)
+    block.local_step(x, target, optimizer)
     before = {name: value.clone() for name, value in block.state_dict().items()}
+    with pytest.raises(ValueError, match="over the batch: train on batches of at least 2"):
+        block.local_step(x[:1], target[:1], optimizer)
     together = block.scores(block(x))
     torch.testing.assert_close(together[3:4], block.scores(block(x[3:4])))
     for name, value in block.state_dict().items():

@@ -1,0 +1,56 @@
+"""Whole networks cut into blocks: accuracy against the number of blocks, and rivals on the same blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spela.experiments.declare import Experiment, Row, in_panel
+
+__all__ = ["BLOCKS"]
+
+_IMAGES = ("cifar10", "fashion-mnist")
+_VGG: dict[str, Any] = {"width": 24, "augment": True}
+_VIT: dict[str, Any] = {"width": 128, "augment": True}
+
+
+def _spela(name: str, model: str, settings: dict[str, Any], blocks: str, **more: Any) -> Row:
+    return Row(name, "best", model, {**settings, "blocks": blocks}, series="SPELA", **more)
+
+
+def _rival(name: str, recipe: str, **more: Any) -> Row:
+    return Row(name, recipe, "vgg", {**_VGG, "blocks": "layers"}, series="rivals", **more)
+
+
+_CONVOLUTIONS = (
+    Row("backprop", "backprop", "vgg", _VGG, series="backprop"),
+    *(
+        _spela(f"{count} block{'s' * (count > 1)}", "vgg", _VGG, str(count), rival="backprop")
+        for count in (1, 2, 3)
+    ),
+    _spela("layers", "vgg", _VGG, "layers", rival="backprop"),
+    _rival("layers, deep supervision", "supervised", rival="backprop"),
+    _rival("layers, predsim", "predsim", rival="backprop"),
+    _rival("layers, Mono-Forward heads", "mono", rival="backprop"),
+)
+_TRANSFORMER = (
+    Row("vit, backprop", "backprop", "vit", _VIT, ("fashion-mnist",), series="backprop, vit"),
+    _spela("vit, 3 blocks", "vit", _VIT, "3", data=("fashion-mnist",), rival="vit, backprop"),
+)
+
+BLOCKS = Experiment(
+    name="blocks",
+    title="Whole networks in blocks: accuracy and memory against the number of blocks",
+    data=_IMAGES,
+    rows=(*in_panel("convolutions", *_CONVOLUTIONS), *in_panel("transformer", *_TRANSFORMER)),
+    source=(
+        "no published figure is of these networks: rivals are trained here, with the same network, epochs, "
+        "augmentation and order of samples"
+    ),
+    panels={"convolutions": "", "transformer": ""},
+    main=("*",),
+    against_memory=("convolutions",),
+    quick={
+        "vgg": {"width": 4, "resize": 16},
+        "vit": {"width": 16},
+    },
+)
