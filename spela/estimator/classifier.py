@@ -280,8 +280,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         if not _is(Real, self.tol) or math.isnan(self.tol):
             raise ValueError(f"tol must be a number, got {self.tol!r}")
         try:
-            torch.device(self.device or "cpu")
-        except RuntimeError as error:
+            torch.empty(0, device=self.device or "cpu")
+        except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
             raise ValueError(f"device {self.device!r}: {str(error).splitlines()[0]}") from None
 
     @contextmanager

@@ -254,6 +254,7 @@ WRONG = {
     "validation_fraction": (1.0, r"validation_fraction must be a number in \(0, 1\), got 1.0"),
     "tol": (float("nan"), "tol must be a number, got nan"),
     "device": ("foo", "device 'foo': "),
+    "device that is not there": (99, "device 99: "),
 }
 
 
