@@ -72,8 +72,8 @@ def _measured(groups: list[str], quick: bool, threads: int | None) -> dict[str, 
     machine = describe_machine()
     typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
     typer.echo(
-        "Medians of steps that take turns; last column: the figure over ours. `floor` is the products alone, "
-        "by the fastest library call. Parity is checked first.\n"
+        "Medians of steps that take turns; last column: the figure over ours, of blocks over backprop's. "
+        "`floor` is the products alone, by the fastest library call. Parity is checked first.\n"
     )
     rows = []
     for found in run_groups(groups, quick):
