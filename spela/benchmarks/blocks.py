@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.benchmarks.clock import interleaved_medians
-from spela.benchmarks.memory import checkpointed, peak_bytes
+from spela.benchmarks.memory import checkpointed, end_to_end_step, peak_bytes
 from spela.bodies import build_body
 from spela.convert import convert
 from spela.optim import LocalSGD
@@ -36,38 +36,20 @@ def _data(batch: int, pixels: int) -> tuple[Tensor, Tensor]:
     return x, torch.arange(batch) % _CLASSES
 
 
-def _body(name: str, width: int, pixels: int) -> nn.Sequential:
-    return build_body(name, (3, pixels, pixels), width, seed=0)
-
-
 def _blocks(name: str, width: int, data: tuple[Tensor, Tensor], blocks: int | str) -> Step:
     x, target = data
-    net = convert(_body(name, width, x.shape[-1]), _CLASSES, x[:2], blocks=blocks, hidden=256)
+    net = convert(
+        build_body(name, x.shape[1:], width, seed=0), _CLASSES, x[:2], blocks=blocks, hidden=256
+    )
     optimizer = LocalSGD(net.parameters(), lr=_LR)
     return lambda: net.local_step(x, target, optimizer)
 
 
-def _end_to_end(
-    name: str,
-    width: int,
-    data: tuple[Tensor, Tensor],
-    forward: Callable[[nn.Sequential, Tensor], Tensor],
-    parts: int,
-) -> Step:
-    x, target = data
-    body = _body(name, width, x.shape[-1])
+def _network(name: str, width: int, pixels: int) -> nn.Sequential:
+    body = build_body(name, (3, pixels, pixels), width, seed=0)
     with torch.no_grad():
-        features = body(x[:2]).shape[1]
-    net = nn.Sequential(*body, nn.Linear(features, _CLASSES))
-    optimizer = torch.optim.SGD(net.parameters(), lr=_LR)
-
-    def step() -> None:
-        for rows, labels in zip(x.chunk(parts), target.chunk(parts), strict=True):
-            (nn.functional.cross_entropy(forward(net, rows), labels) / parts).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+        features = body(torch.zeros(2, 3, pixels, pixels)).shape[1]
+    return nn.Sequential(*body, nn.Linear(features, _CLASSES))
 
 
 def block_points(
@@ -99,10 +81,11 @@ def block_points(
     for name, width, batch in sizes:
         data = _data(batch, pixels)
         steps = {_method(count): _blocks(name, width, data, count) for count in counts}
-        steps["backprop"] = _end_to_end(name, width, data, lambda net, x: net(x), 1)
-        steps["checkpointing"] = _end_to_end(name, width, data, checkpointed, 1)
+        nets = [_network(name, width, pixels) for _ in range(3)]
+        steps["backprop"] = end_to_end_step(nets[0], *data)
+        steps["checkpointing"] = end_to_end_step(nets[1], *data, forward=checkpointed)
         parts = min(_MICRO_BATCHES, batch // 2)  # batch norm wants two samples
-        steps["accumulation"] = _end_to_end(name, width, data, lambda net, x: net(x), parts)
+        steps["accumulation"] = end_to_end_step(nets[2], *data, parts)
         gc.collect()
         peaks = {method: peak_bytes(step) for method, step in steps.items()}
         seconds = interleaved_medians(steps, 0.0, least=least)

@@ -29,6 +29,7 @@ __all__ = [
     "MEMORY_VARIANTS",
     "SHAPES",
     "checkpointed",
+    "end_to_end_step",
     "memory_points",
     "multiply_adds",
     "peak_bytes",
@@ -126,8 +127,25 @@ def checkpointed(net: nn.Sequential, x: Tensor) -> Tensor:
 def _backprop(
     case: NetworkCase, parts: int = 1, forward: Callable[[nn.Sequential, Tensor], Tensor] = _plainly
 ) -> Callable[[], object]:
-    x, target = case.data()
-    net = _layers(case)
+    return end_to_end_step(_layers(case), *case.data(), parts, forward)
+
+
+def end_to_end_step(
+    net: nn.Sequential,
+    x: Tensor,
+    target: Tensor,
+    parts: int = 1,
+    forward: Callable[[nn.Sequential, Tensor], Tensor] = _plainly,
+) -> Callable[[], object]:
+    """A step of backprop by SGD: cross-entropy of the network's output, one update.
+
+    Args:
+        net: Of modules.
+        x: (B, ...) batch.
+        target: (B,) labels.
+        parts: Pieces of the batch whose gradients are accumulated.
+        forward: How a piece goes through the network.
+    """
     optimizer = torch.optim.SGD(net.parameters(), lr=_LR)
 
     def step() -> None:

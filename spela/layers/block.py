@@ -12,13 +12,13 @@ from spela.layers.checkpointing import run_checkpointed
 from spela.layers.contract import FusedOptimizer
 from spela.layers.head import HeadHidden
 from spela.layers.hooks import call_with_hooks
-from spela.layers.initial import hold_vectors, set_values
+from spela.layers.initial import hold_vectors, place_vectors, set_values
 from spela.layers.modes import in_eval_mode
 from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, pooled_size, read_out
 from spela.layers.similarity import Similarity
 from spela.layers.steps import learning, owns, step_by_gradient
-from spela.vectors import as_size, check_vector_kind, placed_vectors
+from spela.vectors import as_size
 from spela_kernels import projection_loss
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, recordable, without_inference
@@ -141,12 +141,8 @@ class SpelaBlock(ProjectedLayer):
 
     @torch.no_grad()
     def _initialise_head(self, generator: torch.Generator | None) -> None:
-        check_vector_kind(self._vector_source)
-        if self.vectors.is_meta:  # nothing to hold values: `to_empty`, then `reset_parameters`
+        if not place_vectors(self, generator):
             return
-        self.vectors.copy_(
-            placed_vectors(self._vector_source, *self.vectors.shape, generator=generator)
-        )
         where = "cpu" if generator is None else generator.device
         if self.hidden is not None:
             self.hidden.reset_parameters(generator)

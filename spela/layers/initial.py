@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spela.vectors import check_vectors
+from spela.vectors import check_vector_kind, check_vectors, placed_vectors
 
-__all__ = ["hold_vectors", "set_values"]
+__all__ = ["hold_vectors", "place_vectors", "set_values"]
 
 
 @torch.no_grad()
@@ -69,3 +69,26 @@ def hold_vectors(layer: nn.Module, source: str | Tensor, vectors: Tensor) -> Non
         check_vectors(source, tuple(vectors.shape))
     layer._vector_source = source.detach().clone() if isinstance(source, Tensor) else source  # type: ignore[assignment]
     layer.register_buffer("vectors", vectors)
+
+
+@torch.no_grad()
+def place_vectors(layer: nn.Module, generator: torch.Generator | None) -> bool:
+    """Fill a layer's buffer of class vectors (C, d) from its source.
+
+    Args:
+        layer: As `hold_vectors` left it.
+        generator: CPU source of drawn vectors; None: torch's default one.
+
+    Returns:
+        False on the meta device, where nothing holds values: `to_empty`, then `reset_parameters`.
+
+    Raises:
+        ValueError: If the source is an unknown name, or a vector has no direction.
+    """
+    source: Any = layer._vector_source
+    vectors: Any = layer.vectors
+    check_vector_kind(source)
+    if vectors.is_meta:
+        return False
+    vectors.copy_(placed_vectors(source, *vectors.shape, generator=generator))
+    return True

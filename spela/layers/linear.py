@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
-from spela.layers.initial import hold_vectors, set_values
+from spela.layers.initial import hold_vectors, place_vectors, set_values
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
     as_size,
-    check_vector_kind,
-    placed_vectors,
 )
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
@@ -125,12 +123,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
-        check_vector_kind(self._vector_source)
-        if self.vectors.is_meta:  # nothing to hold values: `to_empty`, then `reset_parameters`
+        if not place_vectors(self, generator):
             return
-        self.vectors.copy_(
-            placed_vectors(self._vector_source, *self.vectors.shape, generator=generator)
-        )
         # Drawn on the generator's device, so that a seed means the same weights everywhere.
         where = "cpu" if generator is None else generator.device
         draw = torch.empty((self.out_features, self.in_features), dtype=torch.float32, device=where)
