@@ -7,7 +7,9 @@ need; a part begins with a layer that has a weight, so that activations and norm
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+import re
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -136,11 +138,13 @@ def split_evenly(costs: Sequence[int], parts: int) -> list[int]:
 def _traced(model: nn.Module) -> fx.Graph:
     """The network's operations, which must be the same in training and evaluation."""
     graphs = []
+    given = inspect.signature(model.forward).parameters
+    defaults = {name: p.default for name, p in given.items() if p.default is not p.empty}
     for training in (not model.training, model.training):
         modes = {module: module.training for module in model.modules()}
         model.train(training)
         try:
-            graphs.append(_Tracer().trace(model))
+            graphs.append(_without(defaults, _Tracer().trace(model, concrete_args=defaults)))
         except Exception as error:  # whatever the model's own code makes of a proxy
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
@@ -164,6 +168,23 @@ def _traced(model: nn.Module) -> fx.Graph:
         raise ValueError(
             f"{type(model).__name__} takes {len(inputs)} inputs: blocks take one tensor"
         )
+    return graph
+
+
+def _without(arguments: Iterable[str], graph: fx.Graph) -> fx.Graph:
+    """The graph without arguments that were traced at their defaults, and the assertions that they are."""
+
+    names = set(arguments)
+
+    def erase(node: fx.Node) -> None:
+        for user in list(node.users):
+            erase(user)
+        graph.erase_node(node)
+
+    for node in list(graph.nodes):
+        # The tracer numbers them: mask becomes mask_1.
+        if node.op == "placeholder" and re.sub(r"_\d+$", "", str(node.target)) in names:
+            erase(node)
     return graph
 
 

@@ -347,3 +347,28 @@ def test_what_blocks_do_not_take(settings: dict[str, Any], message: str) -> None
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
     with pytest.raises((ValueError, TypeError), match=message):
         convert(model, 3, **{"sample_input": torch.ones(2, 6), **settings})
+
+
+class _WithOptions(nn.Module):
+    """A forward with arguments that nobody passes, as timm's transformers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, doubled: bool = False, share: float = 0.5
+    ) -> Tensor:
+        h = torch.relu(self.first(x))
+        if mask is not None:
+            h = h * mask
+        if doubled:
+            h = 2 * h
+        return self.second(share * h)
+
+
+def test_arguments_that_are_not_passed_keep_their_defaults() -> None:
+    model, x = _WithOptions(), torch.randn(6, 4)
+    parts = cut_network(model, x, 2)
+    assert len(parts) == 2
+    torch.testing.assert_close(parts[1](parts[0](x)), model(x), rtol=0, atol=0)
