@@ -211,10 +211,6 @@ class SpelaBlock(ProjectedLayer):
         super().check_batch(x, target)
         if self.similarity is not None and len(x) < 2:
             raise ValueError("the similarity loss compares samples: train on batches of at least 2")
-        if self.hidden is not None and self.training and len(x) < 2:
-            raise ValueError(
-                "the head's hidden layer normalises over the batch: train on batches of at least 2"
-            )
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The body's output and what the head gets of it, with their graph."""

@@ -66,7 +66,13 @@ class HeadHidden(nn.Module):
         self.norm.reset_parameters()
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Outputs (B, H) of rows (B, F) for learning: in training mode by the batch's statistics."""
+        """Outputs (B, H) of rows (B, F) for learning: in training mode by the batch's statistics.
+
+        One sample alone has none: it is normalised by the running ones, which stay.
+        """
+        alone = len(rows) == 1 and type(self.norm) is nn.BatchNorm2d  # not one process's share
+        if self.training and alone:
+            return self.answer(rows)
         return self._activated(self.norm(self._maps(rows)))
 
     def answer(self, rows: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class Trainer:
         listener: Told of progress, or None.
 
     Raises:
-        ValueError: If images are to be augmented and samples are none.
+        ValueError: If images are to be augmented and samples are none, or a last batch of one sample meets a
+            similarity loss.
         TrainingDivergedError: From `fit`, naming the layer, when a loss is no longer finite.
         OSError: From `fit`, when the folder cannot be written; the last checkpoint stays whole.
     """
@@ -86,6 +87,14 @@ class Trainer:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+        if (
+            config.similarity > 0
+            and len(dataset.train_y) % config.batch_size == 1 % config.batch_size
+        ):
+            raise ValueError(
+                f"the last batch of {len(dataset.train_y):,} samples in batches of {config.batch_size} "
+                "is one sample, which a similarity loss compares with nothing: use another --batch-size"
+            )
         if config.augment and dataset.train_x.dim() != 4:
             raise ValueError(
                 f"augment crops and mirrors images, {dataset.name} has samples of shape "

@@ -266,12 +266,20 @@ def test_a_hidden_layer_answers_for_each_sample_alone() -> None:
     optimizer = LocalAdam(block.parameters(), lr=0.01)
     block.local_step(x, target, optimizer)
     before = {name: value.clone() for name, value in block.state_dict().items()}
-    with pytest.raises(ValueError, match="over the batch: train on batches of at least 2"):
-        block.local_step(x[:1], target[:1], optimizer)
     together = block.scores(block(x))
     torch.testing.assert_close(together[3:4], block.scores(block(x[3:4])))
     for name, value in block.state_dict().items():
         assert torch.equal(value, before[name]), name
+    # One sample alone learns, by the running statistics: its step is that of evaluation.
+    other = copy.deepcopy(block).eval()
+    ours, theirs = (
+        b.local_step(x[:1], target[:1], LocalSGD(b.parameters(), 0.1)) for b in (block, other)
+    )
+    torch.testing.assert_close(ours, theirs)
+    for name, value in block.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], msg=name)
+        if "norm.running" in name or "num_batches" in name:
+            assert torch.equal(value, before[name]), name
     assert {id(p) for p in block.head_parameters()} == {
         id(p) for p in (block.projection, *block.hidden.parameters())
     }

@@ -167,7 +167,21 @@ def test_what_cannot_run_leaves_no_folder(digits: Dataset, tmp_path: Path) -> No
         (make_config("digits", model="vgg"), digits, "at least 16 x 16 pixels"),
         (make_config("digits", model="resnet", blocks="99"), digits, "at most 7 blocks"),
         (make_config("digits", augment=True), flat, "augment crops and mirrors images"),
+        *(
+            (
+                make_config("digits", model="resnet", similarity=0.5, batch_size=size),
+                digits,
+                "is one sample, which a similarity loss compares with nothing",
+            )
+            for size in (1, 4)  # of 1,437
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run(config, data, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_a_last_batch_of_one_sample_is_learnt(digits: Dataset, tmp_path: Path) -> None:
+    few = dataclasses.replace(digits, train_x=digits.train_x[:9], train_y=digits.train_y[:9])
+    config = make_config("digits", model="resnet", width=4, batch_size=4, epochs=1)
+    assert all(loss > 0 for loss in run(config, few, tmp_path / "run")["train_loss"])
