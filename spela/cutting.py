@@ -139,7 +139,9 @@ def _traced(model: nn.Module) -> fx.Graph:
     """The network's operations, which must be the same in training and evaluation."""
     graphs = []
     given = inspect.signature(model.forward).parameters
-    defaults = {name: p.default for name, p in given.items() if p.default is not p.empty}
+    # The first is the input, with a default or without.
+    others = list(given.items())[1:]
+    defaults = {name: p.default for name, p in others if p.default is not p.empty}
     for training in (not model.training, model.training):
         modes = {module: module.training for module in model.modules()}
         model.train(training)

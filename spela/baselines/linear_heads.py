@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spela.layers import SpelaBlock
 from spela.layers.steps import learning, step_by_gradient
+from spela_kernels.cosines import widened
 
 __all__ = ["LinearHeadBlock"]
 
@@ -71,11 +72,11 @@ class LinearHeadBlock(SpelaBlock):
     def scores(self, y: Tensor) -> Tensor:
         """Logits (B, C) of outputs y."""
         rows, projection, _, _ = self.head_input(y)
-        return (rows[:, 0] @ projection[0]).float()
+        return widened(rows[:, 0] @ projection[0])
 
     def _head_loss(self, rows: Tensor, target: Tensor) -> Tensor:
         logits = rows.to(self.projection.dtype) @ self.projection[0]
-        return nn.functional.cross_entropy(logits.float(), target)
+        return nn.functional.cross_entropy(widened(logits), target)
 
     @learning
     def local_step(

@@ -83,7 +83,7 @@ class MonoForwardSequential(RivalSequential):
     to predict, is what evaluation calls the vote.
 
     What differs from the publication: modules between the layers (normalisation, dropout) are allowed;
-    projections start as torch's linear layers do (how the publication's start is not known).
+    projections start as torch's linear layers do (how the publication's do is not known).
 
     Args:
         *modules: As nn.Sequential; the last must be a `MonoForwardLayer`.

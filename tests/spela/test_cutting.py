@@ -357,7 +357,11 @@ class _WithOptions(nn.Module):
         self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, doubled: bool = False, share: float = 0.5
+        self,
+        x: Tensor = None,
+        mask: Tensor | None = None,
+        doubled: bool = False,
+        share: float = 0.5,
     ) -> Tensor:
         h = torch.relu(self.first(x))
         if mask is not None:

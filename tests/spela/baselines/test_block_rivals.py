@@ -50,7 +50,7 @@ def test_a_linear_heads_loss_is_cross_entropy_beside_the_similarity_loss(similar
         rows = nn.functional.normalize(rows - rows.mean(dim=0), dim=1)
         like = (rows @ rows.T - gram).square().mean()
         expected = (1 - similarity) * expected + similarity * like
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(y, made.detach())
     parameters = list(block.parameters())
     for mine, theirs in zip(
@@ -65,7 +65,7 @@ def test_a_linear_head_answers_with_its_logits_and_learns() -> None:
     block, (x, target) = _linear_heads(0.0), _batch()
     y = block(x)
     expected = read_out(y, (2, 2)) @ block.projection[0]
-    torch.testing.assert_close(block.scores(y), expected.detach().float())
+    torch.testing.assert_close(block.scores(y), expected.detach(), rtol=1e-12, atol=1e-12)
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
     losses = [float(block.local_step(x, target, optimizer)[0]) for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]

@@ -416,3 +416,13 @@ def test_a_similarity_loss_of_its_own_starts_from_its_generator() -> None:
     y = torch.zeros(4, 4, 8, 8, requires_grad=True)  # dead maps: no direction, and no NaN
     first(y, torch.eye(4)).backward()
     assert torch.equal(y.grad, torch.zeros_like(y))
+
+
+def test_one_sample_is_scored_by_its_own_statistics_too() -> None:
+    block, x, _ = _block("rows", hidden=5)
+    norm = block.hidden.norm
+    norm.running_mean = norm.running_var = None
+    nn.init.normal_(norm.bias)  # all that one sample's own statistics leave
+    rows = nn.functional.leaky_relu(norm.bias, 0.01)[None] @ block.projection[0]
+    expected = nn.functional.normalize(rows, dim=1) @ block.vectors.T
+    torch.testing.assert_close(block.eval().scores(block(x[:1])), expected.detach())
