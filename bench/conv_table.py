@@ -1,7 +1,7 @@
 """`python -m bench.conv_table`: a convolution layer's step, time and peak memory, against autograd.
 
 Each variant runs in a process of its own, so that one's memory does not hide in another's; times are
-medians over rounds in which all variants take turns. Peak memory is read from /proc: Linux only.
+medians over rounds in which all variants take turns. Peak memory is of what torch's allocator hands out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import torch
 
 from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, make_conv_step
-from spela.benchmarks.memory import peak_resident_bytes
+from spela.benchmarks.memory import peak_bytes
 
 __all__ = ["main", "measure"]
 
@@ -32,7 +32,7 @@ def measure(variant: str, case: str, repeats: int) -> None:
         repeats: Timed steps after two that warm up.
     """
     step = make_conv_step(variant, CONV_CASES[case])
-    memory = peak_resident_bytes(step)
+    memory = peak_bytes(step)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

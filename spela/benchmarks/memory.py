@@ -33,7 +33,6 @@ __all__ = [
     "memory_points",
     "multiply_adds",
     "peak_bytes",
-    "peak_resident_bytes",
     "resident_bytes_of",
 ]
 
@@ -181,17 +180,6 @@ MEMORY_VARIANTS: dict[str, Callable[[NetworkCase], Callable[[], object]]] = {
     "optimizer_in_backward": _in_backward,
     "both": lambda case: _in_backward(case, checkpointing=True),
 }
-
-
-def peak_resident_bytes(step: Callable[[], object]) -> int:
-    """Peak of the process's resident memory in a warm step, above what it had; Linux only.
-
-    Args:
-        step: Called twice, the second time watched. Memory that was freed before and is reused now does
-            not show: `resident_bytes_of` watches the first step of a process.
-    """
-    step()
-    return _growth(step)
 
 
 def _growth(step: Callable[[], object]) -> int:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from bench.conv_table import VARIANTS, measure
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_every_variant_gives_time_memory_and_the_same_loss(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -21,5 +18,5 @@ def test_every_variant_gives_time_memory_and_the_same_loss(
     assert len(rows) > 1
     for seconds, memory, loss in rows.values():
         assert seconds > 0
-        assert memory >= 0
+        assert memory >= rows["spela"][1] > 0
         assert loss == pytest.approx(rows["spela"][2], rel=1e-3)

@@ -9,7 +9,7 @@ from spela.experiments.declare import Experiment, Row, in_panel
 __all__ = ["BLOCKS"]
 
 _IMAGES = ("cifar10", "fashion-mnist")
-_VGG: dict[str, Any] = {"width": 24, "augment": True}
+_VGG: dict[str, Any] = {"width": 16, "augment": True}
 _VIT: dict[str, Any] = {"width": 128, "augment": True}
 
 
