@@ -35,7 +35,9 @@ def _vgg(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequ
         if halves:
             modules.append(nn.MaxPool2d(2))
         channels = outputs * width
-    return nn.Sequential(*modules, nn.Flatten())
+    # Maps take the layout of the weights they meet: channels last is the faster one on a CPU. (Strided
+    # 1 x 1 convolutions, a ResNet's, get wrong gradients in it from torch 2.14 where channels are few.)
+    return nn.Sequential(*modules, nn.Flatten()).to(memory_format=torch.channels_last)
 
 
 class _Residual(nn.Module):
@@ -151,6 +153,4 @@ def build_body(
         raise ValueError(f"--width of vit must be a multiple of {_HEADS}, its heads; got {width}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        body = build(sample_shape, width, {"device": device, "dtype": dtype})
-    # Maps take the layout of the weights they meet: channels last is the faster one on a CPU.
-    return body.to(memory_format=torch.channels_last)
+        return build(sample_shape, width, {"device": device, "dtype": dtype})

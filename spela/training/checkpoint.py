@@ -240,9 +240,11 @@ def _optimizer_state(
                     f"the checkpoint's {start}{field} is {tuple(value.shape)} {value.dtype}, expected "
                     f"{tuple(shape)} {dtype}"
                 )
-            # "step" too: fused steps want it beside the parameter.
+            # "step" too: fused steps want it beside the parameter, and the rest in its strides.
             # A copy, or the steps that follow would write into the tensors that were given.
-            state.setdefault(parameter, {})[field] = value.to(parameter.device, copy=True)
+            like = parameter if value.shape == parameter.shape else value
+            own = torch.empty_like(like, dtype=dtype, device=parameter.device, requires_grad=False)
+            state.setdefault(parameter, {})[field] = own.copy_(value)
     if left:
         raise ValueError(f"the checkpoint has optimizer state of no parameter: {sorted(left)[0]!r}")
     return state
