@@ -83,7 +83,10 @@ Width = Annotated[
 ]
 Blocks = Annotated[
     str | None,
-    typer.Option(help="Of such a network: how many, such as 3, or layers: as many as there are."),
+    typer.Option(
+        help="Of such a network: how many, such as 3; or layers: as many as there are; or conv: instead, "
+        "layers of SpelaConv2d (vgg)."
+    ),
 ]
 Readout = Annotated[
     int | None, typer.Option(help="Most numbers that a block's head reads out of a map.")

@@ -30,7 +30,7 @@ def build_named_network(
         generator: Source of class vectors and heads; the body's weights come from the run's seed.
 
     Returns:
-        A `SpelaSequential` of blocks, or for backprop the body and a linear output layer.
+        A `SpelaSequential` of blocks or of SpelaConv2d layers, or for backprop the body and a linear output layer.
 
     Raises:
         ValueError: If the samples do not fit the network, or it has fewer places to cut at than asked for.
@@ -43,6 +43,16 @@ def build_named_network(
         modules = [nn.Dropout(config.dropout)] if config.dropout > 0 else []
         output = initialised_linear(features, num_classes, config, generator)
         return BackpropSequential(*body, *modules, output)
+    if config.blocks == "conv":
+        return convert(
+            body[:-1],  # without the Flatten: the last layer answers by its map
+            num_classes,
+            sample,
+            objective=config.conv_objective,
+            conv_scale=config.conv_scale,
+            symmetric_dim=config.symmetric_dim,
+            generator=generator,
+        )
     blocks = config.blocks if config.blocks == "layers" else int(config.blocks)
     if config.method in ("mono", "predsim"):
         return _linear_heads(

@@ -228,6 +228,9 @@ _NETWORK: dict[str, Any] = {
     "objective": "softmax",
     "projection_std": 0.1,
     "head_hidden": 256,
+    # Of SpelaConv2d layers (blocks conv), as in the cnn's best recipe.
+    "conv_objective": "softmax",
+    "symmetric_dim": 16,
     "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.01,

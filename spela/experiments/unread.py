@@ -70,7 +70,12 @@ def _unread(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 def _unread_by_network(config: RunConfig) -> Iterator[tuple[str, str]]:
     of_heads = ("objective", "scale", "vectors", "projection_std", *_OF_BLOCKS)
-    if config.method == "backprop":
+    read: tuple[str, ...] = of_heads
+    if config.blocks == "conv":
+        read = ("symmetric_dim", "conv_objective", "conv_scale")
+        yield "init", "of backprop's output layer"
+        yield "dropout", "of blocks"
+    if config.method == "backprop" or config.blocks == "conv":
         yield from ((name, "of blocks") for name in of_heads)
     elif config.method in ("mono", "predsim"):
         yield "init", "of backprop's output layer"
@@ -81,7 +86,7 @@ def _unread_by_network(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield "similarity", "of predsim and SPELA"
     else:
         yield "init", "of backprop's output layer"
-    yield from ((name, "of convolutions") for name in _OF_CONVOLUTIONS if name not in of_heads)
+    yield from ((name, "of convolutions") for name in _OF_CONVOLUTIONS if name not in read)
     own = ("objective", "scale", "init", "dropout")
     yield from ((name, "of linear layers") for name in _OF_LINEAR_LAYERS if name not in own)
     yield "input_dropout", "of linear layers and convolutions by size"

@@ -125,7 +125,8 @@ class RunConfig:
         diagnostics: After every epoch, look at every layer on fixed training samples.
         network: Instead of channels and layers a network by name, which SPELA cuts into blocks.
         width: Channels of its first convolution, or of a token; 0: its usual one.
-        blocks: How many blocks, or layers (as many as there are places to cut at).
+        blocks: How many blocks, or layers (as many as there are places to cut at); or conv: instead of
+            blocks, SpelaConv2d layers (vgg).
         readout: Most numbers that a block's head reads out of a map.
         head_hidden: Outputs of the heads' hidden layers; 0: none.
         projection: Outputs of the heads' projections; their loss is `objective` with `scale`.
@@ -272,8 +273,12 @@ class RunConfig:
         counted = self.blocks.isascii() and self.blocks.isdigit() and int(self.blocks) >= 1
         if self.method == "backprop" and self.blocks:
             raise ValueError("backprop trains the whole network at once: leave blocks out")
-        if self.method != "backprop" and self.blocks != "layers" and not counted:
-            raise ValueError(f"blocks must be a number such as 3, or layers, got {self.blocks!r}")
+        if self.blocks == "conv" and (self.network != "vgg" or self.method != "spela"):
+            raise ValueError("blocks conv, of SpelaConv2d layers, is for vgg and method spela")
+        if self.method != "backprop" and self.blocks not in ("layers", "conv") and not counted:
+            raise ValueError(
+                f"blocks must be a number such as 3, or layers, or conv, got {self.blocks!r}"
+            )
 
     @property
     def total_epochs(self) -> int:

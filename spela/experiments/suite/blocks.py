@@ -28,6 +28,7 @@ _CONVOLUTIONS = (
         for count in (1, 2, 3)
     ),
     _spela("layers", "vgg", _VGG, "layers", rival="backprop"),
+    _spela("SpelaConv2d layers", "vgg", _VGG, "conv", rival="backprop"),
     _rival("layers, deep supervision", "supervised", rival="backprop"),
     _rival("layers, predsim", "predsim", rival="backprop"),
     _rival("layers, Mono-Forward heads", "mono", rival="backprop"),

@@ -15,7 +15,7 @@ from spela.cli import main
 from spela.data import Dataset, load_dataset, resize_images
 from spela.data.prepare import prepare
 from spela.experiments import build_network, build_optimizer, load_run, make_config, run
-from spela.layers import SpelaBlock
+from spela.layers import SpelaBlock, SpelaConv2d
 from spela.training import RunFolder, Trainer
 
 SMALL = {"width": 8, "epochs": 2, "augment": True}
@@ -137,8 +137,11 @@ def test_every_command_takes_a_run_of_blocks(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"blocks": "no"}, "blocks must be a number such as 3, or layers, got 'no'"),
+        ({"blocks": "no"}, "blocks must be a number such as 3, or layers, or conv, got 'no'"),
         ({"blocks": "0"}, "blocks must be a number"),
+        ({"blocks": "conv"}, "blocks conv, of SpelaConv2d layers, is for vgg"),
+        ({"model": "vgg", "blocks": "conv", "readout": 64}, "would change nothing in this run"),
+        ({"model": "vgg", "blocks": "3", "conv_scale": 9.0}, "would change nothing in this run"),
         ({"layers": (8,)}, "has its own layers"),
         ({"momentum": 0.5}, "would change nothing in this run"),
         ({"activation": "relu"}, "would change nothing in this run, it is of linear layers"),
@@ -181,6 +184,15 @@ def test_what_cannot_run_leaves_no_folder(digits: Dataset, tmp_path: Path) -> No
         with pytest.raises(ValueError, match=message):
             run(config, data, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+def test_a_vgg_is_trained_in_layers_of_spela_conv2d(digits: Dataset, tmp_path: Path) -> None:
+    config = make_config("digits", model="vgg", width=4, blocks="conv", epochs=4)
+    images = resize_images(digits, 32)
+    net = build_network(config, images.sample_shape, images.num_classes)
+    assert [type(layer) for layer in net] == [SpelaConv2d] * 6
+    summary = run(config, images, tmp_path / "run")
+    assert min(summary["test_accuracy"]) > 0.5
 
 
 def test_a_last_batch_of_one_sample_is_learnt(digits: Dataset, tmp_path: Path) -> None:
