@@ -40,6 +40,7 @@ class LinearHeadBlock(SpelaBlock):
     """
 
     projection: nn.Parameter
+    scores_are_cosines = False
 
     def __init__(
         self,
@@ -73,6 +74,10 @@ class LinearHeadBlock(SpelaBlock):
         """Logits (B, C) of outputs y."""
         rows, projection, _, _ = self.head_input(y)
         return widened(rows[:, 0] @ projection[0])
+
+    def cross_entropy(self, y: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy () of the logits of outputs y, differentiable."""
+        return self._head_loss(self._rows(y), target)
 
     def _head_loss(self, rows: Tensor, target: Tensor) -> Tensor:
         logits = rows.to(self.projection.dtype) @ self.projection[0]

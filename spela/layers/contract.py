@@ -51,6 +51,7 @@ class LocalLayer(nn.Module, ABC):
     """A layer that classifies and learns on its own: the contract that networks rely on."""
 
     num_classes: int
+    scores_are_cosines = True  # or logits, as of a rival's linear head
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from spela.layers.contract import LocalLayer
-from spela_kernels import projection_forward
+from spela_kernels import projection_forward, projection_loss
 from spela_kernels.contracts import check_labels, check_target, check_tensors
 
 __all__ = ["ProjectedLayer"]
@@ -42,6 +42,18 @@ class ProjectedLayer(LocalLayer):
             ValueError: If y is not such an output.
         """
         return projection_forward(*self.head_input(y))
+
+    def cross_entropy(self, y: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy () of `scale` times the scores, differentiable: what backprop of this answer lowers.
+
+        Args:
+            y: (B, ...) outputs of this layer.
+            target: (B,) int64 labels.
+
+        Raises:
+            ValueError: If y is not such an output.
+        """
+        return projection_loss(*self.head_input(y), target, objective="softmax", scale=self.scale)
 
     def _criterion(self) -> dict[str, Any]:
         return {"objective": self.objective, "scale": self.scale}

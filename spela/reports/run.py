@@ -148,9 +148,12 @@ def _geometry(run: LoadedRun, dataset: Dataset) -> Figure | None:
             ]
         )
         top, bottom = grid[0, column], grid[1, column]
-        image = top.imshow(means.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+        most, title = 1.0, "mean cosine of a class\nto each class vector"
+        if not layer.scores_are_cosines:
+            most, title = float(means.abs().max()), "mean logits of a class"
+        image = top.imshow(means.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
         _name_ticks(top, names)
-        top.set_title(f"layer {position}: mean cosine of a class\nto each class vector", fontsize=9)
+        top.set_title(f"layer {position}: {title}", fontsize=9)
         figure.colorbar(image, ax=top, shrink=0.8)
         unit = torch.nn.functional.normalize(y.double().cpu().flatten(1), dim=1)
         centred = unit - unit.mean(dim=0)

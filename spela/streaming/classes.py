@@ -3,7 +3,8 @@
 Classes are numbered in the order in which they come, so those known are always the first ones. A layer is
 shown the first k rows of its vectors and nothing else: predictions and all-class objectives then leave the
 classes to come out, without a mask, and every part of the library sees an ordinary network of k classes.
-The vectors of a simplex keep the same pairwise cosine whichever of them are in use.
+The vectors of a simplex keep the same pairwise cosine whichever of them are in use. A trained network gets
+vectors for further classes beside its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
+from spela.layers import LocalLayer, SpelaBlock, SpelaConv2d, SpelaLinear
+from spela.vectors import as_size, further_vectors
 
 __all__ = ["ClassTable", "Label", "as_label"]
 
@@ -47,9 +49,13 @@ class ClassTable:
     Args:
         layers: SPELA layers, all built for the same largest number of classes.
         labels: Labels known from the start, in the order of their class indices.
+        max_classes: Most classes there may ever be; None: those the layers were built for. Vectors of further
+            classes are at right angles to those of the layers, which stay.
+        generator: CPU source of further vectors; None: torch's default one.
 
     Raises:
-        ValueError: If layers differ in their classes, or labels repeat or are too many.
+        ValueError: If layers differ in their classes or have no room for further ones, or labels repeat or
+            are too many.
         TypeError: If a layer is of another kind, or a label neither str nor int.
 
     Example:
@@ -59,15 +65,28 @@ class ClassTable:
         ([0, 1, 0], 2, (2, 8))
     """
 
-    def __init__(self, layers: Iterable[LocalLayer], labels: Iterable[Label] = ()) -> None:
+    def __init__(
+        self,
+        layers: Iterable[LocalLayer],
+        labels: Iterable[Label] = (),
+        max_classes: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self._layers = list(layers)
         sizes = {layer.num_classes for layer in self._layers}
         if len(sizes) != 1:
             raise ValueError(
                 f"the layers must be built for one number of classes, got {sorted(sizes)}"
             )
-        (self.max_classes,) = sizes
+        (self._built,) = sizes
+        self.max_classes = self._built
         self.tables = [_whole_table(layer) for layer in self._layers]
+        if max_classes is not None:
+            self.max_classes = as_size("max_classes", max_classes, least=self._built)
+            further = self.max_classes - self._built
+            if further:
+                self.tables = [_grown(table, further, generator) for table in self.tables]
         self.labels: list[Label] = []
         self._index: dict[Label, int] = {}
         given = [as_label(label) for label in labels]
@@ -111,23 +130,26 @@ class ClassTable:
         self._show()
 
     def load(self, tables: list[Tensor]) -> None:
-        """Replace the vectors of all classes, as a checkpoint holds them.
+        """Replace the vectors of all classes, as a checkpoint holds them: they may be more than the layers'.
 
         Raises:
             ValueError: If they have other shapes.
         """
+        sizes = {_classes(table) for table in tables}
         for old, new in zip(self.tables, tables, strict=True):
-            if old.shape != new.shape or old.is_floating_point() != new.is_floating_point():
+            fits = len(sizes) == 1 and min(sizes) >= self._built
+            if not fits or _of_a_class(old) != _of_a_class(new):
                 raise ValueError(
                     f"class vectors of shape {tuple(new.shape)} do not fit the network's "
                     f"{tuple(old.shape)}"
                 )
+        (self.max_classes,) = sizes
         self.tables = [new.to(old) for old, new in zip(self.tables, tables, strict=True)]
         self._show()
 
     def let_go(self) -> None:
         """Show the layers all classes, as before the table took them."""
-        self._show(self.max_classes)
+        self._show(self._built)
 
     def _show(self, count: int | None = None) -> None:
         count = len(self.labels) if count is None else count
@@ -144,6 +166,27 @@ def _whole_table(layer: LocalLayer) -> Tensor:
     """What says, for each class, where the layer turns its samples: vectors, or each kernel's groups."""
     if isinstance(layer, SpelaConv2d):
         return torch.clone(layer.grouping)  # (K, C)
-    if isinstance(layer, SpelaLinear):
-        return torch.clone(layer.vectors)  # (C, O)
-    raise TypeError(f"{type(layer).__name__} cannot take classes at run time: use SpelaLinear")
+    if isinstance(layer, SpelaLinear | SpelaBlock) and layer.scores_are_cosines:
+        return torch.clone(layer.vectors)  # (C, O) or (C, d)
+    raise TypeError(
+        f"{type(layer).__name__} cannot take classes at run time: use SpelaLinear, SpelaConv2d or SpelaBlock"
+    )
+
+
+def _classes(table: Tensor) -> int:
+    return len(table) if table.is_floating_point() else table.shape[1]
+
+
+def _of_a_class(table: Tensor) -> tuple[bool, int, tuple[int, ...]]:
+    """Kind, axes and what each class has in a table."""
+    is_vectors = table.is_floating_point()
+    return is_vectors, table.dim(), tuple(table.shape[1:] if is_vectors else table.shape[:1])
+
+
+def _grown(table: Tensor, further: int, generator: torch.Generator | None) -> Tensor:
+    if not table.is_floating_point():
+        raise ValueError(
+            "convolution layers have groups for the classes they were built for alone: build the network "
+            "with a larger num_classes"
+        )
+    return torch.cat([table, further_vectors(table, further, generator=generator)])

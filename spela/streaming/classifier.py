@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spela.data import as_tensor, prepare
 from spela.early_exit import ExitPolicy
-from spela.layers import LocalLayer
+from spela.layers import LocalLayer, SpelaBlock
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam
 from spela.streaming.checkpoint import FileState, Stream, file_state, read_stream, write_stream
@@ -35,10 +35,10 @@ class StreamPrediction(NamedTuple):
 class StreamingClassifier:
     """Learns from a stream by local steps on each new mini-batch joined with remembered samples.
 
-    The network is built for the largest number of classes there may ever be (its num_classes); the
-    classifier shows its layers only those met so far. All randomness (what is remembered, what is
-    replayed, dropout) comes from one seed and is saved with the rest, so a stream that goes on after
-    `load` ends in the same bits as one that never stopped.
+    The network is built for the largest number of classes there may ever be (its num_classes, or
+    `max_classes` of a trained one); the classifier shows its layers only those met so far. All randomness
+    (what is remembered, what is replayed, dropout) comes from one seed and is saved with the rest, so a
+    stream that goes on after `load` ends in the same bits as one that never stopped.
 
     Args:
         net: The network; it is taken over and changed in place.
@@ -48,10 +48,13 @@ class StreamingClassifier:
         replay: Most remembered samples that each step joins to the new ones.
         policy: Which samples to remember: balanced (over classes) or reservoir (over the stream).
         labels: Labels of a network that was trained before, in the order of its class indices.
+        max_classes: Most classes there may ever be; None: the network's num_classes. With more, layers
+            get vectors for further classes at right angles to those they have, whose answers stay.
         seed: Of all randomness.
 
     Raises:
-        ValueError: If layers differ in their classes, or a number or name is out of range.
+        ValueError: If layers differ in their classes or have no room for further ones, or a number or name is
+            out of range.
         TypeError: If a layer cannot take classes at run time, or a number is not whole.
 
     Example:
@@ -80,6 +83,7 @@ class StreamingClassifier:
         replay: int = 32,
         policy: str = "balanced",
         labels: Iterable[Label] = (),
+        max_classes: int | None = None,
         seed: int = 0,
     ) -> None:
         replay = operator.index(replay)  # NumPy's integers too; a file keeps it
@@ -90,7 +94,7 @@ class StreamingClassifier:
         self.replay = replay
         self.optimizer = optimizer or LocalAdam(net.parameters(), lr=1e-3)
         self.net = net
-        self.classes = ClassTable(net.local_layers, labels)
+        self.classes = ClassTable(net.local_layers, labels, max_classes, generator=self.generator)
         self._files: dict[Path, FileState] = {}  # as they were when this stream read or wrote them
 
     @property
@@ -175,6 +179,27 @@ class StreamingClassifier:
         if not 0 <= layer < len(layers):
             raise ValueError(f"`layer` must be in 0..{len(layers) - 1}, got {layer}")
         layers[layer].requires_grad_(not frozen)
+
+    def freeze_bodies(self, frozen: bool = True) -> None:
+        """Let the heads of a network of `SpelaBlock` learn alone; bodies only pass samples through.
+
+        Batch statistics of bodies stay, too. Other layers go on as they were.
+
+        Args:
+            frozen: False: let the bodies learn again.
+
+        Raises:
+            ValueError: If there is no block, or one with nothing to learn in its head.
+        """
+        blocks = [layer for layer in self.net.local_layers if isinstance(layer, SpelaBlock)]
+        if not blocks:
+            raise ValueError("the network has no SpelaBlock: freeze its layers by freeze(index)")
+        if frozen and not all(block.head_parameters() for block in blocks):
+            raise ValueError(
+                "a block's head has nothing to learn: build blocks with a projection or a hidden layer"
+            )
+        for block in blocks:
+            block.body.requires_grad_(not frozen)
 
     def save(self, path: str | Path) -> None:
         """Write everything the stream needs to go on: one safetensors file, whole or not at all.
@@ -296,6 +321,18 @@ class StreamingClassifier:
         for layer in self.net.local_layers:
             if _is_frozen(layer):
                 layer.eval()  # batch statistics stay too
+            for part in layer.children():
+                _keep_frozen(part)
+
+
+def _keep_frozen(module: nn.Module) -> None:
+    """Eval mode for what has parameters and does not learn, as a block's body or a norm in it."""
+    learns = [parameter.requires_grad for parameter in module.parameters()]
+    if learns and not any(learns):
+        module.eval()
+        return
+    for part in module.children():
+        _keep_frozen(part)
 
 
 def _frozen(layer: LocalLayer | nn.Module) -> bool | list[str]:

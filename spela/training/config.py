@@ -266,10 +266,6 @@ class RunConfig:
             )
         if self.method in ("ff", "pepita"):
             raise ValueError(f"method {self.method} is for linear layers: use --model mlp")
-        if self.diagnostics:
-            raise ValueError(
-                "diagnostics are of layers by size, not of a network by name: leave it out"
-            )
         counted = self.blocks.isascii() and self.blocks.isdigit() and int(self.blocks) >= 1
         if self.method == "backprop" and self.blocks:
             raise ValueError("backprop trains the whole network at once: leave blocks out")

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from spela.data import Dataset, prepare
-from spela.layers import LocalLayer
+from spela.layers import LocalLayer, SpelaBlock
 from spela.layers.modes import in_eval_mode
+from spela.layers.projected import ProjectedLayer
 
-__all__ = ["DiagnosedByHand", "LayerDiagnostics", "Probe", "diagnose"]
+__all__ = [
+    "NETWORK_PROBE_SAMPLES",
+    "PROBE_SAMPLES",
+    "DiagnosedByHand",
+    "LayerDiagnostics",
+    "Probe",
+    "diagnose",
+]
 
 PROBE_SAMPLES = 500
 # Input values of the probe: the maps of a convolution are some hundred times larger.
 PROBE_VALUES = 784_000
+# Of a network by name, whose end-to-end gradient takes as much memory as backprop on so many does.
+NETWORK_PROBE_SAMPLES = 128
 
 
 @runtime_checkable
@@ -39,12 +50,17 @@ class _Embeds(Protocol):
 class LayerDiagnostics:
     """One layer with weights on the probe set; None where a figure has no meaning for the method.
 
+    Of a block, and of a baseline's module that holds several layers, the weights are all parameters with two
+    axes or more, taken as one vector; a block's head is not among them.
+
     Attributes:
         loss: Mean local loss, of the whole network where it has but one.
-        weight_norm: Frobenius norm of the weight.
-        dead_units: Share 0..1 of units (channels of a convolution) whose output is positive for no
-            probe sample; every activation here is positive exactly where its input is.
-        cosine_margin: Mean of cos(y, v_label) - max over other classes, in -2..2, for SPELA layers.
+        weight_norm: Frobenius norm of the weight; of a binary one, of the latent weight.
+        dead_units: Share 0..1 of units (channels of maps, features of tokens) whose output is positive for
+            no probe sample; every activation here is positive exactly where its input is. Of a transformer,
+            whose features no activation ends, it says little.
+        cosine_margin: Mean of cos(y, v_label) - max over other classes, in -2..2, for SPELA layers; a
+            block's y is what its head turns.
         alignment: Cosine, -1..1, of the local gradient of the weight and the one that backpropagating
             the cross-entropy of the network's final scores gives it.
     """
@@ -69,11 +85,11 @@ class Probe:
     target: Tensor
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Probe:
-        """At most 500 training samples at equal distances: nothing random, so nothing to seed."""
+    def of(cls, dataset: Dataset, most: int = PROBE_SAMPLES) -> Probe:
+        """At most so many training samples at equal distances: nothing random, so nothing to seed."""
         total = len(dataset.train_y)
         values = max(1, PROBE_VALUES // dataset.train_x[0].numel())
-        count = min(PROBE_SAMPLES, values, total)
+        count = min(most, values, total)
         index = torch.arange(count, device=dataset.train_y.device) * total // count
         return cls(prepare(dataset.train_x[index]), dataset.train_y[index])
 
@@ -96,14 +112,16 @@ def diagnose(net: nn.Module, probe: Probe) -> list[LayerDiagnostics]:
     """Look at every layer with weights; nothing in the network, its gradients or any generator changes.
 
     The end-to-end gradient is that of cross-entropy(s * net(x)), with s the factor of the cosines
-    (`scale`) of a SPELA network's last layer and 1 for other networks.
+    (`scale`) of a SPELA network's last layer and 1 for other networks. It takes backprop's memory on the
+    probe.
 
     Args:
         net: A SpelaSequential or one of the baselines.
         probe: The samples.
 
     Returns:
-        One `LayerDiagnostics` for every linear or convolution layer, first to last.
+        One `LayerDiagnostics` for every local layer, or of a baseline for every module with weights, first to
+        last.
 
     Example:
         >>> from spela.layers import SpelaLinear
@@ -115,43 +133,48 @@ def diagnose(net: nn.Module, probe: Probe) -> list[LayerDiagnostics]:
     """
     with _as_in_evaluation(net):
         outputs = _outputs(net, probe)
-        layers = list(outputs)
-        weights = [layer.weight for layer in layers]
-        final = net(probe.x)
-        last = list(net.children())[-1]
-        scale = float(getattr(last, "scale", 1.0)) if isinstance(last, LocalLayer) else 1.0
-        end_to_end = torch.autograd.grad(
-            nn.functional.cross_entropy(scale * final, probe.target),
-            weights,
-            allow_unused=True,
-        )
-        losses, local = _local(net, probe, weights)
+        weights = [_weights(layer) for layer in outputs]
+        flat = [weight for several in weights for weight in several]
+        end_to_end = _by_weight(_final_loss(net, probe), flat)
+        losses, local = _local(net, probe, flat)
     return [
         LayerDiagnostics(
             loss=losses[min(index, len(losses) - 1)],
-            weight_norm=float(torch.linalg.vector_norm(layer.weight.detach().double())),
+            weight_norm=_norm(own),
             dead_units=_dead(outputs[layer]),
             cosine_margin=_margin(layer, outputs[layer], probe.target),
-            alignment=_cosine(local[index], end_to_end[index]),
+            alignment=_cosine([local.get(w) for w in own], [end_to_end.get(w) for w in own]),
         )
-        for index, layer in enumerate(layers)
+        for index, (layer, own) in enumerate(zip(outputs, weights, strict=True))
     ]
 
 
-def _outputs(net: nn.Module, probe: Probe) -> dict[Any, Tensor]:
-    """Output of every linear or convolution layer, in order, with its activation and pooling."""
-    found: dict[Any, Tensor] = {}
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    if isinstance(module, nn.Linear | nn.Conv2d):  # without a projection, which is the head's
+        own = ("weight", "parametrizations.weight.original")
+        return [p for name, p in module.named_parameters() if name in own]
+    body = module.body if isinstance(module, SpelaBlock) else module
+    return [parameter for parameter in body.parameters() if parameter.dim() >= 2]
+
+
+def _outputs(net: nn.Module, probe: Probe) -> dict[nn.Module, Tensor]:
+    """Output of every layer that learns, in order, with its activation and pooling."""
+    found: dict[nn.Module, Tensor] = {}
     owner: nn.Module | None = None
+    is_local = any(isinstance(module, LocalLayer) for module in net.children())
     x = probe.x
     if isinstance(net, _Embeds):
         x = net.embed(x, probe.target)
     with torch.no_grad():
         for module in net.children():
             x = module(x)
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                found[module] = x
+            if is_local:
                 # A SPELA layer has its activation in it, and its scores are those of its own output.
-                owner = None if isinstance(module, LocalLayer) else module
+                if isinstance(module, LocalLayer):
+                    found[module] = x
+            elif _weights(module):
+                found[module] = x
+                owner = module
             elif isinstance(module, nn.Flatten):
                 owner = None
             elif owner is not None:
@@ -159,29 +182,47 @@ def _outputs(net: nn.Module, probe: Probe) -> dict[Any, Tensor]:
     return found
 
 
+def _final_loss(net: nn.Module, probe: Probe) -> Tensor:
+    """Cross-entropy () of the network's scores, with its graph."""
+    last = list(net.children())[-1]
+    if isinstance(last, ProjectedLayer):  # whose scores have no graph
+        y = probe.x
+        for module in net.children():
+            y = module(y)
+        return last.cross_entropy(y, probe.target)
+    scale = float(getattr(last, "scale", 1.0)) if isinstance(last, LocalLayer) else 1.0
+    return nn.functional.cross_entropy(scale * net(probe.x), probe.target)
+
+
+def _by_weight(loss: Tensor, weights: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    """The gradient of each weight that the loss depends on."""
+    found = torch.autograd.grad(loss, list(weights), allow_unused=True)
+    return {w: gradient for w, gradient in zip(weights, found, strict=True) if gradient is not None}
+
+
 def _local(
     net: nn.Module, probe: Probe, weights: Sequence[Tensor]
-) -> tuple[list[float], Sequence[Tensor | None]]:
+) -> tuple[list[float], dict[Tensor, Tensor]]:
     """Local losses, and the gradient of each weight by which its layer learns."""
     if isinstance(net, DiagnosedByHand):
         rows = net.probe_gradients(probe.x, probe.target)
-        by_weight = {id(weight): gradient for _, weight, gradient in rows}
-        return [float(loss) for loss, _, _ in rows], [by_weight.get(id(w)) for w in weights]
+        by_weight = {weight: gradient for _, weight, gradient in rows}
+        return [float(loss) for loss, _, _ in rows], by_weight
     if hasattr(net, "local_losses"):
         losses = net.local_losses(probe.x, probe.target)  # type: ignore[operator]
     else:
         losses = nn.functional.cross_entropy(net(probe.x), probe.target).reshape(1)
-    gradients = torch.autograd.grad(losses.sum(), list(weights), allow_unused=True)
-    return losses.detach().tolist(), gradients
+    return losses.detach().tolist(), _by_weight(losses.sum(), weights)
 
 
 def _dead(y: Tensor) -> float:
-    active = (y > 0).transpose(0, 1).flatten(1).any(dim=1)  # (units,)
+    units = 2 if y.dim() == 3 else 1  # (B, T, E), else (B, units, ...)
+    active = (y > 0).movedim(units, 0).flatten(1).any(dim=1)  # (units,)
     return float((~active).double().mean())
 
 
 def _margin(layer: nn.Module, y: Tensor, target: Tensor) -> float | None:
-    if not isinstance(layer, LocalLayer):
+    if not isinstance(layer, LocalLayer) or not layer.scores_are_cosines:
         return None
     cosines = layer.scores(y).detach().double()
     own = cosines.gather(1, target[:, None])
@@ -189,10 +230,22 @@ def _margin(layer: nn.Module, y: Tensor, target: Tensor) -> float | None:
     return float((own - others.max(dim=1, keepdim=True).values).mean())
 
 
-def _cosine(first: Tensor | None, second: Tensor | None) -> float | None:
-    if first is None or second is None:
-        return None
-    product = torch.linalg.vector_norm(first.double()) * torch.linalg.vector_norm(second.double())
-    if not float(product) > 0:
+def _norm(tensors: Sequence[Tensor | None]) -> float:
+    """Of several tensors as one vector, without those that are missing."""
+    norms = [torch.linalg.vector_norm(t.detach().double()) for t in tensors if t is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def _cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float | None:
+    """Of two gradients of the same weights; a weight that one does not reach has the gradient zero."""
+    product = _norm(first) * _norm(second)
+    if not product > 0:
         return None  # one of them is zero: no direction
-    return float((first.double() * second.double()).sum() / product)
+    return (
+        math.fsum(
+            float((a.double() * b.double()).sum())
+            for a, b in zip(first, second, strict=True)
+            if a is not None and b is not None
+        )
+        / product
+    )

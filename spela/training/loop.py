@@ -17,7 +17,12 @@ from spela.data.augment import crop_and_flip
 from spela.layers import LocalLayer
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
-from spela.training.diagnostics import Probe, diagnose
+from spela.training.diagnostics import (
+    NETWORK_PROBE_SAMPLES,
+    PROBE_SAMPLES,
+    Probe,
+    diagnose,
+)
 from spela.training.evaluate import (
     LayerwiseClassifier,
     batch_statistics_accuracy,
@@ -260,7 +265,8 @@ class Trainer:
     def _diagnostics(self) -> dict[str, Any]:
         if not self.config.diagnostics:
             return {}
-        rows = diagnose(self.module, Probe.of(self.dataset))
+        most = NETWORK_PROBE_SAMPLES if self.config.network else PROBE_SAMPLES
+        rows = diagnose(self.module, Probe.of(self.dataset, most))
         return {"diagnostics": [asdict(row) for row in rows]}
 
     def _augmentation(self, epoch: int) -> Callable[[Tensor], Tensor] | None:

@@ -1,5 +1,6 @@
 """The fixed directions that layers turn their outputs to: a vector a class, or one a group of classes."""
 
+from spela.vectors.further import further_vectors
 from spela.vectors.grouping import (
     Groups,
     class_grouping,
@@ -35,6 +36,7 @@ __all__ = [
     "coulomb_energy",
     "decode_groups",
     "encode_groups",
+    "further_vectors",
     "group_vectors",
     "most_groups",
     "placed_vectors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,16 @@ from torch import nn
 from spela.baselines import BackpropSequential
 from spela.cli import main
 from spela.data import load_dataset
-from spela.experiments import build_network, make_config
+from spela.experiments import build_network, load_run, make_config
 from spela.experiments import run as run_training
-from spela.layers import SpelaLinear
+from spela.layers import SpelaBlock, SpelaLinear
 from spela.network import SpelaSequential
+from spela.reports.run import diagnostics_figure
 from spela.training import Probe, diagnose
 
 METHODS = ("best", "tmlr", "backprop", "ff", "pepita", "mono")
 PROBE = Probe(torch.rand(40, 1, 8, 8), torch.arange(40) % 10)
+TENS = torch.arange(30) % 10
 
 
 @pytest.mark.parametrize("recipe", METHODS)
@@ -74,6 +77,129 @@ def test_margin_and_dead_units_by_hand() -> None:
 
 
 PROBE2 = Probe(torch.rand(6, 2), torch.arange(6) % 2)
+
+
+def test_blocks_by_an_independent_computation() -> None:
+    torch.manual_seed(0)
+    x, target = torch.rand(12, 1, 6, 6), torch.arange(12) % 3
+    first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    second = nn.Sequential(nn.Conv2d(4, 5, 3), nn.ReLU())
+    with torch.no_grad():
+        first[1].bias.copy_(torch.tensor([1.0, 1.0, -100.0, 1.0]))  # one channel is dead
+        first[1].running_mean.add_(0.1)
+    inner = SpelaBlock(first, 3, x, readout=16, hidden=6, projection=7, scale=9.0)
+    last = SpelaBlock(second, 3, first.eval()(x), readout=5, projection=None, scale=4.0)
+    assert inner.hidden is not None
+    inner.hidden.norm.running_var.fill_(0.3)
+
+    def cosines(rows: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cosine_similarity(rows[:, None], vectors, dim=2)
+
+    def margin(scores: torch.Tensor) -> float:
+        rows = zip(scores.tolist(), target.tolist(), strict=True)
+        gaps = [row.pop(label) - max(row) for row, label in rows]
+        return sum(gaps) / len(gaps)
+
+    y = first(x)
+    z = nn.functional.adaptive_avg_pool2d(y, 2).flatten(1) @ inner.hidden.weight.T
+    z = nn.functional.leaky_relu(z / (0.3 + 1e-5) ** 0.5, 0.01) @ inner.projection[0]
+    answer = cosines(second(y).mean(dim=(2, 3)), last.vectors)
+    ours = nn.functional.cross_entropy(9 * cosines(z, inner.vectors), target)
+    whole = nn.functional.cross_entropy(4 * answer, target)
+    local = torch.autograd.grad(ours, first[0].weight, retain_graph=True)[0].flatten()
+    backprop = torch.autograd.grad(whole, first[0].weight)[0].flatten()
+
+    rows = diagnose(SpelaSequential(inner, last), Probe(x, target))
+    assert [row.loss for row in rows] == pytest.approx([ours.item(), whole.item()], rel=1e-5)
+    assert rows[0].cosine_margin == pytest.approx(margin(cosines(z, inner.vectors)), abs=1e-6)
+    assert rows[1].cosine_margin == pytest.approx(margin(answer), abs=1e-6)
+    expected = nn.functional.cosine_similarity(local, backprop, dim=0).item()
+    assert abs(expected) < 0.99
+    assert rows[0].alignment == pytest.approx(expected, abs=1e-5)
+    assert rows[1].alignment == pytest.approx(1, abs=1e-6)
+    for row, body in zip(rows, (first, second), strict=True):
+        assert row.weight_norm == pytest.approx(body[0].weight.norm().item(), rel=1e-6)
+    dead = [(output.amax(dim=(0, 2, 3)) <= 0).double().mean().item() for output in (y, second(y))]
+    assert dead[0] == 0.25
+    assert [row.dead_units for row in rows] == dead
+
+
+def test_a_body_with_several_weights_is_one_vector_and_tokens_have_their_features_as_units() -> (
+    None
+):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(x)).abs() * torch.tensor([1.0, -1.0])
+
+    body, x = Tokens(), torch.randn(6, 5, 4)
+    rows = diagnose(SpelaSequential(SpelaBlock(body, 3, x)), Probe(x, torch.arange(6) % 3))
+    squares = body.one.weight.square().sum() + body.two.weight.square().sum()
+    assert rows[0].weight_norm == pytest.approx(squares.sqrt().item(), rel=1e-6)
+    assert rows[0].dead_units == 0.5
+    assert rows[0].alignment == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["best", "supervised", "predsim", "mono", "backprop"])
+def test_networks_by_name_are_diagnosed_without_a_trace(recipe: str) -> None:
+    blocks = {} if recipe == "backprop" else {"blocks": "3"}
+    config = make_config("x", recipe, model="resnet", width=4, **blocks)
+    net = build_network(config, (1, 8, 8), 10).train()
+    with torch.no_grad():  # predsim's and mono's heads start at zero: no direction
+        for name, value in net.named_parameters():
+            if name.endswith("projection"):
+                value.normal_(generator=torch.Generator().manual_seed(1))
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    rows = diagnose(net, PROBE)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    alignment = [row.alignment for row in rows]
+    assert None not in alignment
+    if recipe == "backprop":  # the first convolution, six residual blocks and the output layer
+        assert alignment == pytest.approx([1] * 8, abs=1e-5)
+        weights = [p for p in net[2].parameters() if p.dim() > 1]
+        norm = torch.cat([w.flatten() for w in weights]).norm().item()
+        assert rows[1].weight_norm == pytest.approx(norm, rel=1e-6)
+        assert len({row.loss for row in rows}) == 1
+        return
+    assert len(rows) == 3
+    net.eval()
+    assert [row.loss for row in rows] == pytest.approx(
+        net.local_losses(PROBE.x, PROBE.target).tolist(), rel=1e-5
+    )
+    assert (rows[0].cosine_margin is None) == (recipe in ("predsim", "mono"))
+    is_same_loss = recipe != "predsim"  # which has a similarity loss, too
+    assert (abs(alignment[-1] - 1) < 1e-5) == is_same_loss
+    assert alignment[0] < 0.999
+
+
+@pytest.mark.parametrize("binarise", ["all", ""])
+def test_binary_weights_agree_by_their_latent_ones(binarise: str) -> None:
+    net = build_network(make_config("x", "best", layers=(16,), binarise=binarise), (1, 8, 8), 10)
+    assert diagnose(net, PROBE)[0].alignment == pytest.approx(1, abs=1e-5)
+
+
+def test_a_network_of_convolutions_alone_agrees_with_backprop_in_its_last() -> None:
+    config = make_config(
+        "x", "best", model="cnn", channels=(4, 6), kernel_size=3, symmetric_dim=12, layers=(),
+        conv_objective="softmax",
+    )  # fmt: skip
+    rows = diagnose(build_network(config, (1, 20, 20), 10), Probe(torch.rand(30, 1, 20, 20), TENS))
+    assert rows[1].alignment == pytest.approx(1, abs=1e-5)
+    assert rows[0].alignment < 0.999
+
+
+def test_a_fixed_layer_in_front_takes_no_layers_place() -> None:
+    front = nn.Linear(64, 8)
+    net = SpelaSequential(nn.Flatten(), front, SpelaLinear(8, 8, 10), SpelaLinear(8, 8, 10))
+    rows = diagnose(net, PROBE)
+    assert [row.loss for row in rows] == pytest.approx(
+        net.local_losses(PROBE.x, PROBE.target).tolist(), rel=1e-6
+    )
 
 
 def test_frozen_layers_stay_frozen() -> None:
@@ -140,6 +266,24 @@ def test_diagnostics_are_plotted_and_written_for_tensorboard(tmp_path: Path) -> 
     content = b"".join(file.read_bytes() for file in files)
     for tag in (b"test_accuracy/layer_2", b"diagnostics/alignment/layer_1", b"vote_accuracy"):
         assert content.count(tag) == 2, tag  # one an epoch
+
+
+def test_a_run_of_blocks_shows_its_diagnostics(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    blocks = "--data digits --model resnet --width 4 --blocks 3 --epochs 2 --batch-size 400"
+    assert _main(f"train {blocks} --diagnostics --out {out}") == 0
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [len(record["diagnostics"]) for record in records] == [3, 3]
+    net = load_run(out).net.eval()
+    rows = diagnose(net, Probe.of(load_dataset("digits"), 128))
+    for row, noted in zip(rows, records[-1]["diagnostics"], strict=True):
+        assert noted == pytest.approx(asdict(row), rel=1e-5)
+    figure = diagnostics_figure(records)
+    lines = [axes.get_lines() for axes in figure.axes]
+    assert [len(drawn) for drawn in lines] == [3] * 5
+    noted = [record["diagnostics"][1]["cosine_margin"] for record in records]
+    assert list(lines[3][1].get_ydata()) == noted
+    assert (out / "report.html").read_text().count("data:image/png;base64,") == 4
 
 
 def test_without_tensorboard_the_extra_is_named(

@@ -155,7 +155,6 @@ def test_every_command_takes_a_run_of_blocks(
         ({"method": "pepita"}, "method pepita is for linear layers"),
         ({"model": "mlp", "readout": 7}, "would change nothing in this run, it is of blocks"),
         ({"model": "mlp", "width": 7}, "use --model vgg, resnet or vit"),
-        ({"diagnostics": True}, "diagnostics are of layers by size"),
         ({"similarity": 1.0}, r"similarity must be in \[0, 1\)"),
     ],
 )
