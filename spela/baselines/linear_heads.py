@@ -77,7 +77,7 @@ class LinearHeadBlock(SpelaBlock):
 
     def cross_entropy(self, y: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy () of the logits of outputs y, differentiable."""
-        return self._head_loss(self._rows(y), target)
+        return self._head_loss(self.head(y), target)
 
     def _head_loss(self, rows: Tensor, target: Tensor) -> Tensor:
         logits = rows.to(self.projection.dtype) @ self.projection[0]

@@ -30,7 +30,8 @@ def build_named_network(
         generator: Source of class vectors and heads; the body's weights come from the run's seed.
 
     Returns:
-        A `SpelaSequential` of blocks or of SpelaConv2d layers, or for backprop the body and a linear output layer.
+        A `SpelaSequential` of blocks or of SpelaConv2d layers, or for backprop the body and a linear output
+        layer.
 
     Raises:
         ValueError: If the samples do not fit the network, or it has fewer places to cut at than asked for.

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from spela.layers.checkpointing import run_checkpointed
 from spela.layers.contract import FusedOptimizer
-from spela.layers.head import HeadHidden
+from spela.layers.head import Head
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import hold_vectors, place_vectors, set_values
 from spela.layers.modes import in_eval_mode
 from spela.layers.projected import ProjectedLayer
-from spela.layers.readout import check_readable, pooled_size, read_out
+from spela.layers.readout import check_readable
 from spela.layers.similarity import Similarity
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import as_size
@@ -41,6 +41,8 @@ class SpelaBlock(ProjectedLayer):
         num_classes: C, at least 2.
         sample_input: A batch of the body's input, in its dtype and on its device; sets the head's sizes.
         readout: Most numbers that are read out of maps, but at least one a channel.
+        channels: Of a trainable convolution (3 x 3, batch norm, LeakyReLU) of maps, averaged down to at most
+            8 x 8, before they are read out; 0: none.
         hidden: Outputs of a trainable layer (linear, batch norm, LeakyReLU) between what is read out and the
             projection; 0: none. Early blocks, whose features are far from the classes, gain by it.
         projection: d, outputs of the trainable projection; None: what is read out is itself turned.
@@ -73,7 +75,6 @@ class SpelaBlock(ProjectedLayer):
     """
 
     projection: nn.Parameter | None
-    hidden: HeadHidden | None
     similarity: Similarity | None
     vectors: Tensor
     _vector_source: str | Tensor
@@ -86,6 +87,7 @@ class SpelaBlock(ProjectedLayer):
         sample_input: Tensor,
         *,
         readout: int = 256,
+        channels: int = 0,
         hidden: int = 0,
         projection: int | None = 128,
         projection_std: float = 0.1,
@@ -121,16 +123,23 @@ class SpelaBlock(ProjectedLayer):
         self.checkpoint = checkpoint
         y = _sample_output(body, sample_input)
         self.output_shape = y.shape[1:]
-        self._pooled = pooled_size(self.output_shape, self.readout)
-        numbers = read_out(y, self._pooled).shape[1]
-        hidden = as_size("hidden", hidden, least=0)
-        seen = hidden or numbers
-        width = seen if projection is None else as_size("projection", projection)
+        channels, hidden = (
+            as_size(name, size, least=0)
+            for name, size in (("channels", channels), ("hidden", hidden))
+        )
         self.body = body
         # In the parameters' dtype: of a body that autocast runs, the output's is narrower.
         first = next((p for p in body.parameters() if p.is_floating_point()), y)
         factory: dict[str, Any] = {"device": y.device, "dtype": first.dtype}
-        self.hidden = HeadHidden(numbers, hidden, **factory) if hidden else None
+        self.head = Head(
+            self.output_shape,
+            self.readout,
+            as_size("channels", channels, least=0),
+            as_size("hidden", hidden, least=0),
+            **factory,
+        )
+        seen = self.head.width
+        width = seen if projection is None else as_size("projection", projection)
         own = None if projection is None else nn.Parameter(torch.empty(1, seen, width, **factory))
         self.register_parameter("projection", own)
         self.similarity = None
@@ -144,8 +153,7 @@ class SpelaBlock(ProjectedLayer):
         if not place_vectors(self, generator):
             return
         where = "cpu" if generator is None else generator.device
-        if self.hidden is not None:
-            self.hidden.reset_parameters(generator)
+        self.head.reset_parameters(generator)
         if self.projection is not None:
             draw = torch.empty(self.projection.shape, dtype=torch.float32, device=where)
             set_values(
@@ -184,19 +192,7 @@ class SpelaBlock(ProjectedLayer):
         Raises:
             ValueError: If y is not such an output.
         """
-        rows = self._rows(y)
-        seen = rows if self.hidden is None else self.hidden.answer(rows)
-        return seen.to(self.vectors.dtype)[:, None], *self._projector()
-
-    def _rows(self, y: Tensor) -> Tensor:
-        """What is read out: (B, F)."""
-        width = self.output_shape[0 if len(self.output_shape) == 3 else -1]
-        if y.dim() != 1 + len(self.output_shape) or y.shape[1 if y.dim() == 4 else -1] != width:
-            expected = ", ".join(map(str, self.output_shape))
-            raise ValueError(
-                f"outputs of this block must be like (B, {expected}), got {tuple(y.shape)}"
-            )
-        return read_out(y, self._pooled)
+        return self.head.answer(y).to(self.vectors.dtype)[:, None], *self._projector()
 
     def _projector(self) -> tuple[Tensor, Tensor, Tensor]:
         """Projection (1, F, d), class vectors (1, C, d) and groups (1, C) of the op: one kernel."""
@@ -219,9 +215,7 @@ class SpelaBlock(ProjectedLayer):
         y = check_readable(self.forward(x), type(self.body).__name__)
         if counts and x._version != version:
             raise _in_place(self.body)
-        rows = self._rows(y)
-        rows = self.dropout(rows if self.hidden is None else self.hidden(rows))
-        return y, rows
+        return y, self.dropout(self.head(y))
 
     def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss () differentiable in this block's parameters only, and the detached output.

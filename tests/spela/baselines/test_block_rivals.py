@@ -97,7 +97,7 @@ def test_deep_supervision_is_one_gradient_of_all_losses() -> None:
     total, h = torch.zeros((), dtype=torch.float64), x
     for block in net:
         h = block.body(h)
-        rows = read_out(h, block._pooled) @ block.projection[0]
+        rows = read_out(h, block.head.pooled) @ block.projection[0]
         cosines = nn.functional.normalize(rows, dim=1) @ block.vectors.T
         total = total + nn.functional.cross_entropy(20 * cosines, target)
     gradients = torch.autograd.grad(total, list(net.parameters()))

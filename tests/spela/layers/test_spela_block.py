@@ -46,7 +46,7 @@ class _Twice(nn.Module):
 BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "maps": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.LeakyReLU()),
-        (3, 8, 8),
+        (3, 10, 9),
     ),
     "tokens": (_Tokens, (3, 8, 8)),
     "rows": (lambda: nn.Sequential(nn.Linear(6, 9), nn.Tanh()), (6,)),
@@ -67,22 +67,30 @@ def _block(
     return block, x, torch.arange(12) % CLASSES
 
 
+def _normed(z: Tensor, norm: nn.Module) -> Tensor:
+    """Batch norm, which moves its statistics, and LeakyReLU."""
+    z = nn.functional.batch_norm(
+        z, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True
+    )
+    norm.num_batches_tracked += 1
+    return nn.functional.leaky_relu(z, 0.01)
+
+
 def _expected(block: SpelaBlock, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The loss as the spec writes it, in operators that autograd knows."""
     y = block.body(x)
     rows = y
-    if y.dim() == 4:
+    if block.head.convolution is not None:
+        small = nn.functional.adaptive_avg_pool2d(y, (min(8, y.shape[2]), min(8, y.shape[3])))
+        z = nn.functional.conv2d(small, block.head.convolution.weight, padding=1)
+        maps = _normed(z, block.head.convolution.norm)
+        rows = nn.functional.adaptive_avg_pool2d(maps, (2, 2)).flatten(1)
+    elif y.dim() == 4:
         rows = nn.functional.adaptive_avg_pool2d(y, (2, 2)).flatten(1)
     elif y.dim() == 3:
         rows = y.mean(dim=1)
-    if block.hidden is not None:
-        z = rows @ block.hidden.weight.T
-        norm = block.hidden.norm
-        z = nn.functional.batch_norm(
-            z, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True
-        )
-        norm.num_batches_tracked += 1
-        rows = nn.functional.leaky_relu(z, 0.01)
+    if block.head.hidden is not None:
+        rows = _normed(rows @ block.head.hidden.weight.T, block.head.hidden.norm)
     if block.projection is not None:
         rows = rows @ block.projection[0]
     cosines = nn.functional.normalize(rows, dim=1) @ block.vectors.T
@@ -111,6 +119,8 @@ SETTINGS = [
     {"objective": "softmax", "projection": None, "scale": 3.0},
     {"similarity": 0.99},
     {"hidden": 5},
+    {"channels": 4, "hidden": 5},
+    {"channels": 4, "projection": None, "objective": "log"},
     {"hidden": 5, "projection": None, "objective": "mse"},
     {"similarity": 0.5, "projection": None, "objective": "cosine"},
 ]
@@ -142,6 +152,7 @@ def test_loss_and_gradients_are_those_of_autograd(kind: str, settings: dict[str,
     [
         *((kind, {}) for kind in BODIES),
         ("maps", {"hidden": 5}),
+        ("maps", {"channels": 4, "hidden": 5}),
         ("maps", {"similarity": 0.5}),
         ("rows", {"projection": None}),
     ],
@@ -281,13 +292,27 @@ def test_a_hidden_layer_answers_for_each_sample_alone() -> None:
         if "norm.running" in name or "num_batches" in name:
             assert torch.equal(value, before[name]), name
     assert {id(p) for p in block.head_parameters()} == {
-        id(p) for p in (block.projection, *block.hidden.parameters())
+        id(p) for p in (block.projection, *block.head.hidden.parameters())
     }
+
+
+def test_a_heads_convolution_answers_for_each_sample_alone_and_is_of_maps_only() -> None:
+    block, x, target = _block("maps", channels=4)
+    block.local_step(x, target, LocalAdam(block.parameters(), lr=0.01))
+    y = block.body.eval()(x)
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    together = block.scores(y)
+    torch.testing.assert_close(together[3:4], block.scores(y[3:4]))
+    torch.testing.assert_close(together, block.eval().scores(y))
+    for name, value in block.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for kind in ("tokens", "rows"):
+        assert _block(kind, channels=4)[0].head.convolution is None
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
 def test_mixed_precision_learns_and_keeps_float32(hidden: int) -> None:
-    block, x, target = _block("maps", dtype=torch.float32, hidden=hidden)
+    block, x, target = _block("maps", dtype=torch.float32, hidden=hidden, channels=hidden)
     optimizer = LocalAdam(block.parameters(), lr=0.01)
     losses = []
     for _ in range(30):
@@ -420,7 +445,7 @@ def test_a_similarity_loss_of_its_own_starts_from_its_generator() -> None:
 
 def test_one_sample_is_scored_by_its_own_statistics_too() -> None:
     block, x, _ = _block("rows", hidden=5)
-    norm = block.hidden.norm
+    norm = block.head.hidden.norm
     norm.running_mean = norm.running_var = None
     nn.init.normal_(norm.bias)  # all that one sample's own statistics leave
     rows = nn.functional.leaky_relu(norm.bias, 0.01)[None] @ block.projection[0]

@@ -49,23 +49,29 @@ def test_heads_learn_by_value_and_bodies_stay_in_every_bit() -> None:
         with torch.no_grad():
             x = block.body.eval()(x)
         rows = (
-            nn.functional.adaptive_avg_pool2d(x, block._pooled).flatten(1) @ block.hidden.weight.T
+            nn.functional.adaptive_avg_pool2d(x, block.head.pooled).flatten(1)
+            @ block.head.hidden.weight.T
         )
-        norm = block.hidden.norm
+        norm = block.head.hidden.norm
         made = nn.functional.batch_norm(rows, None, None, norm.weight, norm.bias, training=True)
         made = nn.functional.leaky_relu(made, 0.01) @ block.projection[0]
         cosines = nn.functional.cosine_similarity(made[:, None], block.vectors[:3], dim=2)
         by_hand = nn.functional.cross_entropy(block.scale * cosines, target)
         assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
-        head = [block.hidden.weight, norm.weight, norm.bias, block.projection]
+        head = [block.head.hidden.weight, norm.weight, norm.bias, block.projection]
         gradients = torch.autograd.grad(by_hand, head)
         assert all(gradient.abs().max() > 0 for gradient in gradients)
-        mine = [ours.hidden.weight, ours.hidden.norm.weight, ours.hidden.norm.bias, ours.projection]
+        mine = [
+            ours.head.hidden.weight,
+            ours.head.hidden.norm.weight,
+            ours.head.hidden.norm.bias,
+            ours.projection,
+        ]
         for parameter, gradient, learnt in zip(head, gradients, mine, strict=True):
             torch.testing.assert_close(learnt.detach(), (parameter - 0.5 * gradient).detach())
         kept, before = ours.body.state_dict(), block.body.state_dict()
         assert all(torch.equal(value, before[name]) for name, value in kept.items())
-        assert ours.hidden.norm.num_batches_tracked == 1
+        assert ours.head.hidden.norm.num_batches_tracked == 1
     stream.freeze_bodies(False)
     stream.observe(X, Y)
     for ours, block in zip(net, expected, strict=True):
