@@ -167,6 +167,9 @@ Optimizer = Annotated[str | None, typer.Option(help="sgd, adam, adamw.")]
 Lr = Annotated[float | None, typer.Option(help="Initial learning rate.")]
 Momentum = Annotated[float | None, typer.Option(help="Of sgd.")]
 WeightDecay = Annotated[float | None, typer.Option(help="L2 penalty.")]
+HeadWeightDecay = Annotated[
+    float | None, typer.Option(help="L2 penalty of the blocks' heads (default: --weight-decay's).")
+]
 Schedule = Annotated[str | None, typer.Option(help="constant, cosine, drop.")]
 Shuffle = Annotated[
     bool | None, typer.Option("--shuffle/--no-shuffle", help="New order every epoch.")

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from spela.data import Dataset
 from spela.distributed.data_parallel import DataParallelSequential
 from spela.distributed.folder import SharedRunFolder
@@ -73,7 +71,7 @@ def run_parallel(
         trainer = DataParallelTrainer(config, joint, optimizer, data, folder, listener)
     else:
         spread = LayerParallelSequential(net, ranks, dataset.sample_shape)
-        optimizer = build_optimizer(config, nn.ParameterList(spread.own_parameters))
+        optimizer = build_optimizer(config, spread)
         data = dataset if ranks.is_main else _without_inputs(dataset)
         data = data.to(ranks.device)
         trainer = LayerParallelTrainer(config, spread, optimizer, data, folder, listener)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from spela.baselines import BackpropSequential
 from spela.experiments.block_networks import build_named_network
 from spela.experiments.initial import FLOAT32, initialised_linear, torch_default
 from spela.experiments.rivals import Network, build_rival
-from spela.layers import RowNorm, SpelaConv2d, SpelaLinear, with_binary_weight
+from spela.layers import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, with_binary_weight
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
@@ -202,19 +203,34 @@ def _convolutions(
 
 
 def build_optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:
-    """The run's optimizer over all parameters of `net`.
+    """The run's optimizer over all parameters of `net`; heads with a weight decay of their own are a group.
 
     Args:
         config: The run's settings.
-        net: The network, already on its device.
+        net: The network, already on its device; what is on the meta device, another process trains.
 
     Returns:
         `LocalSGD` or `LocalAdam`, which are torch's SGD and Adam for a backprop network, or AdamW.
     """
-    parameters = list(net.parameters())
+    groups = _groups(config, net)
     decay = config.weight_decay
     if config.optimizer == "sgd":
-        return LocalSGD(parameters, config.lr, momentum=config.momentum, weight_decay=decay)
+        return LocalSGD(groups, config.lr, momentum=config.momentum, weight_decay=decay)
     if config.optimizer == "adam":
-        return LocalAdam(parameters, config.lr, weight_decay=decay)
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=decay, fused=True)
+        return LocalAdam(groups, config.lr, weight_decay=decay)
+    return torch.optim.AdamW(groups, config.lr, weight_decay=decay, fused=True)
+
+
+def _groups(config: RunConfig, net: nn.Module) -> list[dict[str, Any]]:
+    own = [parameter for parameter in net.parameters() if not parameter.is_meta]
+    if config.head_weight_decay is None:
+        return [{"params": own}]
+    blocks = [module for module in net.modules() if isinstance(module, SpelaBlock)]
+    heads = {id(parameter) for block in blocks for parameter in block.head_parameters()}
+    return [
+        {"params": [parameter for parameter in own if id(parameter) not in heads]},
+        {
+            "params": [parameter for parameter in own if id(parameter) in heads],
+            "weight_decay": config.head_weight_decay,
+        },
+    ]

@@ -57,6 +57,7 @@ _COMMON: dict[str, Any] = {
     "projection": 128,
     "similarity": 0.0,
     "augment": False,
+    "head_weight_decay": None,
 }
 
 # Cross-entropy, AdamW 1e-3, cosine schedule.

@@ -27,7 +27,7 @@ _OF_LINEAR_LAYERS = (
     "normalize_input",
     "dropout",
 )
-_OF_BLOCKS = ("readout", "head_hidden", "projection", "similarity")
+_OF_BLOCKS = ("readout", "head_hidden", "projection", "similarity", "head_weight_decay")
 
 
 def unread_settings(config: RunConfig) -> dict[str, str]:
@@ -80,7 +80,7 @@ def _unread_by_network(config: RunConfig) -> Iterator[tuple[str, str]]:
     elif config.method in ("mono", "predsim"):
         yield "init", "of backprop's output layer"
         for name in of_heads:
-            if name not in ("readout", "similarity"):
+            if name not in ("readout", "similarity", "head_weight_decay"):
                 yield name, f"of SPELA's heads, not of {config.method}'s"
         if config.method == "mono":
             yield "similarity", "of predsim and SPELA"

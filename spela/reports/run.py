@@ -27,11 +27,13 @@ GEOMETRY_SAMPLES = 1000
 MAX_CLASSES_NAMED = 20
 
 
-def _per_layer(axes: Axes, records: list[dict[str, Any]], key: str, factor: float = 1.0) -> None:
+def _per_layer(
+    axes: Axes, records: list[dict[str, Any]], key: str, factor: float = 1.0, part: str = "layer"
+) -> None:
     epochs = [record["epoch"] for record in records]
     for layer in range(len(records[0][key])):
         values = [factor * record[key][layer] for record in records]
-        axes.plot(epochs, values, marker="o", markersize=3, label=f"layer {layer + 1}")
+        axes.plot(epochs, values, marker="o", markersize=3, label=f"{part} {layer + 1}")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -45,7 +47,9 @@ def _curves(records: list[dict[str, Any]]) -> Figure:
     loss.set_ylabel("mean training loss")
     _per_layer(accuracy, records, "test_accuracy", 100)
     accuracy.set_ylabel("test accuracy, %")
-    _per_layer(norm, records, "weight_norm")
+    # A block, and a network that answers at its end alone, has several weights.
+    several = len(records[0]["weight_norm"]) != len(records[0]["test_accuracy"])
+    _per_layer(norm, records, "weight_norm", part="weight" if several else "layer")
     norm.set_ylabel("weight norm (Frobenius)")
     return figure
 

@@ -120,6 +120,7 @@ class RunConfig:
         lr: Initial learning rate per mean-sample loss.
         momentum: Of sgd.
         weight_decay: L2 penalty (decoupled for adamw).
+        head_weight_decay: That of the blocks' heads and similarity losses; None: as of their bodies.
         schedule: constant, cosine (to zero, by step) or drop (lr_drop less every 10 epochs).
         lr_drop: What `drop` subtracts, in units of lr.
         diagnostics: After every epoch, look at every layer on fixed training samples.
@@ -183,6 +184,7 @@ class RunConfig:
     head_hidden: int = 0
     similarity: float = 0.0
     augment: bool = False
+    head_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -223,8 +225,9 @@ class RunConfig:
                 raise ValueError(
                     f"{name} must be a positive number that float32 holds, got {getattr(self, name)}"
                 )
-        for name in ("weight_decay", "lr_drop", "negative_slope", "noise"):
-            if not 0 <= getattr(self, name) <= _LARGEST:
+        for name in ("weight_decay", "head_weight_decay", "lr_drop", "negative_slope", "noise"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= _LARGEST:
                 raise ValueError(
                     f"{name} must be 0 or more and in float32's range, got {getattr(self, name)}"
                 )
@@ -296,7 +299,13 @@ class RunConfig:
         """
         if not isinstance(values, dict):
             raise ValueError("a run's config must be a JSON object")
-        kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
+        kinds = {
+            "int": int,
+            "float": (int, float),
+            "float | None": (int, float, type(None)),
+            "str": str,
+            "bool": bool,
+        }
         known = {field.name: str(field.type) for field in fields(cls)}
         values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values
         if set(values) != set(known):

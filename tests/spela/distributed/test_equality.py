@@ -127,12 +127,16 @@ def _records(path: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in record.items() if k not in _OF_THE_MACHINE} for record in records]
 
 
-@pytest.mark.parametrize("changes", [{}, workers.CNN_RUN], ids=["run", "cnn"])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("run", {}), ("cnn", workers.CNN_RUN), ("blocks", workers.BLOCK_RUN)],
+    ids=["run", "cnn", "blocks"],
+)
 def test_a_layer_parallel_run_leaves_what_one_process_leaves(
-    changes: dict[str, object], done: Path, tmp_path: Path
+    kind: str, changes: dict[str, object], done: Path, tmp_path: Path
 ) -> None:
     run(workers.config(**changes), workers.dataset(), tmp_path / "one")
-    name = "cnn-layers" if changes else "run-layers"
+    name = f"{kind}-layers"
     paths = [tmp_path / "one", done / name, *([] if changes else [done / "half" / "layers"])]
     one, *others = [load_file(path / "checkpoint.safetensors") for path in paths]
     for other in others:
@@ -169,6 +173,15 @@ def test_a_data_parallel_run_leaves_what_one_process_leaves(done: Path, tmp_path
         for key, value in joint.items():
             torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-4, msg=key)
         assert [r["epoch"] for r in _records(path)] == [1, 2]
+
+
+def test_a_data_parallel_run_of_blocks_is_within_rounding(done: Path, tmp_path: Path) -> None:
+    run(workers.config(**workers.BLOCK_RUN), workers.dataset(), tmp_path / "one")
+    paths = (tmp_path / "one", done / "blocks-data")
+    one, joint = [load_file(path / "checkpoint.safetensors") for path in paths]
+    assert one.keys() == joint.keys()
+    for key in ("model.0.projection", "model.2.hidden.weight", "model.1.hidden.norm.running_mean"):
+        torch.testing.assert_close(joint[key], one[key], rtol=1e-2, atol=1e-3, msg=key)
 
 
 def test_an_error_of_rank_0_is_an_error_of_all(done: Path) -> None:

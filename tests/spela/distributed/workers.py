@@ -124,6 +124,14 @@ def dataset() -> Dataset:
 
 
 CNN_RUN = {"model": "cnn", "channels": (4,), "kernel_size": 3, "layers": (8,), "head_epochs": 1}
+BLOCK_RUN = {
+    "model": "resnet",
+    "width": 4,
+    "blocks": "3",
+    "layers": (),
+    "head_hidden": 6,
+    "head_weight_decay": 20.0,
+}
 
 
 def main(out: Path) -> None:
@@ -138,6 +146,7 @@ def main(out: Path) -> None:
         run_parallel(config(), dataset(), out / f"run-{form}", ranks, form)
         run_parallel(config(), dataset(), out / "half" / form, ranks, form, resume=True)
         run_parallel(config(**CNN_RUN), dataset(), out / f"cnn-{form}", ranks, form)
+        run_parallel(config(**BLOCK_RUN), dataset(), out / f"blocks-{form}", ranks, form)
         run_parallel(config(), dataset(), out / f"run-{form}", ranks, form, resume=True)
         more, longer = out / f"more-{form}", config(epochs=3)
         run_parallel(config(), dataset(), more, ranks, form)

@@ -18,6 +18,7 @@ OTHER = {
     "conv_scale": 7.0, "objective": "angular", "scale": 3.0, "vectors": "gaussian", "activation": "tanh",
     "negative_slope": 0.3, "init": "kaiming-normal", "bias_init": "uniform", "normalize_input": "unit",
     "dropout": 0.4, "momentum": 0.5, "readout": 64, "head_hidden": 12, "projection": 24, "similarity": 0.3,
+    "head_weight_decay": 0.5,
 }  # fmt: skip
 SHAPES = [
     ("mlp", {"layers": (12,)}),

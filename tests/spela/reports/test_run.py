@@ -11,7 +11,7 @@ from spela.data import load_dataset
 from spela.data.prepare import prepare
 from spela.experiments import load_run, make_config
 from spela.experiments import run as run_training
-from spela.reports.run import _geometry
+from spela.reports.run import _curves, _geometry
 
 
 @pytest.mark.parametrize("recipe", ["best", "mono"])
@@ -22,6 +22,9 @@ def test_a_layers_mean_scores_are_shown_on_their_own_scale(recipe: str, tmp_path
     run = load_run(tmp_path / "run")
     figure = _geometry(run, data)
     assert figure is not None
+    # One block holds fifteen convolutions, whose norms are no blocks'.
+    curves = [[line.get_label() for line in axes.get_lines()] for axes in _curves(run.records).axes]
+    assert curves == [["layer 1"], ["layer 1"], [f"weight {index}" for index in range(1, 16)]]
     (image,) = figure.axes[0].images
     with torch.no_grad():
         scores = run.net.eval()(prepare(data.test_x))

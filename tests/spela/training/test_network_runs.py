@@ -16,7 +16,7 @@ from spela.data import Dataset, load_dataset, resize_images
 from spela.data.prepare import prepare
 from spela.experiments import build_network, build_optimizer, load_run, make_config, run
 from spela.layers import SpelaBlock, SpelaConv2d
-from spela.training import RunFolder, Trainer
+from spela.training import RunConfig, RunFolder, Trainer
 
 SMALL = {"width": 8, "epochs": 2, "augment": True}
 
@@ -113,6 +113,7 @@ def test_every_command_takes_a_run_of_blocks(
         return shown.out
 
     train = ("train", "--data", "digits", "--model", "resnet", "--width", "8", "--blocks", "2")
+    train += ("--head-weight-decay", "0.1")
     shown = spela(*train, "--augment", "--similarity", "0.1", "--epochs", "1", "--out", out)
     assert "spela resnet, blocks: 2 on digits" in shown
     assert "blocks" in spela("info", out)
@@ -156,11 +157,85 @@ def test_every_command_takes_a_run_of_blocks(
         ({"model": "mlp", "readout": 7}, "would change nothing in this run, it is of blocks"),
         ({"model": "mlp", "width": 7}, "use --model vgg, resnet or vit"),
         ({"similarity": 1.0}, r"similarity must be in \[0, 1\)"),
+        (
+            {"model": "mlp", "head_weight_decay": 0.0},
+            "would change nothing in this run, it is of bl",
+        ),
+        (
+            {"recipe": "backprop", "head_weight_decay": 0.1},
+            "would change nothing in this run, it is of bl",
+        ),
+        ({"head_weight_decay": -1.0}, "head_weight_decay must be 0 or more"),
+        ({"head_weight_decay": float("nan")}, "head_weight_decay must be 0 or more"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_config("digits", **{"model": "resnet", **settings})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("recipe", ["best", "supervised", "predsim"])
+def test_heads_have_a_weight_decay_of_their_own(recipe: str, optimizer: str) -> None:
+    settings = {"width": 4, "blocks": "2", "similarity": 0.2, "optimizer": optimizer, "lr": 0.01}
+    config = make_config(
+        "digits", recipe, model="resnet", weight_decay=0.3, head_weight_decay=20.0, **settings
+    )
+    net = build_network(config, (1, 8, 8), 10)
+    twin = build_network(config, (1, 8, 8), 10)
+    parts = [dict(part.named_parameters()) for part in (net, twin)]
+    assert all(torch.equal(value, parts[1][name]) for name, value in parts[0].items())
+    x, target = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+    with torch.no_grad():  # linear heads start at zero, where no decay shows
+        for (name, value), other in zip(parts[0].items(), parts[1].values(), strict=True):
+            if name.endswith("projection"):
+                other.copy_(value.normal_())
+    ours = build_optimizer(config, net)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    theirs = kind(
+        [
+            {"params": [value for name, value in parts[1].items() if ".body." in f".{name}"]},
+            {
+                "params": [value for name, value in parts[1].items() if ".body." not in f".{name}"],
+                "weight_decay": 20.0,
+            },
+        ],
+        lr=0.01,
+        weight_decay=0.3,
+    )
+    for _ in range(2):
+        net.local_step(x, target, ours)
+        twin.local_losses(x, target).sum().backward()
+        theirs.step()
+        theirs.zero_grad()
+    for name, value in parts[0].items():
+        torch.testing.assert_close(value, parts[1][name], rtol=2e-4, atol=2e-5)
+
+
+def test_a_run_with_a_weight_decay_of_heads_goes_on_in_the_same_bits(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    settings = {"model": "resnet", "blocks": "2", **SMALL, "schedule": "constant"}
+    two = make_config("digits", head_weight_decay=2.0, **settings)
+    one = make_config("digits", head_weight_decay=2.0, **{**settings, "epochs": 1})
+    run(two, digits, tmp_path / "two")
+    run(one, digits, tmp_path / "cut")
+    run(two, digits, tmp_path / "cut", resume=True, extend=True)
+    run(make_config("digits", **settings), digits, tmp_path / "same")
+    first, second, same = (
+        load_file(tmp_path / out / "checkpoint.safetensors") for out in ("two", "cut", "same")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["model.0.projection"], same["model.0.projection"])
+    saved = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert saved["head_weight_decay"] == 2.0
+    assert RunConfig.from_dict(saved) == two
+    assert "head_weight_decay" not in json.loads((tmp_path / "same" / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"head_weight_decay 2\.0 -> None"):
+        run(make_config("digits", **settings), digits, tmp_path / "two", resume=True)
+    with pytest.raises(ValueError, match="head_weight_decay='much'"):
+        RunConfig.from_dict({**saved, "head_weight_decay": "much"})
 
 
 def test_what_cannot_run_leaves_no_folder(digits: Dataset, tmp_path: Path) -> None:
