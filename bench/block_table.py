@@ -36,6 +36,8 @@ ROWS = (
     "blocks=layers head_hidden=512 readout=512",
     "blocks=layers head_hidden=1024 readout=1024",
     "blocks=layers readout=512",
+    "blocks=layers head_channels=32",
+    "blocks=layers head_channels=64",
     "blocks=layers readout=64",
     "blocks=layers scale=10",
     "blocks=layers lr=1e-3",

@@ -91,6 +91,12 @@ Blocks = Annotated[
 Readout = Annotated[
     int | None, typer.Option(help="Most numbers that a block's head reads out of a map.")
 ]
+HeadChannels = Annotated[
+    int | None,
+    typer.Option(
+        help="Channels of a 3 x 3 convolution in every block's head, where it sees maps; 0: none."
+    ),
+]
 HeadHidden = Annotated[
     int | None, typer.Option(help="Outputs of a hidden layer in every block's head; 0: none.")
 ]

@@ -67,6 +67,7 @@ def build_named_network(
         objective=config.objective,
         scale=config.scale,
         readout=config.readout,
+        channels=config.head_channels,
         hidden=config.head_hidden,
         projection=config.projection,
         projection_std=config.projection_std,

@@ -53,6 +53,7 @@ _COMMON: dict[str, Any] = {
     "width": 0,
     "blocks": "",
     "readout": 256,
+    "head_channels": 0,
     "head_hidden": 0,
     "projection": 128,
     "similarity": 0.0,

@@ -27,7 +27,14 @@ _OF_LINEAR_LAYERS = (
     "normalize_input",
     "dropout",
 )
-_OF_BLOCKS = ("readout", "head_hidden", "projection", "similarity", "head_weight_decay")
+_OF_BLOCKS = (
+    "readout",
+    "head_channels",
+    "head_hidden",
+    "projection",
+    "similarity",
+    "head_weight_decay",
+)
 
 
 def unread_settings(config: RunConfig) -> dict[str, str]:
@@ -89,6 +96,10 @@ def _unread_by_network(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield from ((name, "of convolutions") for name in _OF_CONVOLUTIONS if name not in read)
     own = ("objective", "scale", "init", "dropout")
     yield from ((name, "of linear layers") for name in _OF_LINEAR_LAYERS if name not in own)
+    if config.network == "vit":
+        yield from (
+            (name, "of networks whose parts give maps") for name in ("readout", "head_channels")
+        )
     yield "input_dropout", "of linear layers and convolutions by size"
 
 

@@ -20,7 +20,7 @@ _LEAST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).m
 MOST = 2**31 - 1
 _POSITIVE = ("epochs", "batch_size", "kernel_size", "symmetric_dim", "readout", "projection")
 _SIZES = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(
-    ("head_epochs", "resize", "width", "head_hidden"), 0
+    ("head_epochs", "resize", "width", "head_channels", "head_hidden"), 0
 )
 
 _CHOICES: dict[str, Collection[str]] = {
@@ -129,6 +129,7 @@ class RunConfig:
         blocks: How many blocks, or layers (as many as there are places to cut at); or conv: instead of
             blocks, SpelaConv2d layers (vgg).
         readout: Most numbers that a block's head reads out of a map.
+        head_channels: Of the heads' convolutions of maps; 0: none.
         head_hidden: Outputs of the heads' hidden layers; 0: none.
         projection: Outputs of the heads' projections; their loss is `objective` with `scale`.
         similarity: Weight of the blocks' similarity loss, in [0, 1).
@@ -181,6 +182,7 @@ class RunConfig:
     blocks: str = ""
     readout: int = 256
     projection: int = 128
+    head_channels: int = 0
     head_hidden: int = 0
     similarity: float = 0.0
     augment: bool = False

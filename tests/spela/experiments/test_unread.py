@@ -17,8 +17,8 @@ OTHER = {
     "kernel_size": 4, "symmetric_dim": 12, "projection_std": 0.5, "groups": "3", "conv_objective": "cosine",
     "conv_scale": 7.0, "objective": "angular", "scale": 3.0, "vectors": "gaussian", "activation": "tanh",
     "negative_slope": 0.3, "init": "kaiming-normal", "bias_init": "uniform", "normalize_input": "unit",
-    "dropout": 0.4, "momentum": 0.5, "readout": 64, "head_hidden": 12, "projection": 24, "similarity": 0.3,
-    "head_weight_decay": 0.5,
+    "dropout": 0.4, "momentum": 0.5, "readout": 64, "head_channels": 5, "head_hidden": 12, "projection": 24,
+    "similarity": 0.3, "head_weight_decay": 0.5,
 }  # fmt: skip
 SHAPES = [
     ("mlp", {"layers": (12,)}),
@@ -75,6 +75,10 @@ def test_what_is_called_unread_is_not_read(recipe: tuple[str, str]) -> None:
         ({"recipe": "tmlr", "scale": 5.0}, "scale 5.0 .* it is of objective softmax"),
         ({"negative_slope": 0.3}, "negative_slope 0.3 .* of activation leaky_relu or prelu"),
         ({"layers": (9,), "dropout": 0.5}, "dropout 0.5 .* of layers after the first"),
+        (
+            {"model": "vit", "head_channels": 9},
+            "head_channels 9 .* of networks whose parts give maps",
+        ),
         ({"model": "cnn", "activation": "tanh"}, "activation 'tanh' .* of a head"),
     ],
 )
