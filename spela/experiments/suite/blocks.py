@@ -10,6 +10,8 @@ __all__ = ["BLOCKS"]
 
 _IMAGES = ("cifar10", "fashion-mnist")
 _VGG: dict[str, Any] = {"width": 16, "augment": True}
+# One convolution a block leaves much to its head.
+_LAYERS: dict[str, Any] = {**_VGG, "blocks": "layers", "head_channels": 64}
 _VIT: dict[str, Any] = {"width": 128, "augment": True}
 
 
@@ -17,8 +19,8 @@ def _spela(name: str, model: str, settings: dict[str, Any], blocks: str, **more:
     return Row(name, "best", model, {**settings, "blocks": blocks}, series="SPELA", **more)
 
 
-def _rival(name: str, recipe: str, **more: Any) -> Row:
-    return Row(name, recipe, "vgg", {**_VGG, "blocks": "layers"}, series="rivals", **more)
+def _rival(name: str, recipe: str, settings: dict[str, Any]) -> Row:
+    return Row(name, recipe, "vgg", settings, series="rivals", rival="backprop")
 
 
 _CONVOLUTIONS = (
@@ -27,11 +29,11 @@ _CONVOLUTIONS = (
         _spela(f"{count} block{'s' * (count > 1)}", "vgg", _VGG, str(count), rival="backprop")
         for count in (1, 2, 3)
     ),
-    _spela("layers", "vgg", _VGG, "layers", rival="backprop"),
+    _spela("layers", "vgg", _LAYERS, "layers", rival="backprop"),
     _spela("SpelaConv2d layers", "vgg", _VGG, "conv", rival="backprop"),
-    _rival("layers, deep supervision", "supervised", rival="backprop"),
-    _rival("layers, predsim", "predsim", rival="backprop"),
-    _rival("layers, Mono-Forward heads", "mono", rival="backprop"),
+    _rival("layers, deep supervision", "supervised", _LAYERS),
+    _rival("layers, predsim", "predsim", {**_VGG, "blocks": "layers"}),
+    _rival("layers, Mono-Forward heads", "mono", {**_VGG, "blocks": "layers"}),
 )
 _TRANSFORMER = (
     Row("vit, backprop", "backprop", "vit", _VIT, ("fashion-mnist",), series="backprop, vit"),
