@@ -11,6 +11,8 @@ window.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -107,8 +109,8 @@ def _moments(
         share = tracked.to(mean.dtype).reciprocal()  # the mean of all batches
         if norm.momentum is not None:
             share = torch.full_like(share, norm.momentum)
-        others = torch.sym_max(_pixels(conv) - 1, 1)
-        unbiased = variance * _pixels(conv) / others
+        count: Any = _pixels(conv)  # a symbol, if any batch is to fit
+        unbiased = variance * (count / torch.sym_max(count - 1, 1))
         moved = running_mean.lerp(mean, share), running_var.lerp(unbiased, share)
         mean = torch.where(training, mean, running_mean)
         variance = torch.where(training, variance, running_var)
