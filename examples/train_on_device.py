@@ -45,20 +45,20 @@ class Device:
         self.carried: dict[str, np.ndarray] = {}  # empty: the file's own weights
         self.random = np.random.default_rng(seed)
 
-    def masks(self, count: int, training: bool) -> dict[str, np.ndarray]:
-        """What dropout multiplies by: ones when it is off."""
-        masks = {}
+    def modes(self, count: int, training: bool) -> dict[str, np.ndarray]:
+        """Which moments batch norms take, and what dropouts multiply by: ones when they are off."""
+        modes = {"training": np.array(training)} if "training" in self.shapes else {}
         for name, p in self.facts["dropout"].items():
             shape = (count, *self.shapes[name])
             kept = self.random.random(shape) >= p if training else np.ones(shape)
-            masks[name] = (kept / (1 - p if training else 1)).astype(np.float32)
-        return masks
+            modes[name] = (kept / (1 - p if training else 1)).astype(np.float32)
+        return modes
 
     def step(self, x: np.ndarray, y: np.ndarray, lr: float) -> np.ndarray:
         """One update; the losses of all layers."""
         feed = {"x": x, "target": y, "lr": np.array(lr, np.float32)}
         values = self.session.run(
-            self.outputs, {**feed, **self.masks(len(x), True), **self.carried}
+            self.outputs, {**feed, **self.modes(len(x), True), **self.carried}
         )
         found = dict(zip(self.outputs, values, strict=True))
         self.carried = {k[4:]: v for k, v in found.items() if k.startswith("new.")}
@@ -68,7 +68,7 @@ class Device:
         """Share of samples that each layer gets right; nothing is learnt."""
         feed = {"x": x, "target": y, "lr": np.array(0, np.float32)}
         names = [name for name in self.outputs if name.startswith("scores.")]
-        scores = self.session.run(names, {**feed, **self.masks(len(x), False), **self.carried})
+        scores = self.session.run(names, {**feed, **self.modes(len(x), False), **self.carried})
         return [float((s.argmax(axis=1) == y).mean()) for s in scores]
 
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spela.export.program import Program
@@ -45,6 +46,10 @@ def write_onnx(program: Program, path: Path, *, opset: int = OPSET) -> None:
     for name in ("onnx", "onnxscript"):
         if find_spec(name) is None:
             raise ValueError(f"{name} is not installed: pip install 'spela[export]'")
+    if any(value.dtype == torch.bfloat16 for value in program.defaults.values()):
+        raise ValueError(
+            "weights in bfloat16 have no ONNX file here: call float() first, or write a pt2 file"
+        )
     tensors = [*program.exported.state_dict.values(), *program.defaults.values()]
     if sum(t.numel() * t.element_size() for t in tensors) > MOST_BYTES:
         raise ValueError("an ONNX file ends at 2 GiB and this network is larger: use --format pt2")
@@ -54,7 +59,6 @@ def write_onnx(program: Program, path: Path, *, opset: int = OPSET) -> None:
 
 def _model(program: Program, opset: int) -> Any:
     import onnx  # here because it is an extra
-    import torch
 
     with warnings.catch_warnings():
         # Of torch's own code about its next version: nothing a caller could change.

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
+from spela.export.conv_step import conv_step
 from spela.export.inference import layer_scores
 from spela.export.program import (
     Program,
@@ -20,10 +20,10 @@ from spela.export.program import (
     example_batch,
     without_paths,
 )
+from spela.export.step_checks import check_input, check_network, parts_of
 from spela.export.updates import Update, optimizer_state, update_of
-from spela.layers import Frozen, LocalLayer, SpelaLinear
+from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 from spela.layers.modes import in_eval_mode
-from spela.layers.plain import departure
 from spela.network import SpelaSequential
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import Parameters, reference
@@ -35,11 +35,11 @@ Tensors = dict[str, Tensor]
 
 
 class _Step(nn.Module):
-    """(x, target, lr, masks, weights, state) -> (losses, scores, new weights, new state)."""
+    """(x, target, lr, modes, weights, state) -> (losses, scores, new weights, new state)."""
 
     def __init__(self, net: SpelaSequential, update: Update) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(dict(net.named_children()))
+        self.parts = nn.ModuleDict(parts_of(net))
         self.update = update
 
     def forward(
@@ -47,91 +47,62 @@ class _Step(nn.Module):
         x: Tensor,
         target: Tensor,
         lr: Tensor,
-        masks: Tensors,
+        modes: Tensors,
         weights: Tensors,
         state: Tensors,
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensors, Tensors]:
         weights = {name: value.clone() for name, value in weights.items()}
         state = {name: value.clone() for name, value in state.items()}
+        training = modes.get("training", torch.ones((), dtype=torch.bool, device=x.device))
         losses, scores = [], []
         for name, module in self.parts.items():
-            if f"mask.{name}" in masks:
-                x = x * masks[f"mask.{name}"]
-            elif isinstance(module, SpelaLinear):
-                loss, x, gradients = _linear_gradients(module, name, x, target, weights)
-                losses.append(loss)
-                scores.append(layer_scores(module, x))
-                for key, gradient in gradients.items():
-                    if key in weights:  # not a frozen one
-                        self.update(key, weights[key], gradient, state, lr)
-            else:
+            if f"mask.{name}" in modes:
+                x = x * modes[f"mask.{name}"]
+                continue
+            if not isinstance(module, (SpelaConv2d, SpelaLinear)):
                 x = module(x)
+                continue
+            own = {
+                key: weights.get(f"{name}.{key}", value)  # not there: a frozen one
+                for key, value in module.named_parameters()
+            }
+            if isinstance(module, SpelaConv2d):
+                statistics = {key: state[f"{name}.{key}"] for key in _statistics(module)}
+                loss, x, answer, gradients = conv_step(module, own, statistics, training, x, target)
+            else:
+                loss, x, answer, gradients = _linear_step(module, own, x, target)
+            losses.append(loss)
+            scores.append(answer)
+            for key, gradient in gradients.items():
+                if f"{name}.{key}" in weights:
+                    self.update(f"{name}.{key}", own[key], gradient, state, lr)
         return torch.stack(losses), tuple(scores), weights, state
 
 
-def _linear_gradients(
-    layer: SpelaLinear, name: str, x: Tensor, target: Tensor, weights: Tensors
-) -> tuple[Tensor, Tensor, Tensors]:
-    """Loss (), output (B, O) and the gradient of each of the layer's parameters, by name."""
-    names = [f"{name}.{field}" for field in Parameters._fields]
-    own = Parameters(*(weights.get(key, getattr(layer, key.split(".")[-1])) for key in names))
+def _linear_step(
+    layer: SpelaLinear, own: Tensors, x: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensors]:
+    """Loss (), output (B, O), scores (B, C) and the gradient of each of the layer's parameters."""
+    parameters = Parameters(own["weight"], own.get("bias"), own.get("slope"))
     settings = Settings(layer.activation, layer.negative_slope, layer.objective, layer.scale)
-    call = Call(x, own, layer.vectors, target, settings)
+    call = Call(x, parameters, layer.vectors, target, settings)
     saved = reference.forward(call)
-    gradients = reference.backward(call, saved)
-    found = {key: g for key, g in zip(names, gradients, strict=True) if g is not None}
-    return saved.loss, saved.y, found
+    gradients = reference.backward(call, saved)._asdict()
+    return saved.loss, saved.y, layer_scores(layer, saved.y), {key: gradients[key] for key in own}
 
 
-def _check(net: nn.Module) -> SpelaSequential:
-    if not isinstance(net, SpelaSequential):
-        raise ValueError(
-            f"only a SPELA network has a training step without autograd, got {type(net).__name__}: "
-            "export its inference"
-        )
-    why = departure(net, SpelaSequential)
-    if why:
-        raise ValueError(f"`net` ({type(net).__name__}) {why}")
-    for name, module in net.named_children():
-        if isinstance(module, LocalLayer) and not isinstance(module, SpelaLinear):
-            raise ValueError(
-                f"layer {name} is a {type(module).__name__}: the training step of linear layers only "
-                "can be exported; export the network's inference"
-            )
-        own = (
-            {key for key, _ in module.named_parameters()}
-            if isinstance(module, LocalLayer)
-            else set()
-        )
-        if not own <= set(Parameters._fields):
-            raise ValueError(
-                f"layer {name} is trained through {', '.join(sorted(own - set(Parameters._fields)))}: only "
-                "plain weights, biases and slopes have an exportable step"
-            )
-        why = _left_out(module)
-        if why:
-            raise ValueError(f"module {name} ({type(module).__name__}) {why}")
-    if not any(isinstance(module, LocalLayer) for module in net):
-        raise ValueError("`net` has no SPELA layer: there is nothing to train")
-    return net
-
-
-def _left_out(module: nn.Module) -> str:
-    """What of a module's behaviour in training the exported step would not have; empty: nothing."""
-    for kind in (SpelaLinear, nn.Dropout):
-        if isinstance(module, kind):
-            return departure(module, kind)
-    inner = () if isinstance(module, Frozen) else module.modules()
-    other = next((type(m).__name__ for m in inner if isinstance(m, _DropoutNd)), "")
-    return other and f"drops out by {other}: list an nn.Dropout in the network itself instead"
+def _statistics(layer: LocalLayer) -> Tensors:
+    """What the batch norm of a convolution layer keeps of the batches, by name in the layer."""
+    return {key: value for key, value in layer.named_buffers() if key.startswith("norm.")}
 
 
 def _mask_shapes(net: SpelaSequential, x: Tensor) -> dict[str, tuple[int, ...]]:
     """Shape of one sample at every dropout, by the name of the mask that replaces it."""
     shapes = {}
-    for name, module in net.named_children():
+    for name, module in parts_of(net).items():
         if isinstance(module, nn.Dropout) and module.p > 0:
             shapes[f"mask.{name}"] = tuple(x.shape[1:])
+        check_input(name, module, x)
         x = module(x)
     return shapes
 
@@ -146,18 +117,22 @@ def train_step_program(
 ) -> Program:
     """Trace one `net.local_step` as a pure function.
 
-    Inputs, by name: `x` (B, *sample_shape), `target` (B,) int64, `lr` (), one `mask.M` (B, ...) for
-    every dropout module M, then every trained parameter under its name in the network and the
-    optimizer's state as `PARAMETER.exp_avg` and so on. Weights and state have their present values as
-    defaults. Outputs: `losses` (L,), `scores.1` ... `scores.L` (B, C), and every weight and state tensor
-    again as `new.NAME`. Losses and scores are from before the update, so the scores of a batch with
-    masks of ones are the network's answer.
+    Inputs, by name: `x` (B, *sample_shape), `target` (B,) int64, `lr` (), `training` () bool if layers
+    have batch norms, one `mask.M` (B, ...) for every dropout module M, then every trained parameter under
+    its name in the network, the optimizer's state as `PARAMETER.exp_avg` and so on, and the batch norms'
+    running statistics. Weights and state have their present values as defaults. Outputs: `losses` (L,),
+    `scores.1` ... `scores.L` (B, C), and every weight and state tensor again as `new.NAME`. Losses and
+    scores are from before the update, so the scores of a batch with `training` false and masks of ones
+    are the network's answer.
 
-    A function has no randomness of its own: a mask multiplies its module's input, and is 0 with
-    probability p (in the facts) and 1 / (1 - p) otherwise. Modules between the layers run in eval mode.
+    A function has no modes and no randomness of its own. Batch norms take the batch's own moments and move
+    their running statistics where `training` is true, and take the running ones where it is false; a mask
+    multiplies its module's input, and is 0 with probability p (in the facts) and 1 / (1 - p) otherwise.
+    Modules between the layers run in eval mode.
 
     Args:
-        net: A `SpelaSequential` of linear layers; parameters that need no gradient are frozen.
+        net: A `SpelaSequential` of `SpelaLinear` and `SpelaConv2d` layers; parameters that need no
+            gradient are frozen.
         optimizer: `LocalSGD` or `LocalAdam` over the network's parameters.
         sample_shape: Shape of one input.
         batch_size: None for any batch; a number for runtimes that want a fixed one.
@@ -178,41 +153,51 @@ def train_step_program(
         >>> program.outputs
         ('losses', 'scores.1', 'new.0.weight', 'new.0.weight.momentum_buffer')
     """
-    net = _check(net)
+    net = check_network(net)
     update = update_of(optimizer)
+    layers = {name: part for name, part in parts_of(net).items() if isinstance(part, LocalLayer)}
     parameters = {
         f"{name}.{key}": parameter
-        for name, module in net.named_children()
-        if isinstance(module, LocalLayer)
-        for key, parameter in module.named_parameters()
+        for name, layer in layers.items()
+        for key, parameter in layer.named_parameters()
         if parameter.requires_grad
     }
-    weights = {name: parameter.detach() for name, parameter in parameters.items()}
-    state = optimizer_state(optimizer, update, parameters)
+    weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    statistics = {
+        f"{name}.{key}": value
+        for name, layer in layers.items()
+        for key, value in _statistics(layer).items()
+    }
+    state = optimizer_state(optimizer, update, parameters) | statistics
+    state = {name: value.clone() for name, value in state.items()}
     axis = batch_axis(batch_size)
     x = example_batch(sample_shape, batch_size, next(net.parameters()))
     target = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     with in_eval_mode(net), torch.no_grad():
         shapes = _mask_shapes(net, x)
         masks = {name: torch.ones((len(x), *shape)).to(x) for name, shape in shapes.items()}
+        training = {"training": torch.ones_like(target[0], dtype=torch.bool)} if statistics else {}
         exported = torch.export.export(
             _Step(net, update),
-            (x, target, torch.tensor(0.1).to(x), masks, weights, state),
+            (x, target, torch.tensor(0.1).to(x), {**training, **masks}, weights, state),
             dynamic_shapes=(
                 axis,
                 axis,
                 None,
-                dict.fromkeys(masks, axis),
+                {**dict.fromkeys(training), **dict.fromkeys(masks, axis)},
                 dict.fromkeys(weights),
                 dict.fromkeys(state),
             ),
         ).run_decompositions()
     carried = (*weights, *state)
-    layers = range(1, len(net.local_layers) + 1)
     return Program(
         without_paths(exported),
-        ("x", "target", "lr", *masks, *carried),
-        ("losses", *(f"scores.{layer}" for layer in layers), *(f"new.{name}" for name in carried)),
+        ("x", "target", "lr", *training, *masks, *carried),
+        (
+            "losses",
+            *(f"scores.{layer}" for layer in range(1, len(layers) + 1)),
+            *(f"new.{name}" for name in carried),
+        ),
         defaults={**weights, **state},
         facts={
             "what": "train-step",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spela.cli import main
@@ -25,6 +26,12 @@ def _train(out: Path, **settings: object) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _train(tmp_path_factory.mktemp("runs") / "mlp", layers=(64, 48))
+
+
+@pytest.fixture(scope="module")
+def trained_cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"channels": (8,), "layers": (32,), "kernel_size": 3}
+    return _train(tmp_path_factory.mktemp("runs") / "cnn", model="cnn", **sizes)
 
 
 def _spela(patch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -69,11 +76,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_the_device_example_learns_without_torch(exported, tmp_path):
-    out, saved = exported / "step.onnx", tmp_path / "weights.npz"
+def _train_without_torch(step: Path, saved: Path) -> tuple[float, float]:
+    """The last layer's test accuracy in % that the example shows, before and after training."""
     script = ROOT / "examples" / "train_on_device.py"
     result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(script), str(out), "--save", str(saved)],
+        [sys.executable, "-c", WITHOUT_TORCH, str(script), str(step), "--save", str(saved)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -85,9 +92,27 @@ def test_the_device_example_learns_without_torch(exported, tmp_path):
     first, last = (
         float(line.split("%")[1].split("loss")[0].split()[-1]) for line in (lines[0], lines[-1])
     )
+    return first, last
+
+
+def test_the_device_example_learns_without_torch(exported, tmp_path):
+    saved = tmp_path / "weights.npz"
+    first, last = _train_without_torch(exported / "step.onnx", saved)
     assert first < 30
     assert last > 85
     assert saved.stat().st_size > 64 * 64 * 4
+
+
+def test_a_run_of_convolutions_trains_without_torch(trained_cnn, tmp_path, monkeypatch, capsys):
+    step, saved = tmp_path / "step.onnx", tmp_path / "weights.npz"
+    arguments = ("export", trained_cnn, "--what", "train-step", "--untrained", "--out", step)
+    assert _spela(monkeypatch, *arguments) == 0
+    assert "inputs: x, target, lr, training\n" in capsys.readouterr().out
+    first, last = _train_without_torch(step, saved)
+    assert first < 30
+    assert last > 90
+    with np.load(saved) as reached:
+        assert int(reached["0.norm.num_batches_tracked"]) == 400  # evaluating moved nothing
 
 
 def test_the_code_of_the_documentation_runs(exported, monkeypatch, capsys):
@@ -107,6 +132,7 @@ def test_the_code_of_the_documentation_runs(exported, monkeypatch, capsys):
 def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monkeypatch, capsys):
     out = tmp_path / "file.onnx"
     rival = _train(tmp_path / "rival", recipe="backprop", layers=(8,))
+    blocks = _train(tmp_path / "blocks", model="resnet", width=8)
     cases = {
         (tmp_path / "none", "--out", out): "is not a folder",
         (tmp_path, "--out", out): "holds no finished epoch",
@@ -117,6 +143,13 @@ def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monke
         (trained, "--out", out, "--batch-size", "0"): "batch size must be at least 1",
         (trained, "--out", out, "--opset", "7"): "opset must be in",
         (rival, "--out", out, "--what", "train-step"): "use --what inference",
+        (
+            blocks,
+            "--out",
+            out,
+            "--what",
+            "train-step",
+        ): "layer 0 is a SpelaBlock: only the training",
     }
     for arguments, message in cases.items():
         assert _spela(monkeypatch, "export", *arguments) == 2, arguments

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela import RowNorm, SpelaLinear, SpelaSequential
 from spela.baselines import BackpropSequential
 from spela.data import load_dataset
-from spela.export import Program, train_step_program, write_pt2
+from spela.export import train_step_program, write_pt2
 from spela.optim import LocalAdam, LocalSGD
 from spela_kernels import ACTIVATIONS, OBJECTIVES
+from tests.spela.export.engine import Engine, assert_forward_operators_only, digit_batches
 
 # Optimizer, its settings, the layers' settings: each learns something of the digits in 100 steps.
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
@@ -52,31 +50,6 @@ def _net(dropout: float = 0.0, **settings: Any) -> SpelaSequential:
     )
 
 
-def _batches(steps: int, size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
-    data = load_dataset("digits")
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        chosen = torch.randint(len(data.train_y), (size,), generator=generator)
-        yield data.train_x[chosen], data.train_y[chosen]
-
-
-class Engine:
-    """What a device keeps: a session, and the weights and state it has reached."""
-
-    def __init__(self, session: Any, program: Program) -> None:
-        self.session = session
-        self.outputs = list(program.outputs)
-        self.carried: dict[str, np.ndarray] = {}  # empty: the file's defaults
-
-    def step(self, x: Tensor, target: Tensor, lr: float, **masks: Tensor) -> dict[str, np.ndarray]:
-        feed = {"x": x.numpy(), "target": target.numpy(), "lr": np.array(lr, np.float32)}
-        feed |= {name: mask.numpy() for name, mask in masks.items()}
-        values = self.session.run(self.outputs, {**feed, **self.carried})
-        found = dict(zip(self.outputs, values, strict=True))
-        self.carried = {k.removeprefix("new."): v for k, v in found.items() if k.startswith("new.")}
-        return found
-
-
 def _assert_same_weights(net: nn.Module, carried: dict[str, np.ndarray], atol: float) -> None:
     for name, parameter in net.named_parameters():
         other = torch.from_numpy(carried[name])
@@ -93,8 +66,8 @@ def test_a_hundred_steps_on_digits_match_eager_training(case, session_of, tmp_pa
     program = train_step_program(net, local, (1, 8, 8))
     start = {name: value.clone() for name, value in net.state_dict().items()}
     engine = Engine(session_of(program), program)
-    _assert_forward_operators_only(tmp_path / "program.onnx")
-    for step, (x, target) in enumerate(_batches(100)):
+    assert_forward_operators_only(tmp_path / "program.onnx")
+    for step, (x, target) in enumerate(digit_batches(100)):
         rate = lr * (1 - step / 200)  # a schedule
         expected = net.local_step(x, target, _at(local, rate))
         found = engine.step(x, target, rate)
@@ -110,18 +83,6 @@ def test_a_hundred_steps_on_digits_match_eager_training(case, session_of, tmp_pa
         accuracies = [float((s.argmax(1) == data.test_y).double().mean()) for s in (other, eager)]
         assert accuracies[0] == accuracies[1]
     assert accuracies[0] > 0.3  # it learnt
-
-
-def _assert_forward_operators_only(path: Path) -> None:
-    """No autograd, no training operator: only the plain ai.onnx domain."""
-    model = onnx.load(path)
-    assert {node.domain for node in model.graph.node} == {""}
-    assert {entry.domain for entry in model.opset_import} == {""}
-    assert not model.training_info
-    assert not model.functions
-    names = {node.op_type for node in model.graph.node}
-    assert "MatMul" in names
-    assert not {name for name in names if "Grad" in name or name in ("Adam", "Momentum")}
 
 
 def _at(optimizer: torch.optim.Optimizer, lr: float) -> torch.optim.Optimizer:
@@ -164,7 +125,7 @@ def test_dropout_is_a_mask_that_the_caller_draws(session_of):
     assert program.facts["dropout"] == {"mask.4": 0.25}
     engine = Engine(session_of(program), program)
     net[4] = _Masked()
-    for x, target in _batches(10):
+    for x, target in digit_batches(10):
         net[4].mask = (torch.rand(len(x), 48) >= 0.25).float() / 0.75
         expected = net.local_step(x, target, local)
         found = engine.step(x, target, 1e-3, **{"mask.4": net[4].mask})
@@ -172,11 +133,38 @@ def test_dropout_is_a_mask_that_the_caller_draws(session_of):
     _assert_same_weights(net, engine.carried, 1e-5)
 
 
+def test_a_module_that_appears_twice_is_applied_twice():
+    torch.manual_seed(0)
+    tanh = nn.Tanh()
+    net = SpelaSequential(
+        SpelaLinear(4, 6, 3), tanh, SpelaLinear(6, 6, 3), tanh, SpelaLinear(6, 6, 3)
+    )
+    local = LocalSGD(net.parameters(), 0.5)
+    program = train_step_program(net, local, (4,))
+    x, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    given = dict(program.defaults)
+    losses, *_ = program.exported.module()(x, target, torch.tensor(0.5), {}, given, {})
+    torch.testing.assert_close(losses, net.local_step(x, target, local))
+
+
+def test_a_program_keeps_the_weights_it_was_traced_with():
+    torch.manual_seed(0)
+    net = _net()
+    local = LocalSGD(net.parameters(), 0.5, momentum=0.9)
+    x, target = next(digit_batches(1))
+    net.local_step(x, target, local)
+    program = train_step_program(net, local, (1, 8, 8))
+    before = {name: value.clone() for name, value in program.defaults.items()}
+    net.local_step(x, target, local)
+    assert all(torch.equal(value, before[name]) for name, value in program.defaults.items())
+    assert not torch.equal(net[2].weight, before["2.weight"])
+
+
 def test_it_goes_on_from_an_optimizer_that_has_stepped(session_of):
     torch.manual_seed(0)
     net = _net()
     local = LocalAdam(net.parameters(), 1e-2)
-    batches = list(_batches(8))
+    batches = list(digit_batches(8))
     for x, target in batches[:5]:
         net.local_step(x, target, local)
     program = train_step_program(net, local, (1, 8, 8))
@@ -196,7 +184,7 @@ def test_a_frozen_layer_stays_and_is_no_input(session_of):
     program = train_step_program(net, local, (1, 8, 8))
     assert "2.weight" not in program.inputs
     engine = Engine(session_of(program), program)
-    for x, target in _batches(5):
+    for x, target in digit_batches(5):
         expected = net.local_step(x, target, local)
         found = engine.step(x, target, 0.5)
         torch.testing.assert_close(torch.from_numpy(found["losses"]), expected, rtol=0, atol=1e-5)
@@ -224,7 +212,7 @@ def test_pt2_holds_the_same_function(tmp_path):
     program = train_step_program(net, local, (1, 8, 8))
     write_pt2(program, tmp_path / "step.pt2")
     step = torch.export.load(tmp_path / "step.pt2").module()
-    x, target = next(_batches(1))
+    x, target = next(digit_batches(1))
     names = [name for name, _ in net.named_parameters()]
     weights = {name: program.defaults[name].clone() for name in names}
     state = {k: v.clone() for k, v in program.defaults.items() if k not in weights}
@@ -246,9 +234,6 @@ def test_what_has_no_such_step_is_a_value_error():
     groups = [{"params": [p]} for p in net.parameters()]
     with pytest.raises(ValueError, match="one parameter group, got 4"):
         train_step_program(net, LocalSGD(groups), (1, 8, 8))
-    conv = SpelaSequential(SpelaConv2d(1, 2, 3, 10, output_size=(3, 3)))
-    with pytest.raises(ValueError, match="layer 0 is a SpelaConv2d"):
-        train_step_program(conv, LocalSGD(conv.parameters()), (1, 8, 8))
     bound = nn.utils.parametrizations.weight_norm(SpelaLinear(4, 3, 2))
     other = SpelaSequential(bound)
     with pytest.raises(ValueError, match="layer 0 is trained through parametrizations"):

@@ -1,0 +1,117 @@
+"""What must hold of a network for an exported training step to do all that `net.local_step` does."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from spela.layers import Frozen, LocalLayer, SpelaConv2d, SpelaLinear
+from spela.layers.maps import convolved_size
+from spela.layers.plain import departure
+from spela.network import SpelaSequential
+from spela_kernels.linear import Parameters
+
+__all__ = ["check_input", "check_network", "parts_of"]
+
+# The layers whose gradients are written out here, and what they are trained through.
+_TRAINED: dict[type[LocalLayer], set[str]] = {
+    SpelaLinear: set(Parameters._fields),
+    SpelaConv2d: {"weight", "bias", "norm.weight", "norm.bias", "projection"},
+}
+
+
+def parts_of(net: nn.Sequential) -> dict[str, nn.Module]:
+    """The modules by name; `named_children` leaves out a module's second appearance.
+
+    Example:
+        >>> tanh = nn.Tanh()
+        >>> list(parts_of(nn.Sequential(tanh, nn.Flatten(), tanh)))
+        ['0', '1', '2']
+    """
+    return {name: module for name, module in net._modules.items() if module is not None}
+
+
+def check_network(net: nn.Module) -> SpelaSequential:
+    """The network, if its training step can be written out in full.
+
+    Raises:
+        ValueError: If it is no SPELA network, has a layer without such a step, or something in it (a hook, a
+            `forward` of its own, a dropout inside a module) would be left out.
+
+    Example:
+        >>> check_network(SpelaSequential(SpelaLinear(4, 8, 3, bias=False)))[0].bias is None
+        True
+    """
+    if not isinstance(net, SpelaSequential):
+        raise ValueError(
+            f"only a SPELA network has a training step without autograd, got {type(net).__name__}: "
+            "export its inference"
+        )
+    why = departure(net, SpelaSequential)
+    if why:
+        raise ValueError(f"`net` ({type(net).__name__}) {why}")
+    for name, module in parts_of(net).items():
+        kind = next((kind for kind in _TRAINED if isinstance(module, kind)), None)
+        if isinstance(module, LocalLayer) and kind is None:
+            raise ValueError(
+                f"layer {name} is a {type(module).__name__}: only the training step of "
+                f"{' and '.join(known.__name__ for known in _TRAINED)} can be exported; export the "
+                "network's inference"
+            )
+        if kind is not None:
+            own = {key for key, _ in module.named_parameters()} - _TRAINED[kind]
+            if own:
+                raise ValueError(
+                    f"layer {name} is trained through {', '.join(sorted(own))}: only plain weights, biases, "
+                    "slopes and projections have an exportable step"
+                )
+        why = _left_out(module)
+        if why:
+            raise ValueError(f"module {name} ({type(module).__name__}) {why}")
+    if not any(isinstance(module, LocalLayer) for module in net):
+        raise ValueError("`net` has no SPELA layer: there is nothing to train")
+    return net
+
+
+def _left_out(module: nn.Module) -> str:
+    """What of a module's behaviour in training the exported step would not have; empty: nothing."""
+    for kind in (*_TRAINED, nn.Dropout):
+        if isinstance(module, kind):
+            why = departure(module, kind)
+            return why or (_conv_left_out(module) if isinstance(module, SpelaConv2d) else "")
+    inner = () if isinstance(module, Frozen) else module.modules()
+    other = next((type(m).__name__ for m in inner if isinstance(m, _DropoutNd)), "")
+    return other and f"drops out by {other}: list an nn.Dropout in the network itself instead"
+
+
+def _conv_left_out(layer: SpelaConv2d) -> str:
+    if layer.weight.element_size() < 4:
+        return f"is in {layer.weight.dtype}: convolutions need 32 bits or more, call float() first"
+    norm = layer.norm
+    if norm is None:
+        return ""
+    if not (isinstance(norm, nn.BatchNorm2d) and norm.affine):
+        return f"has {norm} as its norm: only an nn.BatchNorm2d with weight and bias is known here"
+    why = departure(norm, nn.BatchNorm2d)
+    return why and f"has a batch norm that {why}"
+
+
+def check_input(name: str, module: nn.Module, x: Tensor) -> None:
+    """Check that a module can be trained on x.
+
+    Args:
+        name: The module's, for the message.
+        module: Of the network.
+        x: (B, ...) its input.
+
+    Raises:
+        ValueError: If a batch norm would see one value a channel.
+    """
+    if not isinstance(module, SpelaConv2d) or module.norm is None:
+        return
+    if len(x) * math.prod(convolved_size(module, x.shape[2:])) == 1:
+        raise ValueError(
+            f"layer {name}: batch norm has one value a channel here: use a larger batch size"
+        )
