@@ -92,7 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         net = build(data.num_classes, size, blocks)
         peak = learn(net, x, y, options.epochs, frozen)
-        print(f"{name:24}{100 * accuracy(net, test_x, test_y):>12.1f}{peak / 1e6:>12.0f}", flush=True)
+        print(
+            f"{name:24}{100 * accuracy(net, test_x, test_y):>12.1f}{peak / 1e6:>12.0f}", flush=True
+        )
 
 
 if __name__ == "__main__":
