@@ -8,10 +8,21 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from spela.export.program import Program
 from spela.training.records import write_atomically
 
 __all__ = ["write_pte"]
+
+
+def _shifted(codes: Tensor, bits: int) -> Tensor:
+    return torch.div(codes, 1 << bits, rounding_mode="floor")
+
+
+# Operators that ExecuTorch lacks.
+_INSTEAD = {torch.ops.aten.__rshift__.Scalar: _shifted}
 
 
 def write_pte(program: Program, path: Path) -> None:
@@ -40,7 +51,8 @@ def write_pte(program: Program, path: Path) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         lowered = to_edge_transform_and_lower(
-            program.exported, constant_methods={**constants, "spela": json.dumps(facts)}
+            program.exported.run_decompositions(_INSTEAD),
+            constant_methods={**constants, "spela": json.dumps(facts)},
         )
         content = bytes(lowered.to_executorch().buffer)
     write_atomically(path, partial(_write_bytes, content))

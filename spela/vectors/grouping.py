@@ -120,8 +120,6 @@ def encode_groups(grouping: Tensor) -> Tensor:
 
 def decode_groups(codes: Tensor) -> Tensor:
     """The inverse of `encode_groups`: (K, C) int64."""
-    if torch.compiler.is_exporting():  # ExecuTorch has no shifts
-        return torch.div(codes, 1 << _CODE_BITS, rounding_mode="floor")
     return codes >> _CODE_BITS
 
 
