@@ -103,6 +103,7 @@ def test_the_device_example_learns_without_torch(exported, tmp_path):
     assert saved.stat().st_size > 64 * 64 * 4
 
 
+@pytest.mark.slow
 def test_a_run_of_convolutions_trains_without_torch(trained_cnn, tmp_path, monkeypatch, capsys):
     step, saved = tmp_path / "step.onnx", tmp_path / "weights.npz"
     arguments = ("export", trained_cnn, "--what", "train-step", "--untrained", "--out", step)

@@ -89,8 +89,8 @@ def test_blocks_by_an_independent_computation() -> None:
         first[1].running_mean.add_(0.1)
     inner = SpelaBlock(first, 3, x, readout=16, hidden=6, projection=7, scale=9.0)
     last = SpelaBlock(second, 3, first.eval()(x), readout=5, projection=None, scale=4.0)
-    assert inner.hidden is not None
-    inner.hidden.norm.running_var.fill_(0.3)
+    assert inner.head.hidden is not None
+    inner.head.hidden.norm.running_var.fill_(0.3)
 
     def cosines(rows: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         return nn.functional.cosine_similarity(rows[:, None], vectors, dim=2)
@@ -101,7 +101,7 @@ def test_blocks_by_an_independent_computation() -> None:
         return sum(gaps) / len(gaps)
 
     y = first(x)
-    z = nn.functional.adaptive_avg_pool2d(y, 2).flatten(1) @ inner.hidden.weight.T
+    z = nn.functional.adaptive_avg_pool2d(y, 2).flatten(1) @ inner.head.hidden.weight.T
     z = nn.functional.leaky_relu(z / (0.3 + 1e-5) ** 0.5, 0.01) @ inner.projection[0]
     answer = cosines(second(y).mean(dim=(2, 3)), last.vectors)
     ours = nn.functional.cross_entropy(9 * cosines(z, inner.vectors), target)
