@@ -47,7 +47,8 @@ BLOCKS = Experiment(
     rows=(*in_panel("convolutions", *_CONVOLUTIONS), *in_panel("transformer", *_TRANSFORMER)),
     source=(
         "no published figure is of these networks: rivals are trained here, with the same network, epochs, "
-        "augmentation and order of samples"
+        "augmentation and order of samples; in docs/results, CIFAR-10 is a JPEG copy of quality 75, and "
+        "seconds are beside other work"
     ),
     panels={"convolutions": "", "transformer": ""},
     main=("*",),
