@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,12 +125,12 @@ class _Layer(nn.Module, ABC):
     first.
     """
 
-    def __init__(
-        self, shape: Sequence[int], device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
+    kernel: tuple[int, ...] = ()  # of a convolution
+
+    def __init__(self, inputs: int, outputs: int, **factory: Any) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.norm = nn.BatchNorm2d(shape[0], device=device, dtype=dtype)
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *self.kernel, **factory))
+        self.norm = nn.BatchNorm2d(outputs, **factory)
 
     @abstractmethod
     def _product(self, x: Tensor) -> Tensor:
@@ -178,8 +179,8 @@ class HeadHidden(_Layer):
     """A linear layer without bias, batch norm and LeakyReLU.
 
     Args:
-        in_features: F.
-        out_features: H.
+        inputs: F.
+        outputs: H.
         device: Where it lives.
         dtype: Of its parameters; None: torch's default dtype. Other inputs are converted to it.
 
@@ -194,16 +195,6 @@ class HeadHidden(_Layer):
         torch.Size([5, 3, 1, 1])
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__((out_features, in_features), device, dtype)
-
     def _product(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight)[:, :, None, None]
 
@@ -212,8 +203,8 @@ class HeadConvolution(_Layer):
     """Maps averaged down to at most 8 x 8, a 3 x 3 convolution without bias, batch norm and LeakyReLU.
 
     Args:
-        in_channels: C.
-        out_channels: K.
+        inputs: C.
+        outputs: K.
         device: Where it lives.
         dtype: Of its parameters; None: torch's default dtype. Other inputs are converted to it.
 
@@ -227,15 +218,7 @@ class HeadConvolution(_Layer):
         torch.Size([5, 6, 8, 5])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__((out_channels, in_channels, 3, 3), device, dtype)
+    kernel = (3, 3)
 
     def _product(self, x: Tensor) -> Tensor:
         size = (min(_SIDE, x.shape[2]), min(_SIDE, x.shape[3]))

@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, optim
-from spela.baselines import (
-    BackpropSequential,
-    ForwardForwardLayer,
-    ForwardForwardSequential,
-    MonoForwardLayer,
-    MonoForwardSequential,
-    PepitaSequential,
-)
+from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, baselines, optim
 from spela.layers import with_binary_weight
 from spela.streaming import StreamingClassifier
 from tests.spela.torch_settings import gradients_off
@@ -58,15 +50,19 @@ def _conv(batch_norm: bool = True) -> SpelaSequential:
 
 def _mono() -> nn.Module:
     g = torch.Generator().manual_seed(0)
-    return MonoForwardSequential(
-        MonoForwardLayer(6, 8, 3, generator=g), MonoForwardLayer(8, 8, 3, generator=g)
+    return baselines.MonoForwardSequential(
+        baselines.MonoForwardLayer(6, 8, 3, generator=g),
+        baselines.MonoForwardLayer(8, 8, 3, generator=g),
     )
 
 
 def _forward_forward() -> nn.Module:
     g = torch.Generator().manual_seed(0)
-    layers = [ForwardForwardLayer(6, 8, generator=g), ForwardForwardLayer(8, 8, generator=g)]
-    return ForwardForwardSequential(layers[0], RowNorm(), layers[1], num_classes=3)
+    layers = [
+        baselines.ForwardForwardLayer(6, 8, generator=g),
+        baselines.ForwardForwardLayer(8, 8, generator=g),
+    ]
+    return baselines.ForwardForwardSequential(layers[0], RowNorm(), layers[1], num_classes=3)
 
 
 def _backprop_layers() -> list[nn.Module]:
@@ -86,10 +82,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "mono-forward": (_mono, ROWS),
     "forward-forward": (_forward_forward, ROWS),
     "pepita": (
-        lambda: PepitaSequential(*_backprop_layers(), generator=torch.Generator().manual_seed(0)),
+        lambda: baselines.PepitaSequential(
+            *_backprop_layers(), generator=torch.Generator().manual_seed(0)
+        ),
         ROWS,
     ),
-    "backprop": (lambda: BackpropSequential(*_backprop_layers()), ROWS),
+    "backprop": (lambda: baselines.BackpropSequential(*_backprop_layers()), ROWS),
 }
 Make = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
