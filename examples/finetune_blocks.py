@@ -26,7 +26,7 @@ NAME = "efficientnet-lite0"
 def build(num_classes: int, size: int, blocks: int) -> SpelaSequential:
     """The pretrained network cut into blocks, whose heads are new."""
     net = load_backbone(NAME, size).net.requires_grad_(True)
-    net = net.to(memory_format=torch.channels_last)  # several times faster on a CPU
+    net = net.to(memory_format=torch.channels_last)  # what a CPU computes in
     generator = torch.Generator().manual_seed(0)
     sample = torch.zeros(2, 3, size, size)
     return convert(net, num_classes, sample, blocks=blocks, hidden=256, generator=generator)

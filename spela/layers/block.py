@@ -123,10 +123,6 @@ class SpelaBlock(ProjectedLayer):
         self.checkpoint = checkpoint
         y = _sample_output(body, sample_input)
         self.output_shape = y.shape[1:]
-        channels, hidden = (
-            as_size(name, size, least=0)
-            for name, size in (("channels", channels), ("hidden", hidden))
-        )
         self.body = body
         # In the parameters' dtype: of a body that autocast runs, the output's is narrower.
         first = next((p for p in body.parameters() if p.is_floating_point()), y)
@@ -138,9 +134,9 @@ class SpelaBlock(ProjectedLayer):
             as_size("hidden", hidden, least=0),
             **factory,
         )
-        seen = self.head.width
-        width = seen if projection is None else as_size("projection", projection)
-        own = None if projection is None else nn.Parameter(torch.empty(1, seen, width, **factory))
+        width = self.head.width if projection is None else as_size("projection", projection)
+        start = torch.empty(1, self.head.width, width, **factory)
+        own = None if projection is None else nn.Parameter(start)
         self.register_parameter("projection", own)
         self.similarity = None
         hold_vectors(self, vectors, torch.empty(self.num_classes, width, **factory))
