@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spela.data import Batches, Dataset, epoch_generator
 from spela.data.augment import crop_and_flip
 from spela.layers import LocalLayer
+from spela.network import SpelaSequential
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
 from spela.training.diagnostics import (
@@ -29,6 +30,7 @@ from spela.training.evaluate import (
     evaluate,
 )
 from spela.training.evidence import weight_norms
+from spela.training.frozen import Learner, behind_frozen
 from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
@@ -114,6 +116,7 @@ class Trainer:
         self.listener = listener
         self.epochs_done = 0
         self.extended_at: tuple[int, ...] = ()
+        self._head: Learner | None = None
 
     def start(self) -> None:
         """Create the run folder and the checkpoint of the untrained network."""
@@ -161,44 +164,45 @@ class Trainer:
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train one epoch (counted from 0) and evaluate; returns the record."""
         config, data = self.config, self.dataset
+        steps = -(-len(data.train_y) // config.batch_size)
+        if self.listener is not None:
+            self.listener.on_epoch_start(epoch + 1, config.total_epochs, steps)
+        started, aside = time.perf_counter(), 0.0
+        self.net.train(True)
+        learner = self._learner(epoch)
         generator = epoch_generator(config.seed, epoch)
         torch.manual_seed(generator.initial_seed())  # dropout draws from torch's default generator
         batches = Batches(
-            data.train_x,
+            learner.train_x,
             data.train_y,
             config.batch_size,
             shuffle=config.shuffle,
             generator=generator,
             augment=self._augmentation(epoch),
         )
-        if self.listener is not None:
-            self.listener.on_epoch_start(epoch + 1, config.total_epochs, len(batches))
-        self.net.train(True)
-        self._freeze(epoch)
-        measured = min(MEASURED_STEP, len(batches) - 1) if epoch == 0 else None
+        measured = min(MEASURED_STEP, steps - 1) if epoch == 0 else None
         memory: dict[str, int] = {}
-        started, aside = time.perf_counter(), 0.0
         total: Tensor | None = None
         means: list[float] = []
         for step, (x, target) in enumerate(batches):
-            self._set_learning_rate(learning_rate(config, epoch, step, len(batches)))
+            self._set_learning_rate(learning_rate(config, epoch, step, steps))
             if step == measured:
                 before = time.perf_counter()
                 losses, memory["peak_memory_bytes"] = peak_step_bytes(
-                    partial(self.train_step, x, target), self.optimizer, x.device
+                    partial(self.train_step, x, target, learner.net), self.optimizer, x.device
                 )
                 aside = time.perf_counter() - before
             else:
-                losses = self.train_step(x, target)
+                losses = self.train_step(x, target, learner.net)
             total = losses.double() if total is None else total + losses
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == len(batches):
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
                 means = self._finite_means(total, step + 1, epoch)
                 if self.listener is not None:
                     self.listener.on_progress(step + 1, means)
         seconds = time.perf_counter() - started - aside
         if config.binarise == "last":
             self._sign_last_layer()
-        result = evaluate(self.net, data.test_x, data.test_y)
+        result = evaluate(learner.net, learner.test_x, data.test_y)
         return {
             "epoch": epoch + 1,
             "train_loss": means,
@@ -206,16 +210,20 @@ class Trainer:
             "vote_accuracy": result.vote_accuracy,
             **({} if result.top5_accuracy is None else {"top5_accuracy": result.top5_accuracy}),
             "weight_norm": self._weight_norms(),
-            "learning_rate": learning_rate(config, epoch, 0, len(batches)),
+            "learning_rate": learning_rate(config, epoch, 0, steps),
             "seconds": seconds,
             **memory,
             **self._diagnostics(),
         }
 
-    def train_step(self, x: Tensor, target: Tensor) -> Tensor:
-        """One update on one batch; losses (L,) stay on the device."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.net.local_step(x, target, self.optimizer)
+    def train_step(self, x: Tensor, target: Tensor, net: LayerwiseClassifier) -> Tensor:
+        """One update of `net` on one batch; losses (L,) stay on the device."""
+        with self._precision(x.device):
+            return net.local_step(x, target, self.optimizer)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     def summarise(self) -> dict[str, Any]:
         """The run's result from its records."""
@@ -274,16 +282,27 @@ class Trainer:
             return None
         return partial(crop_and_flip, generator=epoch_generator(self.config.seed, epoch, 1))
 
-    def _freeze(self, epoch: int) -> None:
-        """With epochs for the head alone: freeze it before them, and the convolutions in them."""
-        if self.config.head_epochs == 0:
-            return
+    def _learner(self, epoch: int) -> Learner:
+        """What learns in this epoch: the network, or its head alone on frozen convolutions."""
+        config, data = self.config, self.dataset
+        whole = Learner(self.net, data.train_x, data.test_x)
+        if config.head_epochs == 0:
+            return whole
         layers = [m for m in self.module.modules() if isinstance(m, LocalLayer)]
         for index, layer in enumerate(layers):
-            is_head = index >= len(self.config.channels)
-            learns = is_head == (epoch >= self.config.epochs)
+            is_head = index >= len(config.channels)
+            learns = is_head == (epoch >= config.epochs)
             layer.requires_grad_(learns)
             layer.train(learns)
+        # What an epoch draws anew goes through the convolutions anew; processes share them.
+        drawn = config.augment or config.input_dropout > 0
+        if epoch < config.epochs or drawn or not isinstance(self.module, SpelaSequential):
+            return whole
+        if self._head is None:
+            precision = self._precision(data.train_x.device)
+            head = behind_frozen(self.module, data, config.batch_size, self.folder.path, precision)
+            self._head = head or whole
+        return self._head
 
     @torch.no_grad()
     def _sign_last_layer(self) -> None:
