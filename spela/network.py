@@ -59,8 +59,16 @@ class SpelaSequential(nn.Sequential):
             raise ValueError(
                 f"the last module must be a SPELA layer, got {last}: nothing would use it"
             )
+        classes: int | None = None
         for module in modules:
             is_local = isinstance(module, LocalLayer)
+            if is_local and module.num_classes != classes:
+                if classes is not None:
+                    raise ValueError(
+                        f"layers of {classes} and of {module.num_classes} classes cannot learn from the same "
+                        "labels: give all layers the same num_classes"
+                    )
+                classes = module.num_classes  # type: ignore[assignment]
             if not is_local and module._modules and not isinstance(module, Frozen):
                 hidden = [type(m).__name__ for m in module.modules() if isinstance(m, LocalLayer)]
                 if hidden:
