@@ -199,8 +199,8 @@ class SpelaSequential(nn.Sequential):
             (steps, L) losses from before the updates, on the network's device.
 
         Raises:
-            ValueError: As `local_step`; or if the batch size is below 1, or there is not one rate a step, at least
-                0.
+            ValueError: As `local_step`; or if the batch size is below 1, there is not one rate a step, or a
+                rate is below 0.
             TypeError: As `local_step`.
 
         Example:
