@@ -9,11 +9,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spela.data import Batches, Dataset, epoch_generator
 from spela.data.augment import crop_and_flip
+from spela.graphed import GraphedStep, can_capture
 from spela.layers import LocalLayer
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
@@ -35,12 +37,27 @@ from spela.training.schedule import learning_rate
 from spela_kernels import select_backend
 from spela_kernels.contracts import Settings
 
-__all__ = ["Listener", "Trainer", "TrainingDivergedError"]
+__all__ = ["GRAPH_MODES", "Listener", "Trainer", "TrainingDivergedError", "check_graph_mode"]
+
+# Steps as CUDA graphs: where they can be captured; always, or the run fails; never.
+GRAPH_MODES = ("auto", "on", "off")
 
 # Steps between looks at the losses: each look waits for the device.
 LOG_EVERY = 50
 # The step whose memory is measured, in the first epoch: the first one creates the optimizer's state.
 MEASURED_STEP = 1
+
+
+def check_graph_mode(graph: str, device: torch.device) -> None:
+    """Refuse a mode that is unknown, or steps as graphs on a device that has none.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    if graph not in GRAPH_MODES:
+        raise ValueError(f"unknown graph {graph!r}: use one of {', '.join(GRAPH_MODES)}")
+    if graph == "on" and not can_capture(device):
+        raise ValueError(f"graph on needs a GPU, the run is on {device}: use auto or off")
 
 
 class TrainingDivergedError(ValueError):
@@ -73,10 +90,12 @@ class Trainer:
         dataset: Data, on the network's device.
         folder: Where config, records and checkpoints go.
         listener: Told of progress, or None.
+        graph: Whether a step is one CUDA graph, with the same result: auto (on a GPU, where it can be
+            captured; a warning says where not), on (else the run fails) or off.
 
     Raises:
-        ValueError: If images are to be augmented and samples are none, or a last batch of one sample meets a
-            similarity loss.
+        ValueError: If `graph` is unknown or on without a GPU, if images are to be augmented and samples are
+            none, or a last batch of one sample meets a similarity loss.
         TrainingDivergedError: From `fit`, naming the layer, when a loss is no longer finite.
         OSError: From `fit`, when the folder cannot be written; the last checkpoint stays whole.
     """
@@ -89,9 +108,11 @@ class Trainer:
         dataset: Dataset,
         folder: RunFolder,
         listener: Listener | None = None,
+        graph: str = "auto",
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+        check_graph_mode(graph, dataset.train_x.device)
         if (
             config.similarity > 0
             and len(dataset.train_y) % config.batch_size == 1 % config.batch_size
@@ -112,6 +133,9 @@ class Trainer:
         self.dataset = dataset
         self.folder = folder
         self.listener = listener
+        self.graphed: GraphedStep | None = None
+        if graph != "off":
+            self.graphed = GraphedStep(net, optimizer, required=graph == "on")
         self.epochs_done = 0
         self.extended_at: tuple[int, ...] = ()
 
@@ -185,7 +209,7 @@ class Trainer:
             if step == measured:
                 before = time.perf_counter()
                 losses, memory["peak_memory_bytes"] = peak_step_bytes(
-                    partial(self.train_step, x, target), self.optimizer, x.device
+                    partial(self.train_step, x, target, graphed=False), self.optimizer, x.device
                 )
                 aside = time.perf_counter() - before
             else:
@@ -212,9 +236,11 @@ class Trainer:
             **self._diagnostics(),
         }
 
-    def train_step(self, x: Tensor, target: Tensor) -> Tensor:
-        """One update on one batch; losses (L,) stay on the device."""
+    def train_step(self, x: Tensor, target: Tensor, graphed: bool = True) -> Tensor:
+        """One update on one batch, as a graph where the trainer has one; losses (L,) stay on the device."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            if graphed and self.graphed is not None:
+                return self.graphed(x, target)
             return self.net.local_step(x, target, self.optimizer)
 
     def summarise(self) -> dict[str, Any]:
@@ -243,6 +269,7 @@ class Trainer:
             # Records of another version of this library may lack it.
             "peak_memory_bytes": records[0].get("peak_memory_bytes"),
             "backend": self._backend(device),
+            **({"graph": True} if self.graphed is not None and self.graphed.captured else {}),
             "seed": self.config.seed,
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -292,6 +319,9 @@ class Trainer:
         weight.copy_(torch.where(weight < 0, -1.0, 1.0))
 
     def _set_learning_rate(self, lr: float) -> None:
+        if can_capture(self.dataset.train_x.device):
+            # What a graph reads from float32: torch's fused AdamW would else take 64 bits in other steps.
+            lr = float(np.float32(lr))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
