@@ -1,3 +1,3 @@
-"""What all Triton kernels share. Without Triton only `architectures.py`, `graphs.py` and `tiles.py` import."""
+"""What all Triton kernels share. Without Triton, `architectures.py`, `graphs.py` and `tiles.py` import."""
 
 __all__ = []

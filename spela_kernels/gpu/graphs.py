@@ -36,8 +36,8 @@ def capture(
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        # The current stream is put back here: after a failed capture torch does not. A stream of this GPU:
-        # torch's own is of whichever came first. Other threads may go on meanwhile, as those that pin batches.
+        # The current stream is put back here, which torch does not do after a failed capture. The other one
+        # is of this GPU, where torch's own is of whichever came first. Threads that pin batches may go on.
         current, side = torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.Stream()
         with current, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             result = run()

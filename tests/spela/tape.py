@@ -1,8 +1,8 @@
 """A CUDA graph's stand-in on the CPU: operators recorded with exactly what they were given, and done again.
 
-As at a capture, nothing is computed: what the recorded run changed is put back. As in a graph, a replay runs no
-Python of the step, and every number that is no tensor, and every address, is that of the recording. Reading a
-tensor's value on the host is refused, as a capture refuses it.
+As at a capture, nothing is computed: what the recorded run changed is put back. As in a graph, a replay runs
+no Python of the step, and every address and every number that is no tensor are those of the recording.
+Reading a tensor's value on the host is refused, as a capture refuses it.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Tape(TorchDispatchMode):
         self._before.clear()
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # what it casts is recorded
     def replay(self) -> None:
         """The same operators on the same memory."""
         for func, args, kwargs, out, fresh in self.calls:

@@ -1,4 +1,4 @@
-"""A step as a graph: the eager step's bits in every network, and nothing on its way that no graph can hold."""
+"""A step as a graph: the eager step's bits in every network, and nothing on the way that no graph holds."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_nothing_that_a_captured_step_makes_outlives_it_but_the_losses(
 
 
 def _digest(launches: list[Any], static: dict[int, str]) -> list[Any]:
-    """Launches as values: tensors by name where they lie for good, else by which of the step's own they are."""
+    """Launches as values; tensors by name where they lie for good, else numbered."""
     made: dict[int, int] = {}
 
     def value(argument: Any) -> Any:
@@ -292,10 +292,13 @@ def test_a_number_that_changes_from_step_to_step_would_be_found(recorder: Record
 
     pair = Pair(_linear(), OPTIMIZERS["sgd"])
     pair.optimizers[1].__class__ = Stubborn
+    batches = _batches(3)
+    for x, target in batches[:2]:
+        pair.optimizers[1].rate = _rate(pair.steps + 1)  # type: ignore[attr-defined]
+        pair.step(x, target)
+    pair.optimizers[1].rate = _rate(3)  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="step 3"):
-        for step, (x, target) in enumerate(_batches(4), start=1):
-            pair.optimizers[1].rate = _rate(step)  # type: ignore[attr-defined]
-            pair.step(x, target)
+        pair.step(*batches[2])
 
 
 def test_reading_a_value_is_found(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
@@ -311,3 +314,241 @@ def test_reading_a_value_is_found(recorder: Recorder, caplog: pytest.LogCaptureF
     assert "without a CUDA graph: the step reads a value on the host" in record.getMessage()
     with pytest.raises(HostReadError), Tape():
         torch.ones(2).nonzero()
+
+
+def _train(pair: Pair, count: int, size: int = B) -> None:
+    for x, target in _batches(count, size):
+        pair.step(x, target)
+
+
+def test_a_batch_of_another_size_steps_without_the_graph_which_stays(recorder: Recorder) -> None:
+    pair = Pair(_linear("softmax", "gelu"), OPTIMIZERS["adam"])
+    for _ in range(3):  # epochs, whose last batch is shorter
+        _train(pair, 5)
+        _train(pair, 1, size=4)
+    assert len(recorder.tapes) == 1
+    assert recorder.replays == 3 + 5 + 5
+    _train(pair, 3, size=4)  # for good
+    assert len(recorder.tapes) == 2
+    assert recorder.replays == 13 + 3  # the last epoch's was the first of two
+
+
+def _changes() -> dict[str, Callable[[Pair], None]]:
+    def nets(change: Callable[[SpelaSequential], object]) -> Callable[[Pair], None]:
+        return lambda pair: [change(net) for net in pair.nets] and None
+
+    def optimizers(change: Callable[[Any], object]) -> Callable[[Pair], None]:
+        return lambda pair: [change(optimizer) for optimizer in pair.optimizers] and None
+
+    @torch.no_grad()
+    def replace_weight(net: SpelaSequential) -> None:
+        net[2].weight.data = 2 * net[2].weight.data
+
+    def swap_vectors(net: SpelaSequential) -> None:
+        net[2].vectors = -net[2].vectors
+
+    return {
+        "a layer is frozen": nets(lambda net: net[2].requires_grad_(False)),
+        "eval mode": nets(lambda net: net.eval()),
+        "a module is replaced": nets(lambda net: net.__setitem__(3, nn.Dropout(0.5))),
+        "a parameter has other memory": nets(replace_weight),
+        "a buffer is another tensor": nets(swap_vectors),
+        "the optimizer is restored": optimizers(
+            lambda o: o.load_state_dict(copy.deepcopy(o.state_dict()))
+        ),
+        "another weight decay": optimizers(lambda o: o.param_groups[0].update(weight_decay=0.1)),
+        "another decay of moments": optimizers(
+            lambda o: o.param_groups[0].update(betas=(0.5, 0.9))
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", _changes())
+def test_a_change_of_what_was_captured_is_captured_anew(what: str, recorder: Recorder) -> None:
+    pair = Pair(_linear("softmax", "gelu"), OPTIMIZERS["adam"])
+    _train(pair, 4)
+    assert recorder.replays == 2
+    _changes()[what](pair)
+    _train(pair, 4)
+    assert len(recorder.tapes) == 2
+    assert recorder.replays == 2 + 3
+
+
+def test_weights_loaded_in_place_need_no_other_graph(recorder: Recorder) -> None:
+    pair = Pair(_linear("softmax", "gelu"), OPTIMIZERS["adam"])
+    _train(pair, 4)
+    other = _linear("softmax", "gelu")(torch.Generator().manual_seed(9)).state_dict()
+    for net in pair.nets:
+        net.load_state_dict(other)
+    _train(pair, 2)
+    assert len(recorder.tapes) == 1
+    assert recorder.replays == 4
+
+
+def test_a_setting_that_changes_at_every_step_is_never_captured(recorder: Recorder) -> None:
+    pair = Pair(_linear(), OPTIMIZERS["momentum"])
+    for step, (x, target) in enumerate(_batches(6)):
+        for optimizer in pair.optimizers:
+            optimizer.param_groups[0]["momentum"] = 0.9 - 0.01 * step
+        pair.step(x, target)
+    assert recorder.tapes == []
+
+
+def test_autocast_and_the_modes_of_torch(recorder: Recorder) -> None:
+    pair = Pair(_linear("softmax", "gelu"), OPTIMIZERS["adam"])
+    with torch.autocast("cpu", torch.bfloat16):
+        _train(pair, 4)
+    _train(pair, 4)  # outside
+    assert len(recorder.tapes) == 2
+    with torch.inference_mode():
+        _train(pair, 1)
+    with torch.no_grad():
+        _train(pair, 1)
+    assert len(recorder.tapes) == 2
+    assert recorder.replays == 2 + 3 + 2
+    x, target = _batches(1)[0]
+    pair.step(x.requires_grad_(), target)
+    assert not pair.graphed._graph.x.requires_grad  # type: ignore[union-attr]
+
+
+def test_groups_tensors_and_schedulers_of_rates(recorder: Recorder) -> None:
+    nets = [_linear()(torch.Generator().manual_seed(1)).eval() for _ in range(2)]
+    optimizers = [
+        LocalAdam(
+            [
+                {"params": list(net[2].parameters()), "lr": 1e-2},
+                {"params": list(net[5].parameters()), "lr": torch.tensor(1e-3)},
+            ]
+        )
+        for net in nets
+    ]
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.7) for each in optimizers]
+    step = GraphedStep(nets[1], optimizers[1])
+    for x, target in _batches(7):
+        assert torch.equal(step(x, target), nets[0].local_step(x, target, optimizers[0]))
+        for scheduler in schedulers:
+            scheduler.step()
+    for mine, theirs in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert recorder.replays == 5
+    assert isinstance(optimizers[1].param_groups[0]["lr"], float)
+    optimizers[1].param_groups[0]["lr"] = float("nan")
+    with pytest.raises(ValueError, match="must be finite"):
+        step(x, target)
+
+
+def test_losses_are_the_callers_and_autograd_learns_of_the_update(recorder: Recorder) -> None:
+    net = _linear()(torch.Generator().manual_seed(1))
+    step = GraphedStep(net, OPTIMIZERS["sgd"](net))
+    (x, target), (other, _) = _batches(2)
+    for _ in range(3):
+        losses = step(x, target)
+    kept = losses.clone()
+    step(other, target)
+    assert torch.equal(losses, kept)
+    pending = net[2](x.flatten(1)).square().sum() * net[2].weight.square().sum()
+    step(x, target)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        pending.backward()
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Any], object], str]] = {
+    "a hook of a module": (
+        lambda net, _: net[2].register_forward_hook(lambda *_: None),
+        "a module has forward hooks",
+    ),
+    "a hook of all modules": (
+        lambda net, _: nn.modules.module.register_module_forward_hook(lambda *_: None),
+        "a module has forward hooks",
+    ),
+    "a hook of the optimizer": (
+        lambda _, optimizer: optimizer.register_step_post_hook(lambda *_: None),
+        "the optimizer has step hooks",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_hooks_go_on_being_called(
+    what: str, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    add, message = REFUSED[what]
+    pair = Pair(_linear(), OPTIMIZERS["adam"])
+    _train(pair, 4)
+    assert recorder.replays == 2
+    handle: Any = add(pair.nets[1], pair.optimizers[1])
+    try:
+        _train(pair, 4)
+    finally:
+        handle.remove()
+    assert recorder.replays == 2
+    (record,) = caplog.records
+    assert message in record.getMessage()
+    _train(pair, 4)
+    assert recorder.replays > 2
+
+
+def test_what_cannot_be_captured_steps_without_a_graph_after_one_message(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder.waits = ["model.py:12"]
+    pair = Pair(_linear(), OPTIMIZERS["adam"])
+    _train(pair, 6)
+    assert [r.getMessage() for r in caplog.records] == [
+        "spela: training steps run without a CUDA graph: Python waits for the GPU in model.py:12"
+    ]
+    caplog.clear()
+    torchs = Pair(_linear(), lambda net: torch.optim.AdamW(net.parameters()))
+    _train(torchs, 4)
+    assert "AdamW keeps numbers on the CPU: build it with fused=True" in caplog.text
+    assert len(caplog.records) == 1
+    assert recorder.tapes == []
+
+
+def test_a_required_graph(recorder: Recorder) -> None:
+    net = _linear()(torch.Generator().manual_seed(1))
+    x, target = _batches(1)[0]
+    before = copy.deepcopy(net.state_dict())
+    step = GraphedStep(net, torch.optim.AdamW(net.parameters()), required=True)
+    with pytest.raises(ValueError, match="cannot be a CUDA graph: AdamW keeps numbers"):
+        step(x, target)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    step = GraphedStep(net, OPTIMIZERS["adam"](net), required=True)
+    for _ in range(4):
+        step(x, target)
+    assert step.captured
+    with pytest.raises(TypeError, match=r"must be .*Module, got list"):
+        GraphedStep([net], OPTIMIZERS["adam"](net))  # type: ignore[arg-type]
+
+
+def test_bad_batches_are_refused_as_ever(recorder: Recorder) -> None:
+    net = _linear()(torch.Generator().manual_seed(1))
+    optimizer = OPTIMIZERS["adam"](net)
+    step = GraphedStep(net, optimizer)
+    x, target = _batches(1)[0]
+    for _ in range(4):
+        step(x, target)
+    before = copy.deepcopy(net.state_dict())
+    for bad, error in (
+        ((x[:, :, :7], target), ValueError),
+        ((x, target[:4]), ValueError),
+        ((x, target.float()), TypeError),
+        ((x.double(), target), TypeError),
+        ((x.tolist(), target), TypeError),
+    ):
+        with pytest.raises(error) as ours:
+            step(*bad)
+        with pytest.raises(error) as theirs:
+            net.local_step(*bad, optimizer)
+        assert str(ours.value) == str(theirs.value)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(group["lr"] == 1e-2 for group in optimizer.param_groups)
+
+
+def test_on_a_cpu_it_is_the_eager_step() -> None:
+    pair = Pair(_linear(), OPTIMIZERS["adam"])
+    _train(pair, 3)
+    assert not pair.graphed.captured
+    required = GraphedStep(pair.nets[1], pair.optimizers[1], required=True)
+    with pytest.raises(ValueError, match="there are none on cpu"):
+        required(*_batches(1)[0])
