@@ -13,6 +13,7 @@ try:
     from spela import optim
     from spela.convert import convert
     from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, multiply_adds
+    from spela.graphed import GraphedStep
     from spela.layers import Frozen, LocalLayer, RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear
     from spela.network import SpelaSequential
     from spela.process import keep_freed_memory
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ExitPolicy",
     "Frozen",
+    "GraphedStep",
     "LocalLayer",
     "Prediction",
     "RowNorm",

@@ -25,6 +25,7 @@ __all__ = [
     "Diagnostics",
     "Dropout",
     "Epochs",
+    "Graph",
     "Groups",
     "HeadEpochs",
     "Init",
@@ -190,5 +191,12 @@ Diagnostics = Annotated[
 Tensorboard = Annotated[
     bool,
     typer.Option("--tensorboard", help="Also write TensorBoard files to OUT/tensorboard."),
+]
+Graph = Annotated[
+    str,
+    typer.Option(
+        help="Whether a training step is one CUDA graph, with the same result: auto (on a GPU, where it can "
+        "be; a warning says why not), on (else the run fails), off."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]

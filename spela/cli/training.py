@@ -37,6 +37,7 @@ from spela.training import (
     RunConfig,
     RunFolder,
     TensorBoardListener,
+    check_graph_mode,
     extension_note,
 )
 
@@ -53,6 +54,7 @@ def _train(
     parallel: str = "",
     tensorboard: bool = False,
     extend: bool = False,
+    graph: str = "auto",
 ) -> None:
     shape = "x".join(map(str, dataset.sample_shape))
     start = shape if config.channels else str(dataset.num_features)
@@ -80,6 +82,7 @@ def _train(
                 extend=extend,
                 device=device,
                 listener=listener,
+                graph=graph,
             )
         else:
             summary = run_parallel(
@@ -206,6 +209,7 @@ def train(
     threads: Threads = None,
     backend: Backend = None,
     device: Device = "auto",
+    graph: option.Graph = "auto",
     parallel: Parallel = None,
     rank_timeout: RankTimeout = None,
 ) -> None:
@@ -267,6 +271,10 @@ def train(
         refuse_unread("one process, without --parallel", rank_timeout=rank_timeout)
     if parallel and (diagnostics or tensorboard):
         raise ValueError("--diagnostics and --tensorboard are for runs without --parallel")
+    if parallel and graph == "on":
+        raise ValueError(
+            "--graph on is for runs without --parallel, whose processes wait for each other"
+        )
     set_threads(threads)
     with (
         going_on(lambda: "go on with --resume" if folder.holds_run() else ""),
@@ -275,6 +283,7 @@ def train(
         # Joined after the checks of the folder, which rank 0 is then free to create.
         ranks = join(parallel, device, rank_timeout)
         where = pick_device(device if ranks is None else str(ranks.device))
+        check_graph_mode(graph, where)
         with main_first(ranks):
             dataset = load_data(config, data_root)
         _train(
@@ -287,4 +296,5 @@ def train(
             parallel or "",
             tensorboard,
             extend=epochs is not None or head_epochs is not None,
+            graph=graph,
         )

@@ -9,12 +9,15 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spela.data import Batches, Dataset, epoch_generator
 from spela.data.augment import crop_and_flip
+from spela.graphed import GraphedStep, can_capture
 from spela.layers import LocalLayer
+from spela.layers.chain import steps_a_call
 from spela.network import SpelaSequential
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
@@ -37,12 +40,27 @@ from spela.training.schedule import learning_rate
 from spela_kernels import select_backend
 from spela_kernels.contracts import Settings
 
-__all__ = ["Listener", "Trainer", "TrainingDivergedError"]
+__all__ = ["GRAPH_MODES", "Listener", "Trainer", "TrainingDivergedError", "check_graph_mode"]
+
+# Steps as CUDA graphs: where they can be captured; always, or the run fails; never.
+GRAPH_MODES = ("auto", "on", "off")
 
 # Steps between looks at the losses: each look waits for the device.
 LOG_EVERY = 50
 # The step whose memory is measured, in the first epoch: the first one creates the optimizer's state.
 MEASURED_STEP = 1
+
+
+def check_graph_mode(graph: str, device: torch.device) -> None:
+    """Refuse a mode that is unknown, or steps as graphs on a device that has none.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    if graph not in GRAPH_MODES:
+        raise ValueError(f"unknown graph {graph!r}: use one of {', '.join(GRAPH_MODES)}")
+    if graph == "on" and not can_capture(device):
+        raise ValueError(f"graph on needs a GPU, the run is on {device}: use auto or off")
 
 
 class TrainingDivergedError(ValueError):
@@ -75,10 +93,12 @@ class Trainer:
         dataset: Data, on the network's device.
         folder: Where config, records and checkpoints go.
         listener: Told of progress, or None.
+        graph: Whether a step is one CUDA graph, with the same result: auto (on a GPU, where it can be
+            captured; a warning says where not), on (else the run fails) or off.
 
     Raises:
-        ValueError: If images are to be augmented and samples are none, or a last batch of one sample meets a
-            similarity loss.
+        ValueError: If `graph` is unknown or on without a GPU, if images are to be augmented and samples are
+            none, or a last batch of one sample meets a similarity loss.
         TrainingDivergedError: From `fit`, naming the layer, when a loss is no longer finite.
         OSError: From `fit`, when the folder cannot be written; the last checkpoint stays whole.
     """
@@ -91,9 +111,11 @@ class Trainer:
         dataset: Dataset,
         folder: RunFolder,
         listener: Listener | None = None,
+        graph: str = "auto",
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+        check_graph_mode(graph, dataset.train_x.device)
         if (
             config.similarity > 0
             and len(dataset.train_y) % config.batch_size == 1 % config.batch_size
@@ -114,9 +136,12 @@ class Trainer:
         self.dataset = dataset
         self.folder = folder
         self.listener = listener
+        self.graph = graph
         self.epochs_done = 0
         self.extended_at: tuple[int, ...] = ()
+        self._whole = Learner(net, dataset.train_x, dataset.test_x)
         self._head: Learner | None = None
+        self._learn(self._whole)
 
     def start(self) -> None:
         """Create the run folder and the checkpoint of the untrained network."""
@@ -170,12 +195,15 @@ class Trainer:
         started, aside = time.perf_counter(), 0.0
         self.net.train(True)
         learner = self._learner(epoch)
+        if learner is not self.learner:
+            self._learn(learner)
         generator = epoch_generator(config.seed, epoch)
         torch.manual_seed(generator.initial_seed())  # dropout draws from torch's default generator
+        calls = self._steps_a_call(epoch)
         batches = Batches(
             learner.train_x,
             data.train_y,
-            config.batch_size,
+            calls * config.batch_size,
             shuffle=config.shuffle,
             generator=generator,
             augment=self._augmentation(epoch),
@@ -184,21 +212,27 @@ class Trainer:
         memory: dict[str, int] = {}
         total: Tensor | None = None
         means: list[float] = []
-        for step, (x, target) in enumerate(batches):
-            self._set_learning_rate(learning_rate(config, epoch, step, steps))
-            if step == measured:
+        done = 0
+        for x, target in batches:
+            taken = range(done, min(done + calls, steps))
+            rates = [learning_rate(config, epoch, step, steps) for step in taken]
+            self._set_learning_rate(rates[0])
+            if len(taken) > 1:
+                losses = self._train_steps(x, target, rates).double().sum(dim=0)
+            elif done == measured:
                 before = time.perf_counter()
                 losses, memory["peak_memory_bytes"] = peak_step_bytes(
-                    partial(self.train_step, x, target, learner.net), self.optimizer, x.device
+                    partial(self.train_step, x, target, graphed=False), self.optimizer, x.device
                 )
                 aside = time.perf_counter() - before
             else:
-                losses = self.train_step(x, target, learner.net)
+                losses = self.train_step(x, target)
             total = losses.double() if total is None else total + losses
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-                means = self._finite_means(total, step + 1, epoch)
+            done = taken.stop
+            if done % LOG_EVERY == 0 or done == steps:
+                means = self._finite_means(total, done, epoch)
                 if self.listener is not None:
-                    self.listener.on_progress(step + 1, means)
+                    self.listener.on_progress(done, means)
         seconds = time.perf_counter() - started - aside
         if config.binarise == "last":
             self._sign_last_layer()
@@ -216,10 +250,31 @@ class Trainer:
             **self._diagnostics(),
         }
 
-    def train_step(self, x: Tensor, target: Tensor, net: LayerwiseClassifier) -> Tensor:
-        """One update of `net` on one batch; losses (L,) stay on the device."""
+    def train_step(self, x: Tensor, target: Tensor, graphed: bool = True) -> Tensor:
+        """One update on one batch, as a graph where the trainer has one; losses (L,) stay on the device."""
         with self._precision(x.device):
-            return net.local_step(x, target, self.optimizer)
+            if graphed and self.graphed is not None:
+                return self.graphed(x, target)
+            return self.learner.net.local_step(x, target, self.optimizer)
+
+    def _train_steps(self, x: Tensor, target: Tensor, rates: list[float]) -> Tensor:
+        """Updates on several batches in one call; losses (steps, L)."""
+        net = self.learner.net
+        assert isinstance(net, SpelaSequential)
+        return net.local_steps(x, target, self.optimizer, self.config.batch_size, rates)
+
+    def _steps_a_call(self, epoch: int) -> int:
+        """How many steps the network takes at once: more than one where they are a compiled call on the CPU.
+
+        Of the first epoch a step's memory is measured, and what is drawn for images is drawn batch by batch.
+        """
+        config, net = self.config, self.learner.net
+        alone = epoch == 0 or config.augment or config.precision != "fp32"
+        if alone or type(net) is not SpelaSequential or self.dataset.train_x.device.type != "cpu":
+            return 1
+        # A divisor of what lies between two looks at the losses.
+        most = steps_a_call(net, config.batch_size)
+        return max(count for count in (1, 2, 5, 10, 25, LOG_EVERY) if count <= most)
 
     def _precision(self, device: torch.device) -> torch.autocast:
         bf16 = self.config.precision == "bf16"
@@ -251,6 +306,7 @@ class Trainer:
             # Records of another version of this library may lack it.
             "peak_memory_bytes": records[0].get("peak_memory_bytes"),
             "backend": self._backend(device),
+            **({"graph": True} if self.graphed is not None and self.graphed.captured else {}),
             "seed": self.config.seed,
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -285,9 +341,8 @@ class Trainer:
     def _learner(self, epoch: int) -> Learner:
         """What learns in this epoch: the network, or its head alone on frozen convolutions."""
         config, data = self.config, self.dataset
-        whole = Learner(self.net, data.train_x, data.test_x)
         if config.head_epochs == 0:
-            return whole
+            return self._whole
         layers = [m for m in self.module.modules() if isinstance(m, LocalLayer)]
         for index, layer in enumerate(layers):
             is_head = index >= len(config.channels)
@@ -297,12 +352,19 @@ class Trainer:
         # What an epoch draws anew goes through the convolutions anew; processes share them.
         drawn = config.augment or config.input_dropout > 0
         if epoch < config.epochs or drawn or not isinstance(self.module, SpelaSequential):
-            return whole
+            return self._whole
         if self._head is None:
             precision = self._precision(data.train_x.device)
             head = behind_frozen(self.module, data, config.batch_size, self.folder.path, precision)
-            self._head = head or whole
+            self._head = head or self._whole
         return self._head
+
+    def _learn(self, learner: Learner) -> None:
+        """From here on, steps are this learner's."""
+        self.learner = learner
+        self.graphed: GraphedStep | None = None
+        if self.graph != "off":
+            self.graphed = GraphedStep(learner.net, self.optimizer, required=self.graph == "on")
 
     @torch.no_grad()
     def _sign_last_layer(self) -> None:
@@ -311,6 +373,9 @@ class Trainer:
         weight.copy_(torch.where(weight < 0, -1.0, 1.0))
 
     def _set_learning_rate(self, lr: float) -> None:
+        if can_capture(self.dataset.train_x.device):
+            # What a graph reads from float32: torch's fused AdamW would else take 64 bits in other steps.
+            lr = float(np.float32(lr))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
