@@ -17,7 +17,7 @@ from spela.layers import LocalLayer
 from spela.network import SpelaSequential
 from spela.training.evaluate import LayerwiseClassifier
 
-__all__ = ["Learner", "behind_frozen"]
+__all__ = ["Learner", "behind_frozen", "freeze"]
 
 
 class Learner(NamedTuple):
@@ -74,6 +74,21 @@ class _BehindFrozen(nn.Module):
         output = self._output(rows).to(self.output_dtype)
         losses = self.learning.local_step(output, target, optimizer)
         return torch.cat([self.frozen_losses.to(losses.dtype), losses])
+
+
+def freeze(net: nn.Module, front: int, frozen: bool) -> None:
+    """Freeze a network's front and train its head, or the other way round.
+
+    Args:
+        net: Its local layers are moved in and out of training.
+        front: How many of them are the front.
+        frozen: Whether the front is.
+    """
+    layers = [module for module in net.modules() if isinstance(module, LocalLayer)]
+    for index, layer in enumerate(layers):
+        learns = (index < front) != frozen
+        layer.requires_grad_(learns)
+        layer.train(learns)
 
 
 def behind_frozen(

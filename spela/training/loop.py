@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from spela.data import Batches, Dataset, epoch_generator
 from spela.data.augment import crop_and_flip
 from spela.graphed import GraphedStep, can_capture
-from spela.layers import LocalLayer
 from spela.layers.chain import steps_a_call
 from spela.network import SpelaSequential
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
@@ -29,16 +27,14 @@ from spela.training.diagnostics import (
 )
 from spela.training.evaluate import (
     LayerwiseClassifier,
-    batch_statistics_accuracy,
     evaluate,
 )
 from spela.training.evidence import weight_norms
-from spela.training.frozen import Learner, behind_frozen
+from spela.training.frozen import Learner, behind_frozen, freeze
 from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
-from spela_kernels import select_backend
-from spela_kernels.contracts import Settings
+from spela.training.summary import summarise
 
 __all__ = ["GRAPH_MODES", "Listener", "Trainer", "TrainingDivergedError", "check_graph_mode"]
 
@@ -282,49 +278,13 @@ class Trainer:
 
     def summarise(self) -> dict[str, Any]:
         """The run's result from its records."""
+        more: dict[str, Any] = {}
+        if self.extended_at:
+            more["extended_at"] = list(self.extended_at)
+        if self.graphed is not None and self.graphed.captured:
+            more["graph"] = True
         records = self.folder.read_metrics()
-        last = records[-1]
-        # Epochs of a head on frozen convolutions are far shorter: they have a median of their own.
-        seconds = [record["seconds"] for record in records]
-        body, head = seconds[: self.config.epochs], seconds[self.config.epochs :]
-        data = self.dataset
-        device = data.train_x.device
-        own = batch_statistics_accuracy(
-            self.module, data.test_x, data.test_y, self.config.batch_size
-        )
-        return {
-            "test_accuracy": last["test_accuracy"],
-            **({} if own is None else {"test_accuracy_batch_statistics": own}),
-            "vote_accuracy": last["vote_accuracy"],
-            **({"top5_accuracy": last["top5_accuracy"]} if "top5_accuracy" in last else {}),
-            "train_loss": last["train_loss"],
-            "weight_norm": last["weight_norm"],
-            "epochs": last["epoch"],
-            **({"extended_at": list(self.extended_at)} if self.extended_at else {}),
-            "seconds_per_epoch": statistics.median(body),
-            **({"seconds_per_head_epoch": statistics.median(head)} if head else {}),
-            # Records of another version of this library may lack it.
-            "peak_memory_bytes": records[0].get("peak_memory_bytes"),
-            "backend": self._backend(device),
-            **({"graph": True} if self.graphed is not None and self.graphed.captured else {}),
-            "seed": self.config.seed,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "parameters": sum(p.numel() for p in self.module.parameters()),
-            "dataset": self.dataset.name,
-            "config": self.config.to_dict(),
-        }
-
-    def _backend(self, device: torch.device) -> str:
-        """The one that ran the linear layers, or where there are none the convolutions."""
-        config = self.config
-        if config.method != "spela":
-            return "torch"
-        objective = (
-            config.conv_objective if config.channels and not config.layers else config.objective
-        )
-        return select_backend(device, Settings(config.activation, objective=objective))
+        return summarise(self.config, records, self.module, self.dataset, **more)
 
     def _diagnostics(self) -> dict[str, Any]:
         if not self.config.diagnostics:
@@ -341,14 +301,8 @@ class Trainer:
     def _learner(self, epoch: int) -> Learner:
         """What learns in this epoch: the network, or its head alone on frozen convolutions."""
         config, data = self.config, self.dataset
-        if config.head_epochs == 0:
-            return self._whole
-        layers = [m for m in self.module.modules() if isinstance(m, LocalLayer)]
-        for index, layer in enumerate(layers):
-            is_head = index >= len(config.channels)
-            learns = is_head == (epoch >= config.epochs)
-            layer.requires_grad_(learns)
-            layer.train(learns)
+        if config.head_epochs > 0:
+            freeze(self.module, len(config.channels), epoch >= config.epochs)
         # What an epoch draws anew goes through the convolutions anew; processes share them.
         drawn = config.augment or config.input_dropout > 0
         if epoch < config.epochs or drawn or not isinstance(self.module, SpelaSequential):
