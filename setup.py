@@ -28,7 +28,11 @@ setup(
             "spela_kernels/cpu/products.h",
             "spela_kernels/cpu/products_tile.h",
         ),
-        passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c", "spela_kernels/linear/rows.h"),
+        passes(
+            "spela_kernels.linear._rows",
+            "spela_kernels/linear/rows.c",
+            "spela_kernels/linear/rows.h",
+        ),
         passes(
             "spela_kernels.linear._steps",
             "spela_kernels/linear/steps.c",

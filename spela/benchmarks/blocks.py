@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.memory import checkpointed, end_to_end_step, peak_bytes
 from spela.bodies import build_body
-from spela.convert import convert
+from spela.conversion import convert
 from spela.optim import LocalSGD
 
 __all__ = ["BLOCK_COUNTS", "NETWORK_SIZES", "block_points"]

@@ -14,7 +14,6 @@ from spela.training.evaluate import (
 from spela.training.evidence import Evidence, read_checkpoint, read_evidence
 from spela.training.lock import InUseError
 from spela.training.loop import (
-    GRAPH_MODES,
     Listener,
     Trainer,
     TrainingDivergedError,
@@ -25,7 +24,6 @@ from spela.training.schedule import extension_note
 from spela.training.tensorboard import Listeners, TensorBoardListener
 
 __all__ = [
-    "GRAPH_MODES",
     "Checkpoint",
     "Evaluation",
     "Evidence",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spela.choices import GRAPHS
 from spela.data import Batches, Dataset, epoch_generator
 from spela.data.augment import crop_and_flip
 from spela.graphed import GraphedStep, can_capture
@@ -36,10 +37,7 @@ from spela.training.records import RunFolder
 from spela.training.schedule import learning_rate
 from spela.training.summary import summarise
 
-__all__ = ["GRAPH_MODES", "Listener", "Trainer", "TrainingDivergedError", "check_graph_mode"]
-
-# Steps as CUDA graphs: where they can be captured; always, or the run fails; never.
-GRAPH_MODES = ("auto", "on", "off")
+__all__ = ["Listener", "Trainer", "TrainingDivergedError", "check_graph_mode"]
 
 # Steps between looks at the losses: each look waits for the device.
 LOG_EVERY = 50
@@ -53,8 +51,8 @@ def check_graph_mode(graph: str, device: torch.device) -> None:
     Raises:
         ValueError: Saying what to do.
     """
-    if graph not in GRAPH_MODES:
-        raise ValueError(f"unknown graph {graph!r}: use one of {', '.join(GRAPH_MODES)}")
+    if graph not in GRAPHS:
+        raise ValueError(f"unknown graph {graph!r}: use one of {', '.join(GRAPHS)}")
     if graph == "on" and not can_capture(device):
         raise ValueError(f"graph on needs a GPU, the run is on {device}: use auto or off")
 
