@@ -195,8 +195,8 @@ Tensorboard = Annotated[
 Graph = Annotated[
     str,
     typer.Option(
-        help="Whether a training step is one CUDA graph, with the same result: auto (on a GPU, where it can be; "
-        "a warning says why not), on (else the run fails), off."
+        help="Whether a training step is one CUDA graph, with the same result: auto (on a GPU, where it can "
+        "be; a warning says why not), on (else the run fails), off."
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
