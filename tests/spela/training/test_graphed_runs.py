@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,7 @@ __all__ = ["recorder"]
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     data = load_dataset("digits")
-    return Dataset(
-        **{
-            **vars(data),
-            "train_x": data.train_x[:330],
-            "train_y": data.train_y[:330],
-        }  # 4 batches of 96
-    )
+    return replace(data, train_x=data.train_x[:330], train_y=data.train_y[:330])  # 4 batches of 96
 
 
 CONFIGS: dict[str, RunConfig] = {
