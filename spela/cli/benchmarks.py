@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
-from spela.benchmarks import GROUPS, describe_machine, format_rows, run_groups
+from spela.benchmarks import GROUPS, describe_machine, format_rows, groups_of, run_groups
 from spela.benchmarks import to_json as measured_to_json
 from spela.benchmarks.modelled import DTYPES, format_table, model_steps, to_json
 from spela.cli.options import Threads, path_option, pick_device, refuse_unread, set_threads
@@ -26,6 +28,9 @@ def bench(
         bool, typer.Option("--quick", help="Fewer cases and rounds: a minute, less sure.")
     ] = False,
     threads: Threads = None,
+    device: Annotated[
+        str | None, typer.Option(help="Measure on auto, cpu, cuda, cuda:1, ... (default: cpu).")
+    ] = None,
     model: Annotated[
         bool,
         typer.Option("--model", help="Predict GPU times from the kernels' tiles; needs no GPU."),
@@ -56,29 +61,32 @@ def bench(
     if model:
         if groups:
             raise ValueError(f"--model is one table: leave {' '.join(groups)} out")
-        refuse_unread("a model", quick=quick or None, threads=threads)
+        refuse_unread("a model", quick=quick or None, threads=threads, device=device)
         figures = _modelled(gpu, dtype or "float32", LAUNCH_US if launch_us is None else launch_us)
     else:
         refuse_unread("measuring, without --model", gpu=gpu, dtype=dtype, launch_us=launch_us)
-        figures = _measured(groups or list(GROUPS), quick, threads)
+        figures = _measured(groups, quick, threads, pick_device(device or "cpu"))
     if json_file is not None:
         text = json.dumps(figures, indent=2) + "\n"
         write_atomically(json_file, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
-def _measured(groups: list[str], quick: bool, threads: int | None) -> dict[str, Any]:
-    pick_device("cpu")
+def _measured(
+    groups: list[str] | None, quick: bool, threads: int | None, device: torch.device
+) -> dict[str, Any]:
     set_threads(threads)
-    machine = describe_machine()
+    machine = {**describe_machine(), "device": str(device)}
     typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
     typer.echo(
         "Medians of steps that take turns; last column: the figure over ours, of blocks over backprop's. "
         "`floor` is the products alone, by the fastest library call. Parity is checked first.\n"
     )
     rows = []
-    for found in run_groups(groups, quick):
-        typer.echo(format_rows(found))
-        rows += found
+    # Clocks and memory meters are those of the current GPU.
+    with nullcontext() if device.type == "cpu" else torch.cuda.device(device):
+        for found in run_groups(groups or groups_of(str(device)), quick, str(device)):
+            typer.echo(format_rows(found))
+            rows += found
     return measured_to_json(rows, machine, quick)
 
 
