@@ -126,8 +126,11 @@ def _backprop(case: NetworkCase, compiled: bool = False, fused: bool | None = No
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=fused)
     if not compiled:
         return lambda: net.local_step(x, target, optimizer)
-    forward = torch.compile(lambda x, target: nn.functional.cross_entropy(net(x), target))
-    update = torch.compile(optimizer.step)
+    # Of this shape alone: after another one torch would compile for all.
+    forward = torch.compile(
+        lambda x, target: nn.functional.cross_entropy(net(x), target), dynamic=False
+    )
+    update = torch.compile(optimizer.step, dynamic=False)
 
     def step() -> None:
         forward(x, target).backward()
