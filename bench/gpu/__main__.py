@@ -66,9 +66,8 @@ def _run_inside(name: str, setting: Setting) -> None:
     if not (setting.dry_run and "torch" in sys.modules):
         measure(rows, setting)
         return
-    from bench.gpu.stand_in import (
-        cuda_on_the_cpu,  # imports torch, which some parts leave to their own processes
-    )
+    # Not at the top: it imports torch, which some parts leave to processes of their own.
+    from bench.gpu.stand_in import cuda_on_the_cpu
 
     with cuda_on_the_cpu():
         measure(rows, setting)
