@@ -10,3 +10,9 @@ ON_A_GPU = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
 ]
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_A_GPU)]
+# Where something begins, and where it goes on.
+MOVES = [
+    ("cpu", "cpu"),
+    pytest.param("cpu", "cuda", marks=ON_A_GPU),
+    pytest.param("cuda", "cpu", marks=ON_A_GPU),
+]

@@ -31,6 +31,7 @@ from spela.training.evaluate import (
 from spela.training.evidence import weight_norms
 from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
+from spela.training.repeatable import repeatable_convolutions
 from spela.training.schedule import learning_rate
 from spela_kernels import select_backend
 from spela_kernels.contracts import Settings
@@ -64,7 +65,8 @@ class Trainer:
     """Trains one network on one dataset as a `RunConfig` says, into a run folder.
 
     Randomness inside an epoch is seeded by (seed, epoch), and the learning rate is a function of the
-    position, so a run resumed from the checkpoint of any epoch ends in the same bits.
+    position, so a run resumed from the checkpoint of any epoch ends in the same bits; on a GPU, of the
+    same kind, for which `fit` keeps convolutions to cuDNN's deterministic algorithms.
 
     Args:
         config: The run's settings.
@@ -140,6 +142,7 @@ class Trainer:
             self._checkpoint()
         self.folder.write_json(self.folder.config, self.config.to_dict())
 
+    @repeatable_convolutions()
     def fit(self) -> dict[str, Any]:
         """Train the epochs that are left, evaluate, and write summary.json.
 
