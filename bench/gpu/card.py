@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from bench.gpu.meters import copy_gbs, find_card
+from bench.gpu.meters import find_card
 from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
 from spela.benchmarks import describe_machine
@@ -24,7 +24,7 @@ _QUERY = "driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,m
 
 
 def measure(rows: Rows, setting: Setting) -> None:
-    """Card, driver, versions, which tools are there, and a copy's bandwidth."""
+    """Card, driver, versions, and which tools are there."""
     properties = torch.cuda.get_device_properties(0)
     published = find_card()
     rows.add(
@@ -33,9 +33,8 @@ def measure(rows: Rows, setting: Setting) -> None:
         architecture=f"sm_{properties.major}{properties.minor}",
         multiprocessors=properties.multi_processor_count,
         memory_gb=properties.total_memory / 1e9,
-        l2_mib=properties.L2_cache_size / 2**20,
+        l2_mib=getattr(properties, "L2_cache_size", 0) / 2**20,
         published_gbs=None if published is None else published.bandwidth,
-        copy_gbs=copy_gbs(setting),
     )
     if published is None:
         rows.note(

@@ -18,7 +18,7 @@ __all__ = ["marked_files", "measure", "outcomes"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MARK = re.compile(r"mark\.gpu|from tests\.devices import|on_a_gpu import")
-_OTHERS = 3  # cores that are left to what runs beside
+_OTHERS = 8  # cores that are left to what runs beside
 
 
 def marked_files() -> list[str]:
@@ -67,7 +67,8 @@ def measure(rows: Rows, setting: Setting) -> None:
         "--tb=short",
     ]
     command += ["-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
-    command += ["--junitxml", str(junit)]
+    # A file that needs a package which this machine lacks is one failure.
+    command += ["--continue-on-collection-errors", "--junitxml", str(junit)]
     if find_spec("xdist") is None:
         rows.note("pytest-xdist is not installed: one process runs the tests.")
     else:

@@ -34,20 +34,25 @@ PARTS: dict[str, Part] = {
     for part in (
         Part("card", "bench.gpu.card:measure", 60, 0, "The card, the driver and the versions."),
         Part(
-            "tests", "bench.gpu.marked_tests:measure", 140, 0,
+            "tests", "bench.gpu.marked_tests:measure", 150, 0,
             "All tests marked gpu, on many processes; those that only print a speed are left out.",
         ),
         Part(
-            "training-cpu", "bench.gpu.training:on_the_cpu", 140, 0,
-            "The runs of the part training on this machine's CPU, for their accuracy.",
-        ),
-        Part(
-            "selftest", "bench.gpu.selftest:measure", 90, 1,
-            "`python -m spela_kernels.selftest`: its verdict, its figures, and what failed.",
+            "sanitizers", "bench.gpu.sanitizers:measure", 150, 0,
+            "memcheck and racecheck of compute-sanitizer over the parity cases of both ops.",
             interpreted=True,
         ),
         Part(
-            "networks", "bench.gpu.networks:measure", 90, 2,
+            "training-cpu", "bench.gpu.training:on_the_cpu", 150, 0,
+            "The runs of the part training on this machine's CPU, for their accuracy.",
+        ),
+        Part(
+            "selftest", "bench.gpu.selftest:measure", 120, 1,
+            "What `python -m spela_kernels.selftest` checks and measures: verdicts, failures, figures.",
+            interpreted=True,
+        ),
+        Part(
+            "networks", "bench.gpu.networks:measure", 100, 2,
             "A training step of whole networks. Microseconds: eager is one call after the other; replayed is "
             "a CUDA graph; cold is a replay after the L2 cache was overwritten. The roofline is what the "
             "step's compulsory bytes take at the published bandwidth.",
@@ -68,12 +73,7 @@ PARTS: dict[str, Part] = {
             "Peak memory of a step above what stays, and time: against depth, in blocks, of convolutions.",
         ),
         Part(
-            "sanitizers", "bench.gpu.sanitizers:measure", 55, 6,
-            "memcheck and racecheck of compute-sanitizer over the parity cases of both ops.",
-            interpreted=True,
-        ),
-        Part(
-            "counters", "bench.gpu.counters:measure", 40, 7,
+            "counters", "bench.gpu.counters:measure", 40, 6,
             "Hardware counters of each kernel by ncu, beside the bytes of the cost model.",
         ),
     )

@@ -1,26 +1,44 @@
-"""Part `selftest`: the self-test that every user of a GPU may run."""
+"""Part `selftest`: what the self-test that every user of a GPU may run checks and measures."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
 from spela_kernels import selftest
+from spela_kernels.backend import use_backend
 
 __all__ = ["measure"]
 
+_AT_ONCE = 50  # cases that make a row
+
+
+def _add(rows: Rows, what: str, found: Sequence[selftest.Row]) -> int:
+    """A row for all that passed, one for each figure and each failure; how many failed."""
+    checks = [row for row in found if row.passed is not None]
+    passed = sum(bool(row.passed) for row in checks)
+    if checks:
+        rows.add("self-test", check=what, result=f"{passed} of {len(checks)} passed")
+    for row in found:
+        if not row.passed:
+            result = "measured" if row.passed is None else "FAIL"
+            rows.add("self-test", check=row.name, result=result, figures=row.detail)
+    return len(checks) - passed
+
 
 def measure(rows: Rows, setting: Setting) -> None:
-    """Its report beside the logs; here the verdict, the failures and the figures."""
-    file = setting.folder / "selftest.md"
-    file.unlink(missing_ok=True)
-    code = selftest.main(["--out", str(file), *setting.pick([], ["--quick"])])
-    if not file.is_file():
-        raise SystemExit(code or 1)
-    lines = file.read_text(encoding="utf-8").splitlines()
-    rows.note(f"{lines[-1]}.")
-    for line in lines:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("|") and len(cells) == 3 and cells[1] in ("FAIL", "-"):
-            rows.add("self-test", check=cells[0], result=cells[1], figures=cells[2])
-    if code != 0:
-        raise SystemExit(code)
+    """Launches and figures first, then parity case by case; a failure fails the part."""
+    device, quick, failed = setting.device, setting.dry_run, 0
+    with use_backend("triton"):
+        failed += _add(rows, "launches", selftest.launch_rows(device)[: setting.pick(None, 1)])
+        if not setting.dry_run:  # its meters are of a GPU alone
+            failed += _add(rows, "memory", selftest.gpu_rows(quick))
+    for op in selftest.SUITES:
+        cases = list(selftest.selected_cases(op, not setting.dry_run, quick).items())
+        for start in range(0, len(cases), _AT_ONCE):
+            some = dict(cases[start : start + _AT_ONCE][: setting.pick(None, 1)])
+            found = selftest.parity_rows(some, device)
+            failed += _add(rows, f"parity {op} from {next(iter(some))}", found)
+    if failed:
+        raise SystemExit(f"{failed} checks failed")

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from spela.benchmarks.network import LEARNING_RATE, NetworkCase
-from spela.data import Batches, epoch_generator, is_available, load_dataset
 from spela.layers import SpelaLinear
 from spela.optim import LocalSGD
 
@@ -28,6 +27,9 @@ def epoch_data(samples: int, device: str = "cpu") -> tuple[str, Tensor, Tensor]:
     Returns:
         A name that says which, uint8 images (N, 28, 28), labels (N,).
     """
+    # Here, so that steps can be measured where the packages that read files are missing.
+    from spela.data import is_available, load_dataset
+
     if is_available("fashion-mnist"):
         data = load_dataset("fashion-mnist", download=False)
         x, y = data.train_x[:samples], data.train_y[:samples]
@@ -39,6 +41,8 @@ def epoch_data(samples: int, device: str = "cpu") -> tuple[str, Tensor, Tensor]:
 
 
 def _in_memory(x: Tensor, y: Tensor) -> Callable[[], None]:
+    from spela.data import Batches, epoch_generator
+
     net = _CASE.network().to(x.device)
     optimizer = LocalSGD(net.parameters(), lr=LEARNING_RATE)
 
