@@ -291,22 +291,13 @@ def test_goals_of_a_network() -> None:
     assert len(networks.promises(case, found, None)) == 2
 
 
-@pytest.mark.parametrize("part", ["card", "networks", "layers", "selftest", "memory", "counters"])
-def test_what_is_worth_most_needs_torch_triton_and_scipy_alone(part: str) -> None:
+def test_what_is_worth_most_needs_torch_triton_and_scipy_alone() -> None:
     """A machine with a GPU has what its owner installed; there may be no way to install more."""
-    missing = (
-        "PIL",
-        "filelock",
-        "jinja2",
-        "matplotlib",
-        "safetensors",
-        "sklearn",
-        "torchvision",
-        "tqdm",
-        "typer",
-    )
-    module = PARTS[part].call.split(":")[0]
-    code = f"import sys; sys.modules |= dict.fromkeys({missing}); import {module}"
+    missing = ["PIL", "filelock", "jinja2", "matplotlib", "safetensors", "sklearn", "torchvision"]
+    missing += ["tqdm", "typer"]
+    parts = ("card", "tests", "sanitizers", "selftest", "networks", "layers", "memory", "counters")
+    modules = ", ".join(PARTS[part].call.split(":")[0] for part in parts)
+    code = f"import sys; sys.modules |= dict.fromkeys({missing}); import {modules}"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
