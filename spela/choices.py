@@ -86,5 +86,5 @@ EXPERIMENTS = (  # spela.experiments.registry.EXPERIMENTS
 BENCHMARKS = (  # spela.benchmarks.GROUPS
     *("network_step", "layer_step", "epoch", "memory", "blocks", "vectors", "scaling"),
 )
-GPUS = ("T4", "A100", "H100", "B200", "MI300X")  # spela_kernels.cost.roofline.GPUS
+GPUS = ("T4", "A100", "H100", "H200", "B200", "MI300X")  # spela_kernels.cost.roofline.GPUS
 DTYPES = ("float32", "float16", "bfloat16")  # spela.benchmarks.modelled.DTYPES

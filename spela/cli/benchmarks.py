@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spela import choices
 from spela.cli.options import (
+    COMPUTING,
     Threads,
     number_in,
     one_of,
@@ -18,6 +20,9 @@ from spela.cli.options import (
     refuse_unread,
     set_threads,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["bench"]
 
@@ -42,6 +47,13 @@ def bench(
         Path | None, path_option("--json", help="Also write the figures to this file.")
     ] = None,
     threads: Threads = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure on auto, cpu, cuda, cuda:1, ... (default: cpu).",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = None,
     model: Annotated[
         bool,
         typer.Option(
@@ -80,31 +92,36 @@ def bench(
     if model:
         if groups:
             raise ValueError(f"--model is one table: leave {' '.join(groups)} out")
-        refuse_unread("a model", quick=quick or None, threads=threads)
+        refuse_unread("a model", quick=quick or None, threads=threads, device=device)
         figures = _modelled(gpu, dtype or "float32", launch_us)
     else:
         refuse_unread("measuring, without --model", gpu=gpu, dtype=dtype, launch_us=launch_us)
-        figures = _measured(groups or list(choices.BENCHMARKS), quick, threads)
+        figures = _measured(groups, quick, threads, pick_device(device or "cpu"))
     if json_file is not None:
         text = json.dumps(figures, indent=2) + "\n"
         write_atomically(json_file, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
-def _measured(groups: list[str], quick: bool, threads: int | None) -> dict[str, Any]:
-    from spela.benchmarks import describe_machine, format_rows, run_groups, to_json
+def _measured(
+    groups: list[str] | None, quick: bool, threads: int | None, device: torch.device
+) -> dict[str, Any]:
+    import torch
 
-    pick_device("cpu")
+    from spela.benchmarks import describe_machine, format_rows, groups_of, run_groups, to_json
+
     set_threads(threads)
-    machine = describe_machine()
+    machine = {**describe_machine(), "device": str(device)}
     typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
     typer.echo(
         "Medians of steps that take turns; last column: the figure over ours, of blocks over backprop's. "
         "`floor` is the products alone, by the fastest library call. Parity is checked first.\n"
     )
     rows = []
-    for found in run_groups(groups, quick):
-        typer.echo(format_rows(found))
-        rows += found
+    # Clocks and memory meters are those of the current GPU.
+    with nullcontext() if device.type == "cpu" else torch.cuda.device(device):
+        for found in run_groups(groups or groups_of(str(device)), quick, str(device)):
+            typer.echo(format_rows(found))
+            rows += found
     return to_json(rows, machine, quick)
 
 

@@ -34,6 +34,7 @@ from spela.training.evidence import weight_norms
 from spela.training.frozen import Learner, behind_frozen, freeze
 from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
+from spela.training.repeatable import repeatable_convolutions
 from spela.training.schedule import learning_rate
 from spela.training.summary import summarise
 
@@ -78,7 +79,8 @@ class Trainer:
     """Trains one network on one dataset as a `RunConfig` says, into a run folder.
 
     Randomness inside an epoch is seeded by (seed, epoch), and the learning rate is a function of the
-    position, so a run resumed from the checkpoint of any epoch ends in the same bits.
+    position, so a run resumed from the checkpoint of any epoch ends in the same bits; on a GPU, of the
+    same kind, for which `fit` keeps convolutions to cuDNN's deterministic algorithms.
 
     Args:
         config: The run's settings.
@@ -162,6 +164,7 @@ class Trainer:
             self._checkpoint()
         self.folder.write_json(self.folder.config, self.config.to_dict())
 
+    @repeatable_convolutions()
     def fit(self) -> dict[str, Any]:
         """Train the epochs that are left, evaluate, and write summary.json.
 
