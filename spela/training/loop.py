@@ -37,8 +37,12 @@ from spela_kernels.contracts import Settings
 
 __all__ = ["Listener", "Trainer", "TrainingDivergedError"]
 
-# Steps between looks at the losses: each look waits for the device.
+# Steps between looks at the losses: each look waits for the device, and for the other processes of a job,
+# which count the same steps. The first steps are looked at more often: they may take seconds each.
 LOG_EVERY = 50
+EARLY_LOOKS = (1, 2, 4, 8, 16, 32)
+# Between looks a listener is told of the steps alone, so often.
+TELL_EVERY_S = 0.5
 # The step whose memory is measured, in the first epoch: the first one creates the optimizer's state.
 MEASURED_STEP = 1
 
@@ -54,7 +58,7 @@ class Listener(Protocol):
         """Before an epoch; epochs count from 1."""
 
     def on_progress(self, steps_done: int, losses: list[float]) -> None:
-        """Every LOG_EVERY steps, with the mean loss of each layer in this epoch."""
+        """While steps are done, with the mean loss of each layer in this epoch at the last look at it."""
 
     def on_epoch_end(self, record: dict[str, Any]) -> None:
         """After an epoch, with the line written to metrics.jsonl."""
@@ -180,6 +184,7 @@ class Trainer:
         started, aside = time.perf_counter(), 0.0
         total: Tensor | None = None
         means: list[float] = []
+        told = started
         for step, (x, target) in enumerate(batches):
             self._set_learning_rate(learning_rate(config, epoch, step, len(batches)))
             if step == measured:
@@ -191,10 +196,13 @@ class Trainer:
             else:
                 losses = self.train_step(x, target)
             total = losses.double() if total is None else total + losses
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == len(batches):
-                means = self._finite_means(total, step + 1, epoch)
-                if self.listener is not None:
-                    self.listener.on_progress(step + 1, means)
+            done = step + 1
+            look = done % LOG_EVERY == 0 or done == len(batches) or done in EARLY_LOOKS
+            if look:
+                means = self._finite_means(total, done, epoch)
+            if self.listener is not None and (look or time.perf_counter() - told > TELL_EVERY_S):
+                self.listener.on_progress(done, means)
+                told = time.perf_counter()
         seconds = time.perf_counter() - started - aside
         if config.binarise == "last":
             self._sign_last_layer()
