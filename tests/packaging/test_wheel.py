@@ -46,6 +46,15 @@ def test_the_names_and_the_version_have_one_place() -> None:
         assert not re.search(r"pip install ['\"]?spela\b", text), path
 
 
+def test_the_forge_tests_the_pythons_that_are_promised() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    promised = re.findall(r"Python :: (3\.\d+)", text)
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.*)\]", workflow)
+    assert re.findall(r"3\.\d+", matrix) == promised
+    assert re.findall(r"cp(3)(\d+)-", text) == [tuple(p.split(".")) for p in promised]
+
+
 @pytest.mark.slow
 def test_a_wheel_built_without_a_compiler_trains_on_digits(tmp_path: Path) -> None:
     source = tmp_path / "source"
