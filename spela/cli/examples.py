@@ -22,12 +22,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evaluate": (
         "spela evaluate runs/digits",
         "spela evaluate runs/digits --split train",
-        "spela evaluate runs/digits --exit-loss 0.002",
+        "spela evaluate runs/digits --exit-loss 0.002 --json",
     ),
     "predict": (
         "spela predict runs/digits drawing.png",
         "spela predict runs/digits folder-of-images",
         "spela predict runs/mine samples.npz > labels.tsv",
+        "spela predict runs/mine samples.npz --json",
     ),
     "export": (
         "spela export runs/digits --out digits.onnx",

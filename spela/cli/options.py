@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "Backend",
     "DataRoot",
     "Device",
+    "Json",
     "RunDir",
     "Stopped",
     "Threads",
@@ -28,6 +30,7 @@ __all__ = [
     "parse_path",
     "path_option",
     "pick_device",
+    "print_json",
     "refuse_unread",
     "set_threads",
 ]
@@ -116,6 +119,9 @@ Device = Annotated[
         rich_help_panel=COMPUTING,
     ),
 ]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON instead of text; shares are 0 to 1.")
+]
 RunDir = Annotated[
     Path,
     typer.Argument(
@@ -130,6 +136,11 @@ def refuse_unread(what: str, **options: object) -> None:
         if value is not None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} is not for {what}: leave it out")
+
+
+def print_json(facts: object) -> None:
+    """One JSON document, the same on a console of any encoding."""
+    typer.echo(json.dumps(facts, indent=2, allow_nan=False))
 
 
 class Stopped(Exception):

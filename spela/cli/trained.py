@@ -12,11 +12,13 @@ from spela.cli.options import (
     DATA,
     DataRoot,
     Device,
+    Json,
     RunDir,
     Threads,
     one_of,
     parse_path,
     pick_device,
+    print_json,
     set_threads,
 )
 
@@ -64,12 +66,13 @@ def evaluate_command(
         ),
     ] = None,
     data_root: DataRoot = None,
+    as_json: Json = False,
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
     """Print the accuracy of every layer of a trained network."""
     from spela.cli.accuracies import print_accuracy, print_batch_statistics, print_top5
-    from spela.cli.early_exit import print_early_exit
+    from spela.cli.early_exit import early_exit_facts, measure_early_exit, print_early_exit
     from spela.data import check_scale
     from spela.experiments import load_data
     from spela.training import batch_statistics_accuracy, evaluate
@@ -101,13 +104,30 @@ def evaluate_command(
         x, y = dataset.train_x, dataset.train_y
     check_scale(x, checkpoint.sample_dtype, dataset.name)
     result = evaluate(loaded.net, x, y)
+    size = checkpoint.config.batch_size
+    own = batch_statistics_accuracy(loaded.net, x, y, size)
+    exits = None if exit_loss is None else measure_early_exit(loaded.net, dataset, exit_loss)
+    if as_json:
+        print_json(
+            {
+                "dataset": dataset.name,
+                "split": split,
+                "samples": len(y),
+                "epoch": checkpoint.epoch,
+                "accuracy": result.accuracy,
+                "vote_accuracy": result.vote_accuracy,
+                "top5_accuracy": result.top5_accuracy,
+                "accuracy_batch_statistics": own,
+                "early_exit": None if exits is None else early_exit_facts(exits),
+            }
+        )
+        return
     typer.echo(f"{dataset.name}, {len(y):,} {split} samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
     print_top5(result.top5_accuracy)
-    size = checkpoint.config.batch_size
-    print_batch_statistics(batch_statistics_accuracy(loaded.net, x, y, size))
-    if exit_loss is not None:
-        print_early_exit(loaded.net, dataset, exit_loss)
+    print_batch_statistics(own)
+    if exits is not None and exit_loss is not None:
+        print_early_exit(exits, exit_loss)
 
 
 def predict(
@@ -120,6 +140,7 @@ def predict(
             metavar="FILE",
         ),
     ],
+    as_json: Json = False,
     device: Device = "auto",
 ) -> None:
     """Label samples of your own: index, label, class and score (cosine or logit), a line each."""
@@ -133,14 +154,20 @@ def predict(
     names = loaded.checkpoint.class_names
     checkpoint = loaded.checkpoint
     inputs = read_inputs(file, checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype)
-    typer.echo("index\tlabel\tclass\tscore")
-    start = 0
+    answers: list[tuple[int, float]] = []
     for chunk in inputs.split(1000):
         with torch.no_grad():
             scores = loaded.net(prepare(chunk.to(where)))
         best = scores.max(dim=1)
-        for offset, (label, score) in enumerate(
-            zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ):
-            typer.echo(f"{start + offset}\t{label}\t{printable(names[label])}\t{score:.4f}")
-        start += len(chunk)
+        answers += zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    if as_json:
+        print_json(
+            [
+                {"index": index, "label": label, "class": names[label], "score": score}
+                for index, (label, score) in enumerate(answers)
+            ]
+        )
+        return
+    typer.echo("index\tlabel\tclass\tscore")
+    for index, (label, score) in enumerate(answers):
+        typer.echo(f"{index}\t{label}\t{printable(names[label])}\t{score:.4f}")

@@ -43,7 +43,7 @@ def write_onnx(program: Program, path: Path, *, opset: int = OPSET) -> None:
         raise ValueError(f"the opset must be in {OLDEST_OPSET}..{OPSET}, got {opset}")
     for name in ("onnx", "onnxscript"):
         if find_spec(name) is None:
-            raise ValueError(f"{name} is not installed: pip install 'spela[export]'")
+            raise ValueError(f"{name} is not installed: pip install 'torch-spela[export]'")
     if any(value.dtype == torch.bfloat16 for value in program.defaults.values()):
         raise ValueError(
             "weights in bfloat16 have no ONNX file here: call float() first, or write a pt2 file"

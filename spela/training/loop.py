@@ -40,8 +40,12 @@ from spela.training.summary import summarise
 
 __all__ = ["Listener", "Trainer", "TrainingDivergedError", "check_graph_mode"]
 
-# Steps between looks at the losses: each look waits for the device.
+# Steps between looks at the losses: each look waits for the device, and for the other processes of a job,
+# which count the same steps. The first steps are looked at more often: they may take seconds each.
 LOG_EVERY = 50
+EARLY_LOOKS = (1, 2, 4, 8, 16, 32)
+# Between looks a listener is told of the steps alone, so often.
+TELL_EVERY_S = 0.5
 # The step whose memory is measured, in the first epoch: the first one creates the optimizer's state.
 MEASURED_STEP = 1
 
@@ -69,7 +73,7 @@ class Listener(Protocol):
         """Before an epoch; epochs count from 1."""
 
     def on_progress(self, steps_done: int, losses: list[float]) -> None:
-        """Every LOG_EVERY steps, with the mean loss of each layer in this epoch."""
+        """While steps are done, with the mean loss of each layer in this epoch at the last look at it."""
 
     def on_epoch_end(self, record: dict[str, Any]) -> None:
         """After an epoch, with the line written to metrics.jsonl."""
@@ -209,6 +213,7 @@ class Trainer:
         memory: dict[str, int] = {}
         total: Tensor | None = None
         means: list[float] = []
+        told = started
         done = 0
         for x, target in batches:
             taken = range(done, min(done + calls, steps))
@@ -226,10 +231,12 @@ class Trainer:
                 losses = self.train_step(x, target)
             total = losses.double() if total is None else total + losses
             done = taken.stop
-            if done % LOG_EVERY == 0 or done == steps:
+            look = done % LOG_EVERY == 0 or done == steps or done in EARLY_LOOKS
+            if look:
                 means = self._finite_means(total, done, epoch)
-                if self.listener is not None:
-                    self.listener.on_progress(done, means)
+            if self.listener is not None and (look or time.perf_counter() - told > TELL_EVERY_S):
+                self.listener.on_progress(done, means)
+                told = time.perf_counter()
         seconds = time.perf_counter() - started - aside
         if config.binarise == "last":
             self._sign_last_layer()
