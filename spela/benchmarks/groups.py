@@ -162,6 +162,7 @@ GROUPS: dict[str, Callable[[bool], list[Row]]] = {
     "vectors": _vectors,
     "scaling": _scaling,
 }
+"""What `spela bench` measures, by name; each takes whether to be quick."""
 
 
 def run_groups(names: Iterable[str], quick: bool) -> Iterable[list[Row]]:

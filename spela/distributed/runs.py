@@ -20,6 +20,7 @@ from spela.training import Listener, RunConfig
 __all__ = ["PARALLEL", "run_parallel"]
 
 PARALLEL = ("data", "layers")
+"""How processes share the work: parts of each batch, or parts of the network."""
 
 
 def run_parallel(

@@ -17,7 +17,9 @@ from spela.training import Checkpoint, RunFolder, read_checkpoint, restore
 __all__ = ["FORMATS", "KINDS", "export_run"]
 
 KINDS = ("inference", "train-step")
+"""What a file may hold: every layer's scores, or the training step."""
 FORMATS = ("onnx", "pt2", "pte")
+"""ONNX, torch.export, ExecuTorch."""
 
 
 def export_run(
