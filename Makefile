@@ -4,13 +4,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-slow test-oldest check bench setup
+.PHONY: demo test test-slow test-oldest check docs bench setup
 
 setup: $(READY)
 
 $(READY): pyproject.toml setup.py $(wildcard spela_kernels/*/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,docs]"
 	touch $(READY)
 
 demo: $(READY)
@@ -35,6 +35,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+# The documentation site in site/: a broken link or a public name without documentation fails it. The variable silences
+# mkdocs-material's advertisement of its successor.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only -o addopts= --benchmark-json=bench.json --benchmark-max-time=0.5 --benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname

@@ -103,12 +103,12 @@ def _vit(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequ
 
 
 _Build = Callable[[tuple[int, ...], int, dict[str, Any]], nn.Sequential]
-# The width that a recipe takes if it says none, and the least image side.
 NETWORKS: dict[str, tuple[_Build, int, int]] = {
     "vgg": (_vgg, 32, 16),
     "resnet": (_resnet, 32, 4),
     "vit": (_vit, 128, _PATCH),
 }
+"""Networks by name: the builder, the width that a recipe takes if it says none, the least image side."""
 
 
 def build_body(

@@ -92,6 +92,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("prelu", True, _leaky, _leaky_derivative, in_kernels=True),
     )
 }
+"""Every activation by name, each with its derivative."""
 
 
 def get_activation(name: str) -> Activation:

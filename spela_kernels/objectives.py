@@ -127,6 +127,7 @@ OBJECTIVES: dict[str, Objective] = {
         ),
     )
 }
+"""Every objective by name, each a scalar function of cosines with its derivative and source."""
 
 
 def get_objective(name: str) -> Objective:

@@ -1,5 +1,5 @@
-"""The README's table shows what docs/results holds, and the tables there are those of their runs, which have
-the settings that the experiments declare today and records of all their epochs."""
+"""The main table shows what docs/results holds, the README its headline rows, and the tables there are
+of their runs, which have the settings that the experiments declare today and records of all their epochs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spela.experiments.archive import find_run, read_archives
 from spela.experiments.plan import Options, plan, run_key
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import build_table, read_tables
-from spela.reports.readme import BEGIN, END, main_table
+from spela.reports.readme import MAIN, SUMMARY, main_table, summary_table
 from spela.training import RunConfig, read_evidence
 
 ROOT = Path(__file__).parents[1]
@@ -22,11 +22,28 @@ TABLES = read_tables(Options(RESULTS), list(EXPERIMENTS))
 RUNS = sorted(key for lines in read_archives(RESULTS / "runs").values() for key in lines)
 
 
-def test_the_readme_is_up_to_date() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+def _between(file: str, markers: tuple[str, str]) -> str:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    begin, end = markers
+    return text[text.index(begin) + len(begin) : text.index(end)].strip()
+
+
+def test_the_page_and_the_readme_are_up_to_date() -> None:
+    shown = _between("docs/measurements/accuracy.md", MAIN)
     assert TABLES
     assert main_table(TABLES, shown) == shown
+    assert _between("README.md", SUMMARY) == summary_table(shown)
+
+
+def test_the_readme_is_short_and_its_speeds_are_those_of_the_page() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 180
+    assert len(_between("README.md", SUMMARY).splitlines()) - 2 <= 15
+    start = next(i for i, line in enumerate(lines) if line.startswith("| network step"))
+    speeds = lines[start : lines.index("", start)]
+    assert 2 < len(speeds) <= 2 + 6
+    page = (ROOT / "docs/measurements/speed.md").read_text(encoding="utf-8").splitlines()
+    assert set(speeds) <= set(page)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table["experiment"])

@@ -169,6 +169,7 @@ GROUPS: dict[str, Callable[[bool, str], list[Row]]] = {
     "vectors": _vectors,
     "scaling": _scaling,
 }
+"""What `spela bench` measures, by name; each takes whether to be quick."""
 
 
 # Class vectors are found on the CPU, wherever their layer is.

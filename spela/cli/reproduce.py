@@ -94,7 +94,7 @@ def reproduce_command(
             "--download", help="Download datasets that are not here.", rich_help_panel=DATA
         ),
     ] = False,
-    readme: Annotated[
+    page: Annotated[
         Path | None,
         path_option(
             help="Bring the main table between this file's results:begin and results:end up to date; "
@@ -102,11 +102,19 @@ def reproduce_command(
             panel=_RESULTS,
         ),
     ] = None,
+    readme: Annotated[
+        Path | None,
+        path_option(
+            help="With --page: also bring its headline rows between this file's summary:begin and "
+            "summary:end up to date.",
+            panel=_RESULTS,
+        ),
+    ] = None,
     report_only: Annotated[
         bool,
         typer.Option(
             "--report-only",
-            help="Run nothing: write tables and report (and README) of the runs that are finished.",
+            help="Run nothing: write tables, report (and pages) of the runs that are finished.",
             rich_help_panel=_RESULTS,
         ),
     ] = False,
@@ -134,7 +142,7 @@ def reproduce_command(
     from spela.experiments.registry import find_experiments
     from spela.experiments.reproduce import rebuild, reproduce
     from spela.experiments.runner import writing_results
-    from spela.reports import check_readme, update_readme, write_pages
+    from spela.reports import check_pages, update_pages, write_pages
     from spela_kernels.workers import check_workers
 
     options = Options(
@@ -157,10 +165,12 @@ def reproduce_command(
         raise ValueError(
             f"--rows {rows!r} matches no row of {name}: {hint}patterns are the shell's"
         )
-    if readme is not None:
+    if readme is not None and page is None:
+        raise ValueError("--readme takes its rows from --page: say where the main table is")
+    if page is not None:
         if epochs is not None:
-            raise ValueError("--epochs makes other rows than the README's: leave --readme out")
-        check_readme(readme, options)
+            raise ValueError("--epochs makes other rows than the page's: leave --page out")
+        check_pages(page, readme, options)
     if quick:
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
     failed = 0
@@ -191,9 +201,9 @@ def reproduce_command(
     if publish_to is not None:
         options = publish(options, publish_to)
         typer.echo(f"published: {write_pages(options)[1]}")
-    if readme is not None:
-        update_readme(readme, options, fresh)
-        typer.echo(f"main table: {readme}")
+    if page is not None:
+        update_pages(page, readme, options, fresh)
+        typer.echo(f"main table: {page}")
     if busy:
         raise ValueError(
             f"other processes are writing to {len(busy)} runs ({busy[0]}, ...): wait until they end; the "

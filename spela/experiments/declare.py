@@ -71,7 +71,8 @@ class Experiment:
         panels: Label of the horizontal axis of every panel.
         measure: What is measured on the trained networks beside accuracy: "", exits or memory.
         against_memory: Panels that are also drawn as accuracy against a step's peak memory.
-        main: Patterns of the rows that go into the README's table.
+        main: Patterns of the rows that go into the main table, in the docs.
+        headline: Patterns of those of them that the README shows too.
         quick: Settings of `--quick`, by model, over those of the rows.
     """
 
@@ -84,6 +85,7 @@ class Experiment:
     measure: str = ""
     against_memory: tuple[str, ...] = ()
     main: tuple[str, ...] = ()
+    headline: tuple[str, ...] = ()
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

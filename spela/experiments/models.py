@@ -50,8 +50,8 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
 
     Returns:
         A `SpelaSequential` of SpelaConv2d for every entry of channels, Flatten and, for every linear
-        layer, [RowNorm,] [Dropout,] SpelaLinear (with binary weights if asked for); or the backprop
-        baseline with the same hidden layers and an output layer of C logits; or another rival
+        layer, SpelaLinear (with binary weights if asked for) after RowNorm and Dropout, if any; or the
+        backprop baseline with the same hidden layers and an output layer of C logits; or another rival
         (`build_rival`). Dropout on the network's input stands first. A network by name is a
         `SpelaSequential` of SpelaBlock, or the baseline with an output layer.
 

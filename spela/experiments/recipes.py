@@ -188,7 +188,7 @@ _CNN_COMMON: dict[str, Any] = {**_COMMON, "channels": (128, 128), "layers": (), 
 _CNN: dict[str, dict[str, Any]] = {
     "best": {
         **_CNN_COMMON,
-        # 100 dimensions: half a point more in the first layer, none in the second (README), at three times
+        # 100 dimensions: half a point more in the first layer, none in the second, at three times
         # the parameters.
         "symmetric_dim": 16,
         # Projections that start small turn fast: with N(0, 1) they hardly move in an epoch.
@@ -261,6 +261,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         for name in NETWORKS
     },
 }
+"""Settings by model and recipe, in the names of `RunConfig`'s fields."""
 
 
 def make_config(

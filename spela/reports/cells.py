@@ -1,4 +1,4 @@
-"""The cells of a table's rows as text, the same in HTML, Markdown and the README."""
+"""The cells of a table's rows as text, the same in HTML, Markdown and the main table."""
 
 from __future__ import annotations
 

@@ -1,25 +1,31 @@
-"""The main table in a README, between two markers."""
+"""The main table in a page of the docs and its headline rows in a README, each between two markers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from spela.experiments.declare import Experiment
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
 from spela.reports.cells import cells, change_text
 from spela.reports.rendering import write_bytes
 
-__all__ = ["check_readme", "main_table", "update_readme"]
+__all__ = ["MAIN", "SUMMARY", "check_pages", "main_table", "summary_table", "update_pages"]
 
-BEGIN = "<!-- results:begin -->"
-END = "<!-- results:end -->"
+MAIN = ("<!-- results:begin -->", "<!-- results:end -->")
+SUMMARY = ("<!-- summary:begin -->", "<!-- summary:end -->")
 _HEADER = (
     "| experiment | row | data | epochs | seeds | layers, % | published (measured*), % | difference "
     "| ahead of rival |",
     "|---|---|---|---|---|---|---|---|---|",
+)
+_SUMMARY_HEADER = (
+    "| experiment: row | data | test accuracy of each layer, % | published (measured*), % | ahead of rival |",
+    "|---|---|---|---|---|",
 )
 
 
@@ -40,9 +46,39 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
     for line in _lines(tables):
         if not _says_more(lines.get(_key(line), ""), line):
             lines[_key(line)] = line
-    places = {name: place for place, name in enumerate(_main_rows())}
+    main = _rows(lambda experiment: experiment.main)
+    places = {name: place for place, name in enumerate(main)}
     kept = [line for key, line in lines.items() if key[:2] in places]
     return "\n".join([*_HEADER, *sorted(kept, key=lambda line: places[_key(line)[:2]])])
+
+
+def summary_table(table: str) -> str:
+    """The rows of the main table that every experiment declares as its headline, in fewer columns.
+
+    Args:
+        table: From `main_table`.
+
+    Returns:
+        Lines without a final newline, in the table's order.
+
+    Example:
+        >>> line = "| mlp | best | digits | 20 | 3 | 90.21 / 90.66 |  |  | +0.05 (backprop 90.53) |"
+        >>> print(summary_table(line).splitlines()[2])
+        | mlp: best | digits, 20 epochs, 3 seeds | 90.21 / 90.66 |  | +0.05 (backprop 90.53) |
+    """
+    chosen = set(_rows(lambda experiment: experiment.headline))
+    lines = [line for line in table.splitlines() if _key(line)[:2] in chosen]
+    return "\n".join([*_SUMMARY_HEADER, *map(_summary_line, lines)])
+
+
+def _summary_line(line: str) -> str:
+    _, experiment, row, data, epochs, seeds, layers, published, _, ahead, _ = (
+        part.strip() for part in line.split("|")
+    )
+    counts = [(epochs, "epoch"), (seeds, "seed")]
+    settings = [f"{n} {unit}{'s' * (n != '1')}" for n, unit in counts if n]
+    values = (f"{experiment}: {row}", ", ".join([data, *settings]), layers, published, ahead)
+    return "| " + " | ".join(values) + " |"
 
 
 def _key(line: str) -> tuple[str, str, str]:
@@ -63,18 +99,15 @@ def _seeds_and_rival(line: str) -> tuple[int, str]:
     return (int(parts[5]), parts[9]) if whole else (0, "")
 
 
-def _main_rows() -> list[tuple[str, str]]:
-    """What may stand in the table: experiment and row, in order; what was calibrated comes last."""
+def _rows(chosen: Callable[[Experiment], tuple[str, ...]]) -> list[tuple[str, str]]:
+    """What may stand in a table: experiment and row, in order; what was calibrated comes last."""
     names = []
     for name, experiment in EXPERIMENTS.items():
-        main = [
-            row.name
-            for row in experiment.rows
-            if any(fnmatchcase(row.name, pattern) for pattern in experiment.main)
-        ]
-        names += [(name, row) for row in main]
+        rows = [row.name for row in experiment.rows]
         if experiment.measure == "exits":
-            names += [(name, f"{row}, calibrated") for row in main]
+            rows += [f"{row}, calibrated" for row in rows]
+        patterns = chosen(experiment)
+        names += [(name, row) for row in rows if any(fnmatchcase(row, p) for p in patterns)]
     return names
 
 
@@ -94,53 +127,66 @@ def _lines(tables: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def check_readme(path: Path, options: Options) -> None:
-    """Whether a file can take the main table: before runs that take hours.
+def check_pages(page: Path, readme: Path | None, options: Options) -> None:
+    """Whether files can take the two tables: before runs that take hours.
 
     Args:
-        path: A text file that holds both markers, each once.
+        page: A text file that holds both markers of the main table, each once.
+        readme: The same for the headline rows; None: they are not asked for.
         options: Where the results are.
 
     Raises:
-        ValueError: If the file or a marker is missing, or the results are quick ones.
+        ValueError: If a file or a marker is missing, or the results are quick ones.
     """
-    _parts(path, options)
+    if options.quick:
+        raise ValueError("--quick makes no results: leave --page and --readme out")
+    _parts(page, MAIN)
+    if readme is not None:
+        _parts(readme, SUMMARY)
 
 
-def update_readme(path: Path, options: Options, names: list[str]) -> None:
-    """Bring the main table between the markers of a file up to date; rows without figures here stay.
+def update_pages(page: Path, readme: Path | None, options: Options, names: list[str]) -> None:
+    """Bring the tables between the markers of two files up to date; rows without figures here stay.
 
     Args:
-        path: A text file that holds both markers, each once.
+        page: As in `check_pages`; the main table is written there.
+        readme: As in `check_pages`; its headline rows are written there.
         options: Where the results are.
         names: Of the experiments whose tables were rebuilt from their runs: a table that only lies there
             proves nothing.
 
     Raises:
-        ValueError: As `check_readme`, or if there are no results.
+        ValueError: As `check_pages`, or if there are no results.
     """
-    before, table, after = _parts(path, options)
+    check_pages(page, readme, options)
     tables = read_tables(options, names)
     if not tables:
         raise ValueError(f"{options.folder} holds no table: run `spela reproduce NAME` first")
-    content = f"{before}\n{main_table(tables, table)}\n{after}".encode()
-    write_bytes(path, content)
+    _, before, _ = _parts(page, MAIN)
+    table = main_table(tables, before)
+    _write(page, MAIN, table)
+    if readme is not None:
+        _write(readme, SUMMARY, summary_table(table))
 
 
-def _parts(path: Path, options: Options) -> tuple[str, str, str]:
+def _write(path: Path, markers: tuple[str, str], table: str) -> None:
+    before, _, after = _parts(path, markers)
+    write_bytes(path, f"{before}\n{table}\n{after}".encode())
+
+
+def _parts(path: Path, markers: tuple[str, str]) -> tuple[str, str, str]:
     """What is before the table, the table, and what is after it."""
-    if options.quick:
-        raise ValueError("--quick makes no results: leave --readme out")
+    begin, end = markers
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from None
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
         raise ValueError(
-            f"{path} must hold {BEGIN} and then {END}, each once: put them where the table goes"
+            f"{path} must hold {begin} and then {end}, each once: put them where the table goes"
         )
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return text[:start], text[start:end], text[end:]
+    first, last = text.index(begin) + len(begin), text.index(end)
+    return text[:first], text[first:last], text[last:]
 
 
 def _exit_summary(table: dict[str, Any]) -> list[str]:

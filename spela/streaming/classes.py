@@ -21,6 +21,7 @@ from spela.vectors import as_size, further_vectors
 __all__ = ["ClassTable", "Label", "as_label"]
 
 Label = str | int
+"""What a stream calls its classes."""
 
 
 def as_label(value: object) -> Label:

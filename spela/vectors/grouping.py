@@ -22,8 +22,8 @@ __all__ = [
 
 _CODE_BITS = 32
 
-# g for every kernel, [low, high) to draw g_k from, or the grouping itself (K, C); None: (2, C)
 Groups = int | tuple[int, int] | Tensor | None
+"""g for every kernel, [low, high) to draw g_k from, or the grouping itself (K, C); None: (2, C)."""
 
 
 def class_grouping(

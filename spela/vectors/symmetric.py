@@ -205,6 +205,7 @@ VECTOR_KINDS: dict[str, Callable[..., Tensor]] = {
     "gaussian": partial(random_vectors, distribution="gaussian"),
     "uniform": partial(random_vectors, distribution="uniform"),
 }
+"""Functions that make class vectors, by the name that a layer's `vectors` takes."""
 
 
 def check_vector_kind(kind: str | Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The code of docs/lightning.md runs as it stands, where Lightning is installed."""
+"""The code of docs/how-to/lightning.md runs as it stands, where Lightning is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "lightning.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "lightning.md"
 
 
 def _code() -> tuple[str, str]:

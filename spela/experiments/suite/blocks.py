@@ -53,6 +53,7 @@ BLOCKS = Experiment(
     ),
     panels={"convolutions": "", "transformer": ""},
     main=("*",),
+    headline=("backprop", "layers"),
     against_memory=("convolutions",),
     quick={
         "vgg": {"width": 4, "resize": 16},

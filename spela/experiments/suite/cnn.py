@@ -44,11 +44,13 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
     )
 
 
-def on_images(name: str, title: str, rows: tuple[Row, ...], source: str) -> Experiment:
+def on_images(
+    name: str, title: str, rows: tuple[Row, ...], source: str, headline: tuple[str, ...] = ()
+) -> Experiment:
     """An experiment with one table for grey and colour images.
 
     Args:
-        name, title, source: As in `Experiment`.
+        name, title, source, headline: As in `Experiment`.
         rows: The table's lines.
     """
     return Experiment(
@@ -59,6 +61,7 @@ def on_images(name: str, title: str, rows: tuple[Row, ...], source: str) -> Expe
         source=source,
         panels={"recipes": ""},
         main=("*",),
+        headline=headline,
         quick={"cnn": {"max_width": 4, "resize": 20, "symmetric_dim": 12}},
     )
 
@@ -83,4 +86,5 @@ CNN = on_images(
         "the released CNN notebooks (15 epochs); measured: the same code, 3 epochs. Both with batch "
         "statistics in the test, and the differences are from ours read in that way"
     ),
+    headline=("best", "backprop"),
 )

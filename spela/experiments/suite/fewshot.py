@@ -57,5 +57,6 @@ FEWSHOT = Experiment(
     ),
     panels={"share": "test share of all samples"},
     main=("*share 0.99",),
+    headline=("fewshot, *",),
     quick={"mlp": {"max_width": 32}},
 )

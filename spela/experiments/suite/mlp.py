@@ -204,6 +204,15 @@ MLP = Experiment(
         "outputs": "outputs of the last layer",
         "depth": "layers of 1024 units",
     },
+    headline=(
+        "best",
+        "paper 1000,34",
+        "tmlr 1024,1024,1024",
+        "backprop",
+        "forward-forward",
+        "pepita",
+        "mono-forward",
+    ),
     main=(
         "best",
         "paper 1*",

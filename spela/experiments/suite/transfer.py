@@ -92,5 +92,6 @@ TRANSFER = Experiment(
     ),
     panels={"own split": "", "share": "test share of all samples"},
     main=(*_SERIES, "*share 0.99"),
+    headline=("transfer-best",),
     quick={"mlp": {"max_width": 32}},
 )

@@ -1,4 +1,4 @@
-"""`spela reproduce` as a user calls it, its report, and the README's table."""
+"""`spela reproduce` as a user calls it, its report, and its tables in pages."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.reproduce import reproduce
 from spela.experiments.runner import run_jobs
 from spela.experiments.tables import read_tables, write_table
-from spela.reports import update_readme, write_pages
-from spela.reports.readme import main_table
+from spela.reports import update_pages, write_pages
+from spela.reports.readme import SUMMARY, main_table
 
 
 def _call(*arguments: str | Path) -> int:
@@ -56,25 +56,25 @@ def test_quick_runs_every_experiment_and_says_what_it_is(quick: Path) -> None:
         assert f"mlp-digits-{row}-diagnosed.png" in markdown
 
 
-def test_quick_figures_never_reach_a_readme(quick: Path, capsys: pytest.CaptureFixture) -> None:
-    readme = quick.parent / "README.md"
-    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
-    call = ("reproduce", "mlp", "--quick", "--out", quick, "--readme", readme)
+def test_quick_figures_never_reach_a_page(quick: Path, capsys: pytest.CaptureFixture) -> None:
+    page = quick.parent / "accuracy.md"
+    page.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    call = ("reproduce", "mlp", "--quick", "--out", quick, "--page", page)
     assert _call(*call) == 2
     assert "--quick makes no results" in capsys.readouterr().err
     with pytest.raises(ValueError, match="makes no results"):
-        update_readme(readme, Options(quick, quick=True), ["mlp"])
+        update_pages(page, None, Options(quick, quick=True), ["mlp"])
     with pytest.raises(ValueError, match="holds no table"):
-        update_readme(readme, Options(quick), ["mlp"])
+        update_pages(page, None, Options(quick), ["mlp"])
 
 
-def test_readme_table_is_written_and_the_rest_is_kept(tmp_path: Path) -> None:
+def test_main_table_is_written_and_the_rest_is_kept(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
     table = reproduce(EXPERIMENTS["mlp"], options)
-    readme = tmp_path / "README.md"
-    readme.write_text("# Title\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter ä\n")
-    update_readme(readme, options, ["mlp"])
-    text = readme.read_text()
+    page = tmp_path / "accuracy.md"
+    page.write_text("# Title\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter ä\n")
+    update_pages(page, None, options, ["mlp"])
+    text = page.read_text()
     assert text.startswith("# Title\n<!-- results:begin -->\n| experiment |")
     assert text.endswith("<!-- results:end -->\nafter ä\n")
     assert "old" not in text
@@ -83,28 +83,28 @@ def test_readme_table_is_written_and_the_rest_is_kept(tmp_path: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 3  # header, rule, the one row that has figures
-    before = readme.read_text()
-    update_readme(readme, options, ["mlp"])
-    assert readme.read_text() == before
+    before = page.read_text()
+    update_pages(page, None, options, ["mlp"])
+    assert page.read_text() == before
 
 
-def test_a_table_that_was_not_rebuilt_reaches_no_readme(tmp_path: Path) -> None:
+def test_a_table_that_was_not_rebuilt_reaches_no_page(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
     reproduce(EXPERIMENTS["mlp"], options)
     table = tmp_path / "mlp.json"
     edited = re.sub(r'"mean": [0-9.]+', '"mean": 99.99', table.read_text())
     table.write_text(edited)
-    readme = tmp_path / "README.md"
+    page = tmp_path / "accuracy.md"
     line = "| mlp | tmlr 1024,10 | digits | 1 | 1 | 80.00 | | | |"
     text = f"<!-- results:begin -->\n{line}\n<!-- results:end -->\n"
-    readme.write_text(text)
+    page.write_text(text)
     # No run of 200 epochs is there, and memory has no rows: neither call makes this table anew.
     for name in ("mlp", "memory"):
-        assert _call("reproduce", name, "--report-only", "--out", tmp_path, "--readme", readme) == 2
-        assert readme.read_text() == text
+        assert _call("reproduce", name, "--report-only", "--out", tmp_path, "--page", page) == 2
+        assert page.read_text() == text
 
 
-def test_readme_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
+def test_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
     reproduce(EXPERIMENTS["mlp"], options)
     rest = "20 | 3 | 90.00 | | | |"
@@ -114,18 +114,18 @@ def test_readme_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
         f"| mlp | a row of long ago | mnist | {rest}",
         "| mlp | tmlr 1024,10 | digits | 20 | 1 | 90.00 | | | |",
     ]
-    readme = tmp_path / "README.md"
-    readme.write_text(
+    page = tmp_path / "accuracy.md"
+    page.write_text(
         "\n".join(["<!-- results:begin -->", late, *stays, *gone, "<!-- results:end -->"])
     )
-    update_readme(readme, options, ["mlp"])
-    lines = readme.read_text().splitlines()[3:-1]
+    update_pages(page, None, options, ["mlp"])
+    lines = page.read_text().splitlines()[3:-1]
     assert lines[:2] == stays
     assert lines[2].startswith("| mlp | tmlr 1024,10 | digits | 1 | 1 |")
     assert lines[3:] == [late]
 
 
-def test_a_readme_row_stays_where_it_says_more(tmp_path: Path) -> None:
+def test_a_row_of_the_page_stays_where_it_says_more(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0, 1), data=("digits",), epochs=1, rows="tmlr 1024,10")
     (line,) = main_table([reproduce(EXPERIMENTS["mlp"], options)]).splitlines()[2:]
     assert line.startswith("| mlp | tmlr 1024,10 | digits | 1 | 2 |")
@@ -137,16 +137,56 @@ def test_a_readme_row_stays_where_it_says_more(tmp_path: Path) -> None:
         assert main_table(tables, before).splitlines()[2:] == [kept]
 
 
-def test_a_readme_is_checked_before_anything_runs(
+def test_the_readme_shows_the_headline_rows_of_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    call = ("reproduce", "mlp", "--data", "digits", "--out", tmp_path / "out", "--readme")
+    out, page, readme = tmp_path / "out", tmp_path / "accuracy.md", tmp_path / "README.md"
+    options = Options(out, seeds=(0,), data=("digits",), epochs=1, rows="base*")
+    reproduce(EXPERIMENTS["ablation"], options)
+    rest = "20 | 3 | 90.00 / 91.00 | 89.00 | +1.00 | +2.00 (backprop 89.00)"
+    page.write_text(
+        f"<!-- results:begin -->\n| mlp | best | mnist | {rest} |\n| mlp | tmlr 1024,10 | mnist | {rest} |\n"
+        "<!-- results:end -->\n"
+    )
+    readme.write_text("before\n" + "\nold\n".join(SUMMARY) + "\nafter\n")
+    call = (
+        "reproduce",
+        "ablation",
+        "--data",
+        "digits",
+        "--seeds",
+        "0",
+        "--report-only",
+        "--out",
+        out,
+    )
+    files = (page.read_text(), readme.read_text())
+    assert _call(*call, "--readme", readme) == 2
+    assert "say where the main table is" in capsys.readouterr().err
+    readme.write_text("no markers")
+    assert _call(*call, "--page", page, "--readme", readme) == 2
+    assert page.read_text() == files[0]
+    readme.write_text(files[1])
+    update_pages(page, readme, options, ["ablation"])
+    assert "| ablation | base" in page.read_text()
+    assert "| tmlr 1024,10 | mnist |" in page.read_text()
+    before, table, after = re.split("<!--.*-->", readme.read_text())
+    assert (before, after) == ("before\n", "\nafter\n")
+    (line,) = table.strip().splitlines()[2:]
+    settings = "mnist, 20 epochs, 3 seeds"
+    assert line == (f"| mlp: best | {settings} | 90.00 / 91.00 | 89.00 | +2.00 (backprop 89.00) |")
+
+
+def test_a_page_is_checked_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    call = ("reproduce", "mlp", "--data", "digits", "--out", tmp_path / "out", "--page")
     assert _call(*call, tmp_path / "missing.md") == 2
     assert "cannot be read as text" in capsys.readouterr().err
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
-    assert _call(*call, readme, "--epochs", "1") == 2
-    assert "leave --readme out" in capsys.readouterr().err
+    page = tmp_path / "accuracy.md"
+    page.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    assert _call(*call, page, "--epochs", "1") == 2
+    assert "leave --page out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -188,12 +228,12 @@ def test_a_pattern_of_rows_must_match_one(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- results:end --><!-- results:begin -->", ""])
-def test_a_readme_without_markers_is_left_alone(tmp_path: Path, text: str) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
+def test_a_page_without_markers_is_left_alone(tmp_path: Path, text: str) -> None:
+    page = tmp_path / "accuracy.md"
+    page.write_text(text)
     with pytest.raises(ValueError, match="must hold"):
-        update_readme(readme, Options(tmp_path), ["mlp"])
-    assert readme.read_text() == text
+        update_pages(page, None, Options(tmp_path), ["mlp"])
+    assert page.read_text() == text
 
 
 def test_measured_parts_are_drawn(tmp_path: Path) -> None:
@@ -260,8 +300,8 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
     assert "saved" not in markdown.read_text() + html.read_text().split("<body>")[1]
     assert "Batch 512, 3 threads" in markdown.read_text()
     assert "| 2 x 64 | spela | 1.0 | 0.50 | 1.0 | 1.00 | 1.50 | 0.50 |" in markdown.read_text()
-    readme = main_table([exits]).splitlines()[2:]
-    assert readme == [
+    shown = main_table([exits]).splitlines()[2:]
+    assert shown == [
         f"| early-exit | best, calibrated | {data} | | 1 | {change} points | | | |"
         for data, change in (
             ("digits", "40 % fewer multiply-adds, 25 % less time, -0.10"),
