@@ -49,10 +49,13 @@ def _in_sound_surroundings(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def checked(**options: Any) -> None:
+        from spela.process import calm_threads, flush_denormals, keep_freed_memory, limit_threads
+
+        calm_threads()  # before torch is imported
         from spela.cli.settings import check_environment
-        from spela.process import flush_denormals, keep_freed_memory
 
         keep_freed_memory()
+        limit_threads()
         with flush_denormals():
             check_environment()
             command(**options)

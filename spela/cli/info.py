@@ -95,9 +95,11 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     from spela.data import dataset_names, is_available
     from spela_kernels.cpu.products import fits
     from spela_kernels.linear import compiled as rows
+    from spela_kernels.linear import steps
     from spela_kernels.pooling import compiled as maps
 
-    compiled = fits() and rows.is_built() and maps.is_built()
+    compiled = fits() and rows.is_built() and steps.is_built() and maps.is_built()
+    spins = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY") or "OpenMP's own"
     if as_json:
         print_json(
             {
@@ -108,6 +110,7 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
                 "compiled_passes": compiled,
                 "threads": torch.get_num_threads(),
                 "cores": os.cpu_count(),
+                "spins": spins,
                 "settings": dict(line.split(": ", 1) for line in settings_in_force(data_root)),
                 "datasets_here": [n for n in dataset_names() if is_available(n, data_root)],
             }
@@ -123,7 +126,9 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
         else "not all compiled (no C compiler that can, when this was installed)"
     )
     typer.echo(f"passes of the CPU back-end: {built}")
-    typer.echo(f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores")
+    typer.echo(
+        f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores; turns that a waiting one spins: {spins}"
+    )
     for line in settings_in_force(data_root):
         typer.echo(line)
     for name in dataset_names():

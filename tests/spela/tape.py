@@ -39,6 +39,7 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any, list[Tensor]]] = []
+        self.older: list[Tensor] = []  # what it writes that was there before
         self._new: set[int] = set()
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
@@ -76,6 +77,7 @@ class Tape(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._new and storage._cdata not in self._before:
                 self._before[storage._cdata] = (storage, storage.clone())
+                self.older.append(tensor)
 
     def undo(self) -> None:
         """Put back what the recorded operators changed of older tensors."""
@@ -121,7 +123,9 @@ class Recorder:
 
         def replay() -> None:
             self.replays += 1
-            tape.replay()
+            # Autograd does not see a graph write.
+            with torch.autograd._unsafe_preserve_version_counter(tuple(tape.older)):
+                tape.replay()
 
         return replay, losses
 

@@ -123,9 +123,12 @@ class Pair:
     """A network that steps eagerly and its copy that steps by `GraphedStep`, checked to stay the same."""
 
     def __init__(
-        self, build: Build, optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+        self,
+        build: Build,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        device: str = "cpu",
     ) -> None:
-        net = build(torch.Generator().manual_seed(1))
+        net = build(torch.Generator().manual_seed(1)).to(device)
         self.nets = (net, copy.deepcopy(net))
         self.optimizers = tuple(optimizer(each) for each in self.nets)
         self.graphed = GraphedStep(self.nets[1], self.optimizers[1])
