@@ -99,7 +99,7 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     from spela_kernels.pooling import compiled as maps
 
     compiled = fits() and rows.is_built() and steps.is_built() and maps.is_built()
-    spins = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY") or "OpenMP's own"
+    spins = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY") or "OpenMP's"
     if as_json:
         print_json(
             {
@@ -127,7 +127,7 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     )
     typer.echo(f"passes of the CPU back-end: {built}")
     typer.echo(
-        f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores; turns that a waiting one spins: {spins}"
+        f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores; a waiting one spins {spins} turns"
     )
     for line in settings_in_force(data_root):
         typer.echo(line)

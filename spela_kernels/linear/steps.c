@@ -1,5 +1,5 @@
 /* Whole steps of a stack of small linear layers, one batch after the other: in each layer the product with bias and
- * LeakyReLU, the pass over rows, and the update of weight and bias, which is why the next layer can follow at once.
+ * activation, the pass over rows, and the update of weight and bias, which is why the next layer can follow at once.
  * A step of one layer is the same call with one layer and one batch, so both have the same bits.
  *
  * Optional: `cpu.py` does the same operator by operator where this was not built or does not fit. float32, rows packed;
@@ -14,7 +14,7 @@ static const struct products *products;
 
 /* What `steps.py` packs, field by field. */
 struct layer {
-    int64_t inputs, outputs, classes, objective, adam; /* objective: as in rows.h; SOFTMAX beside them */
+    int64_t inputs, outputs, classes, objective, activation, adam; /* objective: as in rows.h, or SOFTMAX */
     float *weight, *bias;                              /* (O, I), (O,) or 0 */
     const float *vectors;                              /* (C, O) */
     float *first, *second, *bias_first, *bias_second;  /* momentum or moments, or 0 */
@@ -25,6 +25,57 @@ struct layer {
 };
 
 #define SOFTMAX 5
+enum { LEAKY, RELU, GELU }; /* LEAKY: with slope 1 none */
+
+/* exp(-a) for a in 0..87, to rounding: 2^-k times a polynomial of what is left. */
+static inline float exp_minus(float a)
+{
+    union {
+        int32_t bits;
+        float value;
+    } power;
+    float k = (a * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest whole number */
+    float r = (a - k * 0.693359375f) + k * 2.12194440e-4f;
+    float sum = 1 / 720.0f - r / 5040;
+    sum = 1 / 24.0f + r * (-1 / 120.0f + r * sum);
+    sum = 1 + r * (-1 + r * (0.5f + r * (-1 / 6.0f + r * sum)));
+    power.bits = (127 - (int32_t)k) << 23;
+    return sum * power.value;
+}
+
+/* y = GELU(z) in the memory of z, and slopes = its derivative. The normal distribution within 1e-7: Abramowitz and
+ * Stegun, Handbook of Mathematical Functions, 7.1.26. */
+FOR_EVERY_PROCESSOR
+void spela_gelu(float *restrict z, int64_t size, float *restrict slopes)
+{
+    for (int64_t j = 0; j < size; j++) {
+        float a = 0.5f * z[j] * z[j], e = exp_minus(a < 87 ? a : 87);
+        float t = 1 / (1 + 0.23164190f * fabsf(z[j]));
+        float tail = 1.421413741f + t * (-1.453152027f + t * 1.061405429f);
+        tail = 0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * tail));
+        float share = z[j] > 0 ? 1 - tail : tail;
+        slopes[j] = share + z[j] * 0.39894228f * e;
+        z[j] *= share; /* NaN stays NaN */
+    }
+}
+
+/* The same of ReLU */
+FOR_EVERY_PROCESSOR
+void spela_relu(float *restrict z, int64_t size, float *restrict slopes)
+{
+    for (int64_t j = 0; j < size; j++) {
+        slopes[j] = z[j] > 0 ? 1.0f : 0.0f;
+        z[j] = z[j] <= 0 ? 0.0f : z[j]; /* NaN stays NaN */
+    }
+}
+
+/* dz_j *= slopes_j */
+FOR_EVERY_PROCESSOR
+void spela_multiply(const float *restrict slopes, int64_t size, float *restrict dz)
+{
+    for (int64_t j = 0; j < size; j++)
+        dz[j] *= slopes[j];
+}
 
 /* y_j = factor x_j */
 FOR_EVERY_PROCESSOR
@@ -142,19 +193,26 @@ static double step(const struct layer *l, const float *x, const int64_t *target,
                    double spread, double eps, double margin, float *y, float *scratch)
 {
     struct shape shape = {batch, l->outputs, l->inputs};
-    float *dz = scratch, *sums = dz + batch * l->outputs;
+    int64_t size = batch * l->outputs;
+    float *dz = scratch, *slopes = dz + size, *sums = slopes + size;
     double total = 0;
     scratch = sums + l->outputs;
     products->linear(shape, x, l->weight, l->bias, (float)l->slope, y, scratch, 1);
+    if (l->activation == GELU)
+        spela_gelu(y, size, slopes);
+    else if (l->activation == RELU)
+        spela_relu(y, size, slopes);
     if (l->objective == SOFTMAX) {
         total = class_gradient(l, target, batch, y, eps, dz, scratch);
-        spela_activate(y, batch * l->outputs, (float)l->slope, dz);
+        spela_activate(y, size, (float)l->slope, dz);
     } else
         for (int64_t i = 0; i < batch; i++) {
             int64_t at = i * l->outputs;
             total += label_row(y + at, l->vectors + target[i] * l->outputs, l->outputs, (int)l->objective, 1.0 / batch,
                                l->slope, eps, margin, dz + at);
         }
+    if (l->activation != LEAKY)
+        spela_multiply(slopes, size, dz);
     sum_rows(dz, batch, l->outputs, 1, sums);
     descend(l, shape, dz, sums, x, rate, spread, scratch);
     return total / batch;
@@ -173,7 +231,7 @@ static int64_t room(const struct layer *layers, int64_t depth, int64_t batch, in
         int64_t inside = products->scratch(own);
         if (l->objective == SOFTMAX)
             inside = largest(inside, 2 * batch * l->classes + largest(products->scratch(dots), products->scratch(pull)));
-        most = largest(most, (batch + 1) * l->outputs + inside);
+        most = largest(most, (2 * batch + 1) * l->outputs + inside);
         *width = largest(*width, largest(l->inputs, l->outputs));
     }
     return most + 3 * batch * *width;

@@ -35,8 +35,9 @@ with contextlib.suppress(ImportError):  # no compiler was there at installation
 # Multiply-adds of a layer's product up to which it is small: our own products on one thread are fastest then.
 SMALL = 1 << 21
 _CODES = OBJECTIVES | {"softmax": 5}
+_ACTIVATIONS = {"leaky_relu": 0, "identity": 0, "relu": 1, "gelu": 2}
 # struct layer of steps.c
-_LAYER = struct.Struct("@5q7P8d")
+_LAYER = struct.Struct("@6q7P8d")
 
 
 class Planned(NamedTuple):
@@ -112,7 +113,7 @@ def fits(layer: Planned, batch: int) -> bool:
         or batch * max(weight.numel(), layer.vectors.numel()) > SMALL
         or settings.objective not in _CODES
         or not get_objective(settings.objective).in_kernels
-        or settings.activation not in ("leaky_relu", "identity")
+        or settings.activation not in _ACTIVATIONS
         or not get_activation(settings.activation).in_kernels
         or (isinstance(rule, SgdRule) and rule.nesterov)
         or pinned_library() not in (None, "compiled")
@@ -187,7 +188,7 @@ def _packed(layer: Planned) -> bytes:
     )
     return _LAYER.pack(
         weight.shape[1], weight.shape[0], layer.vectors.shape[0], _CODES[settings.objective],
-        isinstance(rule, AdamRule),
+        _ACTIVATIONS[settings.activation], isinstance(rule, AdamRule),
         weight.data_ptr(), 0 if bias is None else bias.data_ptr(), layer.vectors.data_ptr(),
         first, second, bias_first, bias_second,
         layer.norm, settings.negative_slope if settings.activation == "leaky_relu" else 1.0,
