@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 __all__ = ["calm_threads", "limit_threads"]
 
@@ -46,15 +47,30 @@ def limit_threads() -> int:
     Returns:
         The number of threads that torch uses from here on.
 
+    Source: the Linux kernel's documentation of control groups, as a container sees its own.
+
     Example:
         >>> limit_threads() >= 1
         True
     """
-    import joblib
     import torch
 
-    if not any(os.environ.get(name) for name in _CHOSEN):
-        allowed = joblib.cpu_count()  # counts affinity and a container's quota
+    quota = _quota()
+    if quota is not None and not any(os.environ.get(name) for name in _CHOSEN):
+        allowed = max(1, round(quota))
         if allowed < torch.get_num_threads():
             torch.set_num_threads(allowed)
     return torch.get_num_threads()
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Cores' worth of time that the process's control group may use, of both versions; None: no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = [word for name in names for word in (root / name).read_text().split()]
+            quota, period = (float(word) for word in words)
+        except (OSError, ValueError):  # not this version, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return None
