@@ -84,7 +84,8 @@ EXPERIMENTS = (  # spela.experiments.registry.EXPERIMENTS
     *("memory", "noise", "early-exit"),
 )
 BENCHMARKS = (  # spela.benchmarks.GROUPS
-    *("network_step", "layer_step", "epoch", "memory", "blocks", "vectors", "scaling"),
+    *("network_step", "layer_step", "epoch", "memory", "blocks", "small", "busy", "vectors"),
+    "scaling",
 )
 GPUS = ("T4", "A100", "H100", "H200", "B200", "MI300X")  # spela_kernels.cost.roofline.GPUS
 DTYPES = ("float32", "float16", "bfloat16")  # spela.benchmarks.modelled.DTYPES

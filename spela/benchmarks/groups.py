@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from spela.benchmarks.blocks import NETWORK_SIZES, block_points
+from spela.benchmarks.busy import BUSY_CASES, BUSY_VARIANTS, busy_processes
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, check_conv_parity
 from spela.benchmarks.epoch import EPOCH_VARIANTS, epoch_data
 from spela.benchmarks.memory import MEMORY_VARIANTS, SHAPES, memory_points, resident_bytes_of
 from spela.benchmarks.network import NETWORK_CASES, VARIANTS, NetworkCase, check_parity
 from spela.benchmarks.scaling import AXES, fitted_exponent, measure_axis
+from spela.benchmarks.small import SMALL_DATA, fit_steps
 from spela.vectors import symmetric_vectors
 
 __all__ = ["GROUPS", "Row", "groups_of", "run_groups"]
@@ -128,6 +130,27 @@ def _blocks(quick: bool, device: str) -> list[Row]:
     return rows
 
 
+def _small(quick: bool, device: str) -> list[Row]:
+    rows = []
+    epochs = 5 if quick else 50
+    for data in SMALL_DATA:
+        fits = fit_steps(data, epochs)
+        case = f"{data}, {epochs} epochs"
+        rows += _milliseconds("small", case, fits, 0.5 if quick else 10, device)
+    return rows
+
+
+def _busy(quick: bool, device: str) -> list[Row]:
+    rows = []
+    for case in BUSY_CASES:
+        for count in (0, 2):
+            steps = {name: VARIANTS[name](case) for name in BUSY_VARIANTS}
+            with busy_processes(count):
+                where = f"{case.name}, beside {count} busy processes"
+                rows += _milliseconds("busy", where, steps, 1 if quick else 10, device)
+    return rows
+
+
 def _vectors(quick: bool, device: str) -> list[Row]:
     rows = []
     for count, dim in ((10, 1024), (100, 1024), (1000, 1024)):
@@ -166,14 +189,16 @@ GROUPS: dict[str, Callable[[bool, str], list[Row]]] = {
     "epoch": _epoch,
     "memory": _memory,
     "blocks": _blocks,
+    "small": _small,
+    "busy": _busy,
     "vectors": _vectors,
     "scaling": _scaling,
 }
 """What `spela bench` measures, by name; each takes whether to be quick."""
 
 
-# Class vectors are found on the CPU, wherever their layer is.
-_ON_THE_CPU_ALONE = ("vectors",)
+# Class vectors are found on the CPU, wherever their layer is; the others are about the CPU.
+_ON_THE_CPU_ALONE = ("small", "busy", "vectors")
 
 
 def groups_of(device: str) -> list[str]:
@@ -183,8 +208,8 @@ def groups_of(device: str) -> list[str]:
         device: cpu or cuda, with an index or without.
 
     Example:
-        >>> set(groups_of("cpu")) - set(groups_of("cuda"))
-        {'vectors'}
+        >>> sorted(set(groups_of("cpu")) - set(groups_of("cuda")))
+        ['busy', 'small', 'vectors']
     """
     return [name for name in GROUPS if device == "cpu" or name not in _ON_THE_CPU_ALONE]
 

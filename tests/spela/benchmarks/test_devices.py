@@ -115,7 +115,7 @@ def test_a_turn_on_a_gpu_is_several_calls_and_waits_for_the_last(
 
 def test_vectors_are_of_the_cpu() -> None:
     assert groups_of("cpu") == list(GROUPS)
-    assert set(GROUPS) - set(groups_of("cuda:1")) == {"vectors"}
+    assert set(GROUPS) - set(groups_of("cuda:1")) == {"small", "busy", "vectors"}
     with pytest.raises(ValueError, match="use --device cpu"):
         next(iter(run_groups(["vectors"], True, "cuda")))
 

@@ -1,0 +1,81 @@
+"""Whole fits of small data: SpelaClassifier beside scikit-learn's MLPClassifier and a plain torch loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn import datasets
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from spela.estimator import SpelaClassifier
+
+__all__ = ["SMALL_DATA", "SMALL_FITS", "fit_steps"]
+
+SMALL_DATA = {
+    "digits": datasets.load_digits,
+    "breast cancer": datasets.load_breast_cancer,
+    "wine": datasets.load_wine,
+}
+LAYERS = (100, 100)
+Fit = Callable[[np.ndarray, np.ndarray, int], object]
+
+
+def _spela(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
+    return SpelaClassifier(LAYERS, max_iter=epochs, random_state=0).fit(x, y)
+
+
+def _mlp_classifier(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
+    # It would stop before the last epoch where its loss stands still.
+    model = MLPClassifier(LAYERS, max_iter=epochs, n_iter_no_change=epochs, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        return model.fit(StandardScaler().fit_transform(x), y)
+
+
+def _torch_loop(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
+    """Backprop as people write it, on tensors in memory: MLPClassifier's layers and batches."""
+    rows = torch.as_tensor(StandardScaler().fit_transform(x), dtype=torch.float32)
+    labels = torch.as_tensor(y)
+    net = nn.Sequential(
+        nn.Linear(rows.shape[1], LAYERS[0]),
+        nn.ReLU(),
+        nn.Linear(*LAYERS),
+        nn.ReLU(),
+        nn.Linear(LAYERS[1], int(labels.max()) + 1),
+    )
+    optimizer = torch.optim.Adam(net.parameters())
+    for _ in range(epochs):
+        for index in torch.randperm(len(rows)).split(min(200, len(rows))):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(rows[index]), labels[index]).backward()
+            optimizer.step()
+    return net
+
+
+SMALL_FITS: dict[str, Fit] = {
+    "spela": _spela,
+    "mlp_classifier": _mlp_classifier,
+    "torch_loop": _torch_loop,
+}
+"""Whole fits by name; each takes (N, I) features, (N,) labels and the number of epochs."""
+
+
+def fit_steps(data: str, epochs: int) -> dict[str, Callable[[], object]]:
+    """What to time: one fit each.
+
+    Args:
+        data: A key of `SMALL_DATA`.
+        epochs: Passes over it; our batches are a tenth of the samples up to 100, the others' up to 200.
+
+    Example:
+        >>> sorted(fit_steps("wine", 1))
+        ['mlp_classifier', 'spela', 'torch_loop']
+    """
+    x, y = SMALL_DATA[data](return_X_y=True)
+    return {name: partial(fit, x, y, epochs) for name, fit in SMALL_FITS.items()}
