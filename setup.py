@@ -25,9 +25,20 @@ setup(
         passes(
             "spela_kernels.cpu._products",
             "spela_kernels/cpu/products.c",
+            "spela_kernels/cpu/products.h",
             "spela_kernels/cpu/products_tile.h",
         ),
-        passes("spela_kernels.linear._rows", "spela_kernels/linear/rows.c"),
+        passes(
+            "spela_kernels.linear._rows",
+            "spela_kernels/linear/rows.c",
+            "spela_kernels/linear/rows.h",
+        ),
+        passes(
+            "spela_kernels.linear._steps",
+            "spela_kernels/linear/steps.c",
+            "spela_kernels/cpu/products.h",
+            "spela_kernels/linear/rows.h",
+        ),
         passes("spela_kernels.pooling._windows", "spela_kernels/pooling/windows.c"),
     ]
 )

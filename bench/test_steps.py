@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,15 +25,7 @@ def _time(benchmark: Any, group: str, variant: str, case: NetworkCase) -> None:
         check_parity(case)
     benchmark.group = f"{group} {case.name}"
     benchmark.extra_info |= {"variant": variant, "threads": torch.get_num_threads()}
-    step = VARIANTS[variant](case)
-    if case.device == "cpu":
-        return benchmark(step)
-
-    def waited() -> None:
-        step()
-        torch.cuda.synchronize()
-
-    return benchmark(waited)
+    benchmark(VARIANTS[variant](case))
 
 
 @pytest.mark.parametrize("case", NETWORK_CASES, ids=lambda case: case.name)
@@ -47,14 +38,6 @@ def test_network_step(benchmark: Any, variant: str, case: NetworkCase) -> None:
 @pytest.mark.parametrize("variant", LAYER_VARIANTS)
 def test_layer_step(benchmark: Any, variant: str, case: NetworkCase) -> None:
     _time(benchmark, "layer_step", variant, case)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")
-@pytest.mark.parametrize("case", NETWORK_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_network_step_on_a_gpu(benchmark: Any, variant: str, case: NetworkCase) -> None:
-    _time(benchmark, "network_step gpu", variant, replace(case, device="cuda"))
 
 
 @pytest.mark.parametrize("variant", CONV_VARIANTS)

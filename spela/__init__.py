@@ -5,31 +5,24 @@ Layers that learn on their own in one forward pass, drop in for torch's, and can
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-try:
+if TYPE_CHECKING:
     from spela import optim
-    from spela.convert import convert
+    from spela.conversion import convert
     from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, multiply_adds
+    from spela.estimator import SpelaClassifier
+    from spela.graphed import GraphedStep
     from spela.layers import Frozen, LocalLayer, RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear
     from spela.network import SpelaSequential
     from spela.process import keep_freed_memory
     from spela.vectors import class_grouping, coulomb_energy, random_vectors, symmetric_vectors
-except KeyboardInterrupt:
-    # torch takes seconds to import, and neither `spela` nor `python -m spela` can answer Ctrl-C before this.
-    if Path(sys.argv[0]).stem not in ("spela", "-m"):
-        raise
-    sys.stderr.write("stopped\n")
-    raise SystemExit(130) from None
-
-if TYPE_CHECKING:
-    from spela.estimator import SpelaClassifier
 
 __all__ = [
     "ExitPolicy",
     "Frozen",
+    "GraphedStep",
     "LocalLayer",
     "Prediction",
     "RowNorm",
@@ -51,11 +44,32 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+# The modules that a name comes from are imported when it is first used: torch takes seconds, which
+# `spela --help` need not wait, and scikit-learn half a second more, which PyTorch users need not.
+_HOMES = {
+    "conversion": ("convert",),
+    "early_exit": ("ExitPolicy", "Prediction", "calibrate_thresholds", "multiply_adds"),
+    "estimator": ("SpelaClassifier",),
+    "graphed": ("GraphedStep",),
+    "layers": ("Frozen", "LocalLayer", "RowNorm", "SpelaBlock", "SpelaConv2d", "SpelaLinear"),
+    "network": ("SpelaSequential",),
+    "optim": (),
+    "process": ("keep_freed_memory",),
+    "vectors": ("class_grouping", "coulomb_energy", "random_vectors", "symmetric_vectors"),
+}
 
-def __getattr__(name: str) -> Any:
-    # On first use, because importing scikit-learn takes half a second that PyTorch users need not wait.
-    if name == "SpelaClassifier":
-        from spela.estimator import SpelaClassifier
+if not TYPE_CHECKING:  # a type checker sees the imports above, and so a mistyped name
 
-        return SpelaClassifier
-    raise AttributeError(f"module 'spela' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name == home:
+                return import_module(f"spela.{home}")
+            if name in names:
+                value = getattr(import_module(f"spela.{home}"), name)
+                globals()[name] = value  # the next use does not come here
+                return value
+        raise AttributeError(f"module 'spela' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_HOMES})

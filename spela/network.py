@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from spela.early_exit import ExitPolicy, Prediction, exit_thresholds, margin_and_label
 from spela.layers import Frozen, LocalLayer
+from spela.layers.chain import chain_of
+from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
 from spela.layers.steps import check_step, learning
 from spela_kernels.contracts import check_tensors
@@ -59,8 +62,16 @@ class SpelaSequential(nn.Sequential):
             raise ValueError(
                 f"the last module must be a SPELA layer, got {last}: nothing would use it"
             )
+        classes: int | None = None
         for module in modules:
             is_local = isinstance(module, LocalLayer)
+            if is_local and module.num_classes != classes:
+                if classes is not None:
+                    raise ValueError(
+                        f"layers of {classes} and of {module.num_classes} classes cannot learn from the same "
+                        "labels: give all layers the same num_classes"
+                    )
+                classes = module.num_classes  # type: ignore[assignment]
             if not is_local and module._modules and not isinstance(module, Frozen):
                 hidden = [type(m).__name__ for m in module.modules() if isinstance(m, LocalLayer)]
                 if hidden:
@@ -151,6 +162,9 @@ class SpelaSequential(nn.Sequential):
         modules, losses = list(self._checked()), []
         check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
         x = hooked_input(self, x)
+        done = self._chained(modules, x, target, optimizer, len(x), None)
+        if done is not None:
+            return done[0]
         for module, is_local in modules:
             if is_local:
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
@@ -158,6 +172,86 @@ class SpelaSequential(nn.Sequential):
             else:
                 x = module(x)
         return torch.stack(losses)
+
+    @learning
+    def local_steps(
+        self,
+        x: Tensor,
+        target: Tensor,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
+        rates: Sequence[float] | None = None,
+    ) -> Tensor:
+        """A training step on every batch of the samples, in order: the bits of `local_step` on each.
+
+        Stacks of small `SpelaLinear` layers, with `RowNorm` between them, take all steps in one compiled call
+        on the CPU, which cannot be interrupted: give it as many batches as take a tenth of a second or so.
+
+        Args:
+            x: (N, ...) inputs.
+            target: (N,) int64 labels.
+            optimizer: As in `local_step`.
+            batch_size: Samples a step; the last batch may be smaller.
+            rates: Learning rate of every step, written to all parameter groups as a schedule would; None:
+                the groups' own.
+
+        Returns:
+            (steps, L) losses from before the updates, on the network's device.
+
+        Raises:
+            ValueError: As `local_step`; or if the batch size is below 1, there is not one rate a step, or a
+                rate is below 0.
+            TypeError: As `local_step`.
+
+        Example:
+            >>> from spela.layers import SpelaLinear
+            >>> from spela.optim import LocalAdam
+            >>> net = SpelaSequential(SpelaLinear(4, 16, 3), SpelaLinear(16, 16, 3))
+            >>> optimizer = LocalAdam(net.parameters(), lr=1e-3)
+            >>> net.local_steps(torch.randn(10, 4), torch.arange(10) % 3, optimizer, batch_size=4).shape
+            torch.Size([3, 2])
+        """
+        batch_size = operator.index(batch_size)  # NumPy's integers too
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        steps = -(-len(x) // batch_size)
+        if rates is not None and len(rates) != steps:
+            raise ValueError(f"{steps} steps need as many rates, got {len(rates)}")
+        wrong = [rate for rate in rates or () if not 0 <= rate < math.inf]
+        if wrong:
+            raise ValueError(f"`rates` must be finite and >= 0, got {wrong[0]}")
+        modules = list(self._checked())
+        check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
+        if not self._forward_pre_hooks:
+            done = self._chained(modules, x, target, optimizer, batch_size, rates)
+            if done is not None:
+                return done
+        losses = []
+        for step, (batch, labels) in enumerate(
+            zip(x.split(batch_size), target.split(batch_size), strict=True)
+        ):
+            if rates is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rates[step]
+            losses.append(self.local_step(batch, labels, optimizer))
+        return torch.stack(losses)
+
+    def _chained(
+        self,
+        modules: list[tuple[nn.Module, bool]],
+        x: Tensor,
+        target: Tensor,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
+        rates: Sequence[float] | None,
+    ) -> Tensor | None:
+        """Losses (steps, L) of steps in one call; None where there is no such call for this network."""
+        if torch.compiler.is_compiling() or not isinstance(optimizer, FusedOptimizer):
+            return None
+        chain = chain_of((module for module, _ in modules), x, target)
+        if chain is None:
+            return None
+        return optimizer.linear_steps(chain, x, target.contiguous(), batch_size, rates)
 
     @torch.no_grad()
     def predict(self, x: Tensor, exit_threshold: float | ExitPolicy | None = None) -> Tensor:

@@ -12,19 +12,23 @@ pre-hook to see.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from spela.layers.contract import FusedOptimizer, LocalLayer
+from spela.layers.contract import ChainLayer, FusedOptimizer, LocalLayer
 from spela.layers.steps import not_held
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.cosines import scalar_like
 from spela_kernels.linear import Parameters
-from spela_kernels.rules import AdamRule, SgdRule, Step, fused_update_, update_
+from spela_kernels.linear.steps import Planned, fits, rates_of, run
+from spela_kernels.linear.types import NO_BUFFERS
+from spela_kernels.rules import AdamRule, SgdRule, Step, check_updated, fused_update_, update_
 
 __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 
@@ -88,6 +92,60 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             return run(*args, **kwargs)
         return self.profile_hook_step(lambda optimizer: run(*args, **kwargs))(self)
 
+    @abstractmethod
+    def _planned(self, layer: ChainLayer) -> tuple[Planned, float]:
+        """A layer with its rule and buffers, and how many steps it has taken."""
+
+    def linear_steps(
+        self,
+        layers: Sequence[ChainLayer],
+        x: Tensor,
+        target: Tensor,
+        batch_size: int,
+        rates: Sequence[float] | None,
+    ) -> Tensor | None:
+        """Steps of a stack of linear layers, a batch each: see `spela_kernels.linear.steps.run`."""
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        ):
+            return None
+        planned, counts, own = [], [], []
+        for layer in layers:
+            held = [p for p in layer.params if p is not None]
+            if not self.can_fuse(held):  # type: ignore[arg-type]
+                return None
+            plan, count = self._planned(layer)
+            if not fits(plan, min(batch_size, len(x))):
+                return None
+            buffers = (*plan.params, *plan.first, *plan.second)
+            check_updated(buffers, (x, plan.vectors))
+            planned.append(plan)
+            counts.append(count)
+            own.append(self._group_of(layer.params.weight)["lr"])
+        steps = -(-len(x) // batch_size)
+        # As the ops have them: float32.
+        pairs = [
+            rates_of(
+                plan.rule, float(np.float32(lr if rates is None else rates[step])), count + step + 1
+            )
+            for step in range(steps)
+            for plan, count, lr in zip(planned, counts, own, strict=True)
+        ]
+        losses, _ = run(planned, x, target, batch_size, pairs)
+        for layer in layers:
+            self._count(*layer.params, steps=steps)
+            torch.autograd.graph.increment_version([p for p in layer.params if p is not None])
+        if rates is not None:
+            for group in self.param_groups:
+                group["lr"] = rates[-1]
+        return losses
+
+    def _count(self, *parameters: Tensor | None, steps: int = 1) -> None:
+        """Count steps, after they were accepted: a refused batch leaves no trace."""
+
     def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:
         """The state `name` of each parameter, None where there is no parameter or no state."""
         return [None if p is None else self.state[p].get(name) for p in parameters]
@@ -137,6 +195,13 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
             if parameter is not None and self.state[parameter].get("momentum_buffer") is None:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return self._buffers("momentum_buffer", parameters)
+
+    def _planned(self, layer: ChainLayer) -> tuple[Planned, float]:
+        group = self._group_of(layer.params.weight)
+        rule = SgdRule(group["momentum"], group["weight_decay"], group["nesterov"])
+        first = tuple(self._momenta(rule._asdict(), *layer.params))
+        params, vectors, settings, norm = layer
+        return Planned(params, vectors, settings, rule, first, NO_BUFFERS, norm), 0.0
 
     def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
         """SGD's update of parameters in place: see `spela_kernels.rules.update_`."""
@@ -212,11 +277,19 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
             }
         return self._buffers("exp_avg", parameters), self._buffers("exp_avg_sq", parameters)
 
-    def _count(self, *parameters: Tensor | None) -> None:
-        """Count the step, after the op has accepted its arguments: a refused batch leaves no trace."""
+    def _planned(self, layer: ChainLayer) -> tuple[Planned, float]:
+        group = self._group_of(layer.params.weight)
+        beta1, beta2 = group["betas"]
+        rule = AdamRule(beta1, beta2, group["eps"], group["weight_decay"])
+        first, second = self._moments(*layer.params)
+        params, vectors, settings, norm = layer
+        count = float(self.state[params.weight]["step"])
+        return Planned(params, vectors, settings, rule, tuple(first), tuple(second), norm), count
+
+    def _count(self, *parameters: Tensor | None, steps: int = 1) -> None:
         for parameter in parameters:
             if parameter is not None:
-                self.state[parameter]["step"] += 1
+                self.state[parameter]["step"] += steps
 
     def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Adam's update of parameters in place: see `spela_kernels.rules.update_`."""

@@ -12,18 +12,21 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 __all__ = [
     "autocast_input",
     "autocast_is_on",
     "made_in_inference",
     "recordable",
+    "runs_as_written",
     "without_autocast",
     "without_grad",
     "without_inference",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def autocast_is_on(device_type: str) -> bool:
@@ -34,6 +37,39 @@ def autocast_is_on(device_type: str) -> bool:
         False
     """
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def _function_modes_only_place() -> bool:
+    """Whether no mode sees torch's functions but such as say where new tensors go."""
+    if torch._C._len_torch_function_stack() == 0:
+        return True
+    modes = torch.overrides._get_current_function_mode_stack()
+    return all(isinstance(mode, DeviceContext) for mode in modes)
+
+
+def runs_as_written(*tensors: Tensor) -> bool:
+    """Whether a pass that reads memory by address may stand for torch's operators on these tensors.
+
+    Not where torch would record or replace the operators: under torch.compile, export, tracing, functorch's
+    transforms, forward-mode derivatives and dispatch modes, for tensor subclasses, or under autocast.
+
+    Args:
+        *tensors: On the CPU, or the answer is no.
+
+    Example:
+        >>> runs_as_written(torch.ones(2)), runs_as_written(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and _function_modes_only_place()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._get_tracing_state()
+        and torch.autograd.forward_ad._current_level < 0
+        and all(type(t) in _PLAIN and t.device.type == "cpu" for t in tensors)
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def autocast_input(x: Tensor) -> Tensor:

@@ -1,7 +1,15 @@
 """Measured benchmarks: cases, named baselines and floors, interleaved clocks, memory and scaling."""
 
-from spela.benchmarks.groups import GROUPS, Row, run_groups
+from spela.benchmarks.groups import GROUPS, Row, groups_of, run_groups
 from spela.benchmarks.machine import describe_machine
 from spela.benchmarks.table import format_rows, to_json
 
-__all__ = ["GROUPS", "Row", "describe_machine", "format_rows", "run_groups", "to_json"]
+__all__ = [
+    "GROUPS",
+    "Row",
+    "describe_machine",
+    "format_rows",
+    "groups_of",
+    "run_groups",
+    "to_json",
+]

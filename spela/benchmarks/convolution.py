@@ -25,24 +25,28 @@ class ConvCase:
         channels: Of the images.
         pixels: Height and width of the images.
         batch: Samples a step.
+        device: Where it runs.
     """
 
     name: str
     channels: int
     pixels: int
     batch: int = 64
+    device: str = "cpu"
 
     def layer(self) -> SpelaConv2d:
         """The layer, the same for every variant."""
         g = torch.Generator().manual_seed(0)
         pooled = (self.pixels - 4) // 2
-        return SpelaConv2d(self.channels, 128, 5, 10, (pooled, pooled), generator=g)
+        layer = SpelaConv2d(self.channels, 128, 5, 10, (pooled, pooled), generator=g)
+        return layer.to(self.device)
 
     def data(self) -> tuple[Tensor, Tensor]:
         """A batch of random images and labels."""
         g = torch.Generator().manual_seed(1)
         x = torch.rand(self.batch, self.channels, self.pixels, self.pixels, generator=g)
-        return x, torch.randint(10, (self.batch,), generator=g)
+        target = torch.randint(10, (self.batch,), generator=g)
+        return x.to(self.device), target.to(self.device)
 
 
 CONV_CASES = {
@@ -62,7 +66,7 @@ def _autograd(case: ConvCase, project: Callable[[Tensor, Tensor], Tensor]) -> Ca
 
     def step() -> Tensor:
         p = project(layer(x).flatten(2), layer.projection)  # (B, K, d)
-        kernel = torch.arange(len(layer.grouping))
+        kernel = torch.arange(len(layer.grouping), device=target.device)
         own = layer.vectors[kernel, layer.grouping[:, target].T]  # (B, K, d)
         loss = (1 - nn.functional.cosine_similarity(p, own, dim=2)).square().mean()
         optimizer.zero_grad()
@@ -91,7 +95,8 @@ def _floor(case: ConvCase) -> Callable[[], Tensor]:
     projection = layer.projection.detach()  # (K, D, d)
     kernels, size, dim = projection.shape
     dconv = torch.rand_like(nn.functional.conv2d(x, weight))
-    z, dp = torch.rand(kernels, case.batch, size), torch.rand(kernels, case.batch, dim)
+    z = torch.rand(kernels, case.batch, size, device=x.device)
+    dp = torch.rand(kernels, case.batch, dim, device=x.device)
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -120,14 +125,15 @@ def make_conv_step(variant: str, case: ConvCase) -> Callable[[], Tensor]:
 
 
 def check_conv_parity(case: ConvCase) -> None:
-    """Two steps of ours beside autograd's.
+    """Two steps of ours beside autograd's, on a GPU without TF32, which torch lets convolutions have.
 
     Raises:
         ValueError: If their losses differ.
     """
     steps = {name: make_conv_step(name, case) for name in CONV_VARIANTS if name != "floor"}
     for _ in range(2):
-        losses = {name: step() for name, step in steps.items()}
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            losses = {name: step() for name, step in steps.items()}
         for name, loss in losses.items():
             if not torch.allclose(loss, losses["spela"], rtol=1e-4, atol=1e-5):
                 raise ValueError(f"{case.name}: {name} gives another loss than ours")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from spela.benchmarks.network import NETWORK_CASES, VARIANTS, NetworkCase, check
 from spela.benchmarks.scaling import AXES, fitted_exponent, measure_axis
 from spela.vectors import symmetric_vectors
 
-__all__ = ["GROUPS", "Row", "run_groups"]
+__all__ = ["GROUPS", "Row", "groups_of", "run_groups"]
 
 
 @dataclass(frozen=True)
@@ -51,68 +51,73 @@ def _rows(
 
 
 def _milliseconds(
-    group: str, case: str, steps: Mapping[str, Callable[[], object]], budget: float
+    group: str,
+    case: str,
+    steps: Mapping[str, Callable[[], object]],
+    budget: float,
+    device: str,
+    least: int = 5,
 ) -> list[Row]:
-    times = interleaved_medians(steps, budget)
+    times = interleaved_medians(steps, budget, least, device)
     return _rows(group, case, {name: 1e3 * t for name, t in times.items()}, "ms")
 
 
-def _network(quick: bool) -> list[Row]:
+def _network(quick: bool, device: str) -> list[Row]:
     rows = []
-    for case in NETWORK_CASES:
+    for case in (replace(case, device=device) for case in NETWORK_CASES):
         check_parity(case)
         names = [n for n in VARIANTS if not (quick and n == "backprop_compiled")]
         steps = {name: VARIANTS[name](case) for name in names}
-        rows += _milliseconds("network_step", case.name, steps, 3 if quick else 20)
+        rows += _milliseconds("network_step", case.name, steps, 3 if quick else 20, device)
     return rows
 
 
-def _layer(quick: bool) -> list[Row]:
+def _layer(quick: bool, device: str) -> list[Row]:
     rows = []
     for sizes in ((784, 1024), (1024, 1024)):
         for batch in (50, 512):
-            case = NetworkCase(sizes, batch)
+            case = NetworkCase(sizes, batch, device=device)
             check_parity(case)
             names = ("spela", "floor", "autograd_spela", "spela_adam", "autograd_spela_adam")
             steps = {name: VARIANTS[name](case) for name in names}
-            rows += _milliseconds("layer_step", case.name, steps, 1 if quick else 6)
-    for name, conv in CONV_CASES.items():
+            rows += _milliseconds("layer_step", case.name, steps, 1 if quick else 6, device)
+    for name, case_on_cpu in CONV_CASES.items():
+        conv = replace(case_on_cpu, device=device)
         if quick and conv.pixels > 28:
             continue
         check_conv_parity(conv)
         conv_steps = {variant: make(conv) for variant, make in CONV_VARIANTS.items()}
-        rows += _milliseconds("layer_step", f"conv {name}", conv_steps, 2 if quick else 30)
+        rows += _milliseconds("layer_step", f"conv {name}", conv_steps, 2 if quick else 30, device)
     return rows
 
 
-def _epoch(quick: bool) -> list[Row]:
-    name, x, y = epoch_data(6_000 if quick else 60_000)
+def _epoch(quick: bool, device: str) -> list[Row]:
+    name, x, y = epoch_data(6_000 if quick else 60_000, device)
     epochs = {variant: make(x, y) for variant, make in EPOCH_VARIANTS.items()}
     case = f"784-1024-10/b50, {len(x):,} of {name}"
-    times = interleaved_medians(epochs, 1.0, least=3)
-    return _rows("epoch", case, {variant: 1e3 * t for variant, t in times.items()}, "ms")
+    return _milliseconds("epoch", case, epochs, 1.0, device, least=3)
 
 
-def _memory(quick: bool) -> list[Row]:
+def _memory(quick: bool, device: str) -> list[Row]:
     rows: list[Row] = []
-    points = memory_points([(16, 1024)] if quick else SHAPES)
+    points = memory_points([(16, 1024)] if quick else SHAPES, device=device)
     for depth, width in dict.fromkeys((p["depth"], p["width"]) for p in points):
         here = [p for p in points if (p["depth"], p["width"]) == (depth, width)]
         case = f"{depth} x {width}/b512"
         rows += _rows("memory", case, {p["method"]: p["peak_bytes"] / 1e6 for p in here}, "MB")
         rows += _rows("memory", f"{case}, time", {p["method"]: p["step_ms"] for p in here}, "ms")
-    if not quick:
+    if not quick and device == "cpu":  # of the process's main memory
         deep = NetworkCase((1024,) * 17, 512)
         resident = {name: resident_bytes_of(name, deep) / 1e6 for name in MEMORY_VARIANTS}
         rows += _rows("memory", "16 x 1024/b512, resident", resident, "MB")
     return rows
 
 
-def _blocks(quick: bool) -> list[Row]:
+def _blocks(quick: bool, device: str) -> list[Row]:
     """Ratios are over backprop's figure: below 1, blocks take less."""
     sizes = [(name, 8 if quick else width, batch) for name, width, batch in NETWORK_SIZES]
     rows: list[Row] = []
-    points = block_points(sizes, least=3 if quick else 9)
+    points = block_points(sizes, least=3 if quick else 9, device=device)
     for name, width, batch in sizes:
         here = [point for point in points if point["network"] == name]
         case = f"{name} of width {width}, 3 x 32 x 32/b{batch}"
@@ -123,7 +128,7 @@ def _blocks(quick: bool) -> list[Row]:
     return rows
 
 
-def _vectors(quick: bool) -> list[Row]:
+def _vectors(quick: bool, device: str) -> list[Row]:
     rows = []
     for count, dim in ((10, 1024), (100, 1024), (1000, 1024)):
         if quick and count == 1000:
@@ -135,14 +140,16 @@ def _vectors(quick: bool) -> list[Row]:
         ) -> object:
             return symmetric_vectors(count, dim, generator=generator)
 
-        rows += _milliseconds("vectors", f"{count} of {dim}", {"spela": make}, 0.5)
+        rows += _milliseconds("vectors", f"{count} of {dim}", {"spela": make}, 0.5, device)
     return rows
 
 
-def _scaling(quick: bool) -> list[Row]:
+def _scaling(quick: bool, device: str) -> list[Row]:
     rows = []
     for axis in AXES:
-        points = measure_axis(axis, 0.3 if quick else 2.0)
+        if axis == "threads" and device != "cpu":
+            continue
+        points = measure_axis(axis, 0.3 if quick else 2.0, device)
         for size, ours, floor in points:
             times = {"spela": 1e3 * ours, "floor": 1e3 * floor}
             rows += _rows("scaling", f"{axis} {size}", times, "ms")
@@ -153,7 +160,7 @@ def _scaling(quick: bool) -> list[Row]:
     return rows
 
 
-GROUPS: dict[str, Callable[[bool], list[Row]]] = {
+GROUPS: dict[str, Callable[[bool, str], list[Row]]] = {
     "network_step": _network,
     "layer_step": _layer,
     "epoch": _epoch,
@@ -165,22 +172,42 @@ GROUPS: dict[str, Callable[[bool], list[Row]]] = {
 """What `spela bench` measures, by name; each takes whether to be quick."""
 
 
-def run_groups(names: Iterable[str], quick: bool) -> Iterable[list[Row]]:
+# Class vectors are found on the CPU, wherever their layer is.
+_ON_THE_CPU_ALONE = ("vectors",)
+
+
+def groups_of(device: str) -> list[str]:
+    """The groups that measure something on a device.
+
+    Args:
+        device: cpu or cuda, with an index or without.
+
+    Example:
+        >>> set(groups_of("cpu")) - set(groups_of("cuda"))
+        {'vectors'}
+    """
+    return [name for name in GROUPS if device == "cpu" or name not in _ON_THE_CPU_ALONE]
+
+
+def run_groups(names: Iterable[str], quick: bool, device: str = "cpu") -> Iterable[list[Row]]:
     """Run groups one after the other.
 
     Args:
         names: Keys of `GROUPS`.
         quick: Fewer cases and rounds: minutes become seconds, and medians less sure.
+        device: Where the steps run: cpu, or the current GPU.
 
     Yields:
         The rows of each group.
 
     Raises:
-        ValueError: If a name is unknown, or parity fails.
+        ValueError: If a name is unknown or not for this device, or parity fails.
     """
     chosen = list(names)
     for name in chosen:
         if name not in GROUPS:
             raise ValueError(f"unknown group {name!r}: use {', '.join(GROUPS)}")
+        if name not in groups_of(device):
+            raise ValueError(f"group {name} is computed on the CPU: use --device cpu")
     for name in chosen:
-        yield GROUPS[name](quick)
+        yield GROUPS[name](quick, device)

@@ -43,12 +43,12 @@ _LR = 0.01
 _MICRO_BATCHES = 8
 
 
-def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
+def peak_bytes(step: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Peak bytes that a warm step holds above what it started with.
 
     Args:
         step: Called twice, the second time watched.
-        device: cpu or cuda.
+        device: cpu, or the current GPU.
 
     Returns:
         Bytes.
@@ -57,7 +57,7 @@ def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
         >>> peak_bytes(lambda: torch.empty(256))
         1024
     """
-    if device != "cpu":
+    if torch.device(device).type != "cpu":
         return measure_memory(step)
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
@@ -216,11 +216,15 @@ SHAPES = (
 )
 
 
-def memory_points(shapes: Iterable[tuple[int, int]] = SHAPES) -> list[dict[str, Any]]:
-    """Peak memory and time of a step at batch 512.
+def memory_points(
+    shapes: Iterable[tuple[int, int]] = SHAPES, *, batch: int = 512, device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """Peak memory and time of a step.
 
     Args:
         shapes: Number of layers and their width.
+        batch: Samples a step.
+        device: cpu, or the current GPU.
 
     Returns:
         One {"method", "depth", "width", "peak_bytes", "step_ms", "multiply_adds"} a variant and network.
@@ -233,11 +237,11 @@ def memory_points(shapes: Iterable[tuple[int, int]] = SHAPES) -> list[dict[str, 
     points = []
     for depth, width in shapes:
         steps = {
-            name: make(NetworkCase((width,) * (depth + 1), 512))
+            name: make(NetworkCase((width,) * (depth + 1), batch, device=device))
             for name, make in MEMORY_VARIANTS.items()
         }
-        peaks = {name: peak_bytes(step) for name, step in steps.items()}
-        seconds = interleaved_medians(steps, 0.0, least=3)
+        peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
+        seconds = interleaved_medians(steps, 0.0, 3, device)
         points += [
             {
                 "method": name,

@@ -86,7 +86,7 @@ def _spela_bf16(case: NetworkCase) -> Step:
     step = _spela(case)
 
     def mixed() -> None:
-        with torch.autocast(case.device, dtype=torch.bfloat16):
+        with torch.autocast(torch.device(case.device).type, dtype=torch.bfloat16):
             step()
 
     return mixed
@@ -114,8 +114,8 @@ def _autograd(case: NetworkCase, rule: type[torch.optim.Optimizer], **settings: 
     return step
 
 
-def _backprop(case: NetworkCase, compiled: bool = False) -> Step:
-    """Cross-entropy through the same layers and an output layer, SGD."""
+def _backprop(case: NetworkCase, compiled: bool = False, fused: bool | None = None) -> Step:
+    """Cross-entropy through the same layers and an output layer, SGD; its step fused or as torch chooses."""
     torch.manual_seed(0)
     x, target = case.data()
     modules: list[nn.Module] = []
@@ -123,11 +123,14 @@ def _backprop(case: NetworkCase, compiled: bool = False) -> Step:
         modules += [nn.Linear(i, o), nn.LeakyReLU(1e-3)]
     modules.append(nn.Linear(case.sizes[-1], case.classes))
     net = BackpropSequential(*modules).to(case.device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=fused)
     if not compiled:
         return lambda: net.local_step(x, target, optimizer)
-    forward = torch.compile(lambda x, target: nn.functional.cross_entropy(net(x), target))
-    update = torch.compile(optimizer.step)
+    # Of this shape alone: after another one torch would compile for all.
+    forward = torch.compile(
+        lambda x, target: nn.functional.cross_entropy(net(x), target), dynamic=False
+    )
+    update = torch.compile(optimizer.step, dynamic=False)
 
     def step() -> None:
         forward(x, target).backward()
@@ -137,8 +140,8 @@ def _backprop(case: NetworkCase, compiled: bool = False) -> Step:
     return step
 
 
-def _fastest(candidates: dict[str, Step]) -> Step:
-    times = interleaved_medians(candidates, 0.05, least=9)
+def _fastest(candidates: dict[str, Step], device: torch.device) -> Step:
+    times = interleaved_medians(candidates, 0.05, 9, device)
     return candidates[min(times, key=times.__getitem__)]
 
 
@@ -154,7 +157,7 @@ def _products(x: Tensor, weight: Tensor, dz: Tensor) -> list[Step]:
         fused = torch.ops.mkldnn._linear_pointwise
         forward["onednn"] = lambda: fused(x, weight, None, "none", [], "")
         update["onednn"] = lambda: fused(dz.T, x.T, None, "none", [], "")
-    return [_fastest(forward), _fastest(update)]
+    return [_fastest(forward, x.device), _fastest(update, x.device)]
 
 
 def floor_step(case: NetworkCase) -> Step:
@@ -179,6 +182,7 @@ VARIANTS: dict[str, Callable[[NetworkCase], Step]] = {
     "floor": floor_step,
     "autograd_spela": lambda case: _autograd(case, torch.optim.SGD, lr=LEARNING_RATE),
     "backprop": _backprop,
+    "backprop_fused": lambda case: _backprop(case, fused=True),
     "backprop_compiled": lambda case: _backprop(case, compiled=True),
     "spela_adam": _spela_adam,
     "autograd_spela_adam": lambda case: _autograd(case, torch.optim.Adam, lr=ADAM_RATE, fused=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,12 +38,13 @@ def fitted_exponent(sizes: Iterable[int], seconds: Iterable[float]) -> float:
     return float(np.polyfit(np.log(list(sizes)), np.log(list(seconds)), 1)[0])
 
 
-def measure_axis(axis: str, budget: float) -> list[tuple[int, float, float]]:
+def measure_axis(axis: str, budget: float, device: str = "cpu") -> list[tuple[int, float, float]]:
     """Times of our SGD step and of its products alone, along one axis.
 
     Args:
         axis: A key of `AXES`.
         budget: Seconds for each size.
+        device: Where the steps run.
 
     Returns:
         (size, seconds of the step, seconds of the floor), one a size.
@@ -54,9 +56,9 @@ def measure_axis(axis: str, budget: float) -> list[tuple[int, float, float]]:
         for size in sizes:
             if axis == "threads":
                 torch.set_num_threads(size)
-            case = make(size)
+            case = replace(make(size), device=device)
             steps = {"spela": VARIANTS["spela"](case), "floor": floor_step(case)}
-            times = interleaved_medians(steps, budget)
+            times = interleaved_medians(steps, budget, device=device)
             found.append((size, times["spela"], times["floor"]))
     finally:
         torch.set_num_threads(threads)

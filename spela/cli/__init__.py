@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line. What it needs takes seconds to import, and Ctrl-C then is no traceback."""
+    """Run the command line; Ctrl-C while it is imported is no traceback either."""
     try:
         from spela.cli.commands import run
     except KeyboardInterrupt:

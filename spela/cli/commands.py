@@ -5,63 +5,91 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import spela
 from spela.cli.benchmarks import bench
 from spela.cli.console import INTERRUPTED, printing_anywhere
+from spela.cli.examples import EXAMPLES, START, shown
 from spela.cli.exporting import export
 from spela.cli.features import features
+from spela.cli.info import info
 from spela.cli.options import Stopped
 from spela.cli.parallel import may_speak
 from spela.cli.reproduce import reproduce_command
-from spela.cli.settings import check_environment
-from spela.cli.trained import evaluate_command, info, predict
+from spela.cli.trained import evaluate_command, predict
 from spela.cli.training import demo, train
-from spela.process import flush_denormals, keep_freed_memory
-from spela.training import TrainingDivergedError
 
 __all__ = ["app", "run"]
 
 app = typer.Typer(
-    help="Train neural networks without backpropagation (SPELA).",
-    add_completion=False,
+    epilog=shown(START),
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "train": train,
-    "evaluate": evaluate_command,
-    "predict": predict,
-    "export": export,
-    "reproduce": reproduce_command,
-    "features": features,
-    "bench": bench,
-    "info": info,
+# By the heading that help shows them under.
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Train": {"demo": demo, "train": train, "features": features},
+    "Use a trained network": {
+        "evaluate": evaluate_command,
+        "predict": predict,
+        "export": export,
+        "info": info,
+    },
+    "Measure": {"reproduce": reproduce_command, "bench": bench},
 }
 
 
 def _in_sound_surroundings(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that first checks the variables SPELA_*, so that a wrong one leaves no trace."""
+    """A command in a process set for training; it first checks the variables SPELA_*, so that a wrong one
+    leaves no trace."""
 
     @functools.wraps(command)
     def checked(**options: Any) -> None:
-        check_environment()
-        command(**options)
+        from spela.process import calm_threads, flush_denormals, keep_freed_memory, limit_threads
+
+        calm_threads()  # before torch is imported
+        from spela.cli.settings import check_environment
+
+        keep_freed_memory()
+        limit_threads()
+        with flush_denormals():
+            check_environment()
+            command(**options)
 
     return checked
 
 
-for name, command in _COMMANDS.items():
-    app.command(name=name)(_in_sound_surroundings(command))
+for heading, commands in _COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name=name, epilog=shown(EXAMPLES[name]), rich_help_panel=heading)(
+            _in_sound_surroundings(command)
+        )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spela {spela.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _front(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Train neural networks without backpropagation: every layer of SPELA learns on its own."""
 
 
 def run() -> None:
     """Run the command line; every foreseen error is one line on stderr and exit code 2."""
-    keep_freed_memory()
     with printing_anywhere():
         sys.exit(_run(sys.argv[1:] or ["--help"]))
 
@@ -69,16 +97,13 @@ def run() -> None:
 def _run(arguments: list[str]) -> int:
     """The exit code of a call."""
     try:
-        with flush_denormals():
-            code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, standalone_mode=False)
     except typer.TyperException as error:
         return _failed(error.format_message())
     except Stopped as how:
         return _stopped(str(how))
     except (typer.Abort, KeyboardInterrupt):
         return _stopped()
-    except TrainingDivergedError as error:
-        return _failed(str(error))
     except (ValueError, TypeError, OSError) as error:
         return _failed(str(error) or type(error).__name__)
     except (MemoryError, RuntimeError) as error:

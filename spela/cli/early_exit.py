@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import typer
 from torch import nn
 
 from spela.data import Dataset
 from spela.network import SpelaSequential
 from spela.reports.cells import change_text
-from spela.training import evaluate_early_exit
+from spela.training import ExitEvaluation, evaluate_early_exit
 
-__all__ = ["print_early_exit"]
+__all__ = ["early_exit_facts", "measure_early_exit", "print_early_exit"]
 
 
-def print_early_exit(net: nn.Module, dataset: Dataset, max_loss: float) -> None:
-    """Calibrate on each half of the test samples and print the figures of the other.
+def measure_early_exit(net: nn.Module, dataset: Dataset, max_loss: float) -> ExitEvaluation:
+    """Calibrate on each half of the test samples and measure on the other.
 
     Args:
         net: The trained network.
@@ -29,7 +32,21 @@ def print_early_exit(net: nn.Module, dataset: Dataset, max_loss: float) -> None:
             "--exit-loss needs a network of at least two SPELA layers: this run's has none to "
             "leave early at"
         )
-    found = evaluate_early_exit(net, dataset.test_x, dataset.test_y, max_loss)
+    return evaluate_early_exit(net, dataset.test_x, dataset.test_y, max_loss)
+
+
+def early_exit_facts(found: ExitEvaluation) -> dict[str, Any]:
+    """The figures for JSON, with the thresholds of each half; None: no sample leaves there."""
+    facts = {**vars(found), "saved": found.saved}
+    facts["thresholds"] = [
+        [margin if math.isfinite(margin) else None for margin in policy.thresholds]
+        for policy in facts.pop("policies")
+    ]
+    return facts
+
+
+def print_early_exit(found: ExitEvaluation, max_loss: float) -> None:
+    """The figures as lines."""
     count = sum(found.leaving)
     typer.echo(
         f"early exit, at most {100 * max_loss:g} points lost: all {count:,} test samples, each half of "

@@ -7,30 +7,42 @@ from typing import Annotated
 
 import typer
 
-from spela.cli.options import RunDir, path_option, pick_device, refuse_unread
-from spela.export import FORMATS, KINDS, export_run
-from spela.export.onnx_file import OPSET
+from spela.choices import EXPORTS, FORMATS, OLDEST_OPSET, OPSET
+from spela.cli.options import RunDir, one_of, path_option, pick_device, refuse_unread
 
 __all__ = ["export"]
 
 
 def export(
     run_dir: RunDir,
-    out: Annotated[Path, path_option(help="File to create or replace.")],
-    what: Annotated[str, typer.Option(help=f"{' or '.join(KINDS)}.")] = "inference",
-    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "onnx",
+    out: Annotated[Path, path_option(help="File to write; one that is there is replaced.")],
+    what: Annotated[str, one_of(EXPORTS, help="What the file computes")] = "inference",
+    format: Annotated[
+        str,
+        one_of(
+            FORMATS,
+            help="Format of the file",
+            more=" (for onnxruntime, PyTorch without SPELA, ExecuTorch)",
+        ),
+    ] = "onnx",
     batch_size: Annotated[
-        int | None, typer.Option(help="A fixed batch size (default: any; pte needs one).")
+        int | None, typer.Option(help="Fixed batch size of the file (default: any; pte needs one).")
     ] = None,
     untrained: Annotated[
-        bool, typer.Option("--untrained", help="With the weights that the run started from.")
+        bool,
+        typer.Option("--untrained", help="Write the weights that the run started from instead."),
     ] = False,
     opset: Annotated[
         int | None,
-        typer.Option(help=f"Of ONNX (default: {OPSET}); older runtimes need a lower one."),
+        typer.Option(
+            help=f"Operator set of an onnx file, {OLDEST_OPSET} to {OPSET} (default: {OPSET}); older "
+            "runtimes need a lower one."
+        ),
     ] = None,
 ) -> None:
-    """Write the network or its training step for onnxruntime (onnx), PyTorch (pt2) or ExecuTorch (pte)."""
+    """Write a trained network, or its training step, as a file that runs without SPELA."""
+    from spela.export import export_run
+
     pick_device("cpu")
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")

@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tqdm import tqdm
 
-from spela.cli.options import DataRoot, Device, Threads, path_option, pick_device, set_threads
-from spela.data import dataset_names, default_data_root, load_images
-from spela.features import (
-    Selection,
-    backbone_names,
-    describe,
-    extract_features,
-    feature_file,
-    is_cached,
-    load_backbone,
-    save_features,
+from spela.choices import BACKBONES, DATASETS
+from spela.cli.options import (
+    COMPUTING,
+    DATA,
+    DataRoot,
+    Device,
+    Threads,
+    one_of,
+    path_option,
+    pick_device,
+    set_threads,
 )
 
 __all__ = ["features"]
@@ -26,20 +25,31 @@ __all__ = ["features"]
 
 def features(
     data: Annotated[
-        str, typer.Option(help=f"{', '.join(dataset_names())}, or a file or folder of images.")
+        str,
+        one_of(DATASETS, help="Images to read", more="; or an .npz file or a folder of idx files"),
     ] = "fashion-mnist",
     backbone: Annotated[
-        str, typer.Option(help=f"{', '.join(backbone_names())}, or a timm model if installed.")
+        str,
+        one_of(
+            BACKBONES, help="Pretrained network", more="; or a model of timm, where it is installed"
+        ),
     ] = "efficientnet-lite0",
-    size: Annotated[int, typer.Option(help="Pixels a side that the backbone sees.")] = 96,
+    size: Annotated[int, typer.Option(help="Pixels a side that images are resized to.")] = 96,
     train_samples: Annotated[
-        int | None, typer.Option(help="Training samples, drawn at random (default: all).")
+        int | None,
+        typer.Option(
+            help="Number of training samples, drawn at random (default: all).", rich_help_panel=DATA
+        ),
     ] = None,
     test_samples: Annotated[
-        int | None, typer.Option(help="Test samples, drawn at random (default: all).")
+        int | None,
+        typer.Option(
+            help="Number of test samples, drawn at random (default: all).", rich_help_panel=DATA
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples drawn.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the samples drawn.", rich_help_panel=DATA)
+    ] = 0,
     out: Annotated[
         Path | None,
         path_option(
@@ -47,10 +57,27 @@ def features(
         ),
     ] = None,
     data_root: DataRoot = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, help="Images computed at a time.", rich_help_panel=COMPUTING),
+    ] = 32,
     threads: Threads = None,
     device: Device = "auto",
 ) -> None:
-    """Extract pooled features with a pretrained backbone; the file is a dataset for `train --data`."""
+    """Turn images into features of a pretrained network: a file to train on, `train --data FILE`."""
+    from tqdm import tqdm
+
+    from spela.data import default_data_root, load_images
+    from spela.features import (
+        Selection,
+        describe,
+        extract_features,
+        feature_file,
+        is_cached,
+        load_backbone,
+        save_features,
+    )
+
     set_threads(threads)
     where = pick_device(device)
     images = load_images(data, data_root)

@@ -1,38 +1,43 @@
-"""What several commands share: options, the choice of a device, the progress bar, accuracies."""
+"""What several commands share: options, and what is done with them. Help imports it, and so no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from tqdm import tqdm
 
-from spela_kernels import select_backend, use_backend
-from spela_kernels.workers import check_workers
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
+    "COMPUTING",
+    "DATA",
     "Backend",
     "DataRoot",
     "Device",
-    "ProgressBar",
+    "Json",
     "RunDir",
     "Stopped",
     "Threads",
     "chosen_backend",
     "going_on",
+    "number_in",
+    "one_of",
     "parse_path",
     "path_option",
     "pick_device",
-    "print_accuracy",
-    "print_batch_statistics",
-    "print_top5",
+    "print_json",
     "refuse_unread",
     "set_threads",
 ]
+
+# Headings of help.
+DATA = "Data"
+COMPUTING = "Computing"
 
 
 def parse_path(text: str | Path) -> Path:
@@ -42,25 +47,86 @@ def parse_path(text: str | Path) -> Path:
     return Path(text)
 
 
-def path_option(*names: str, help: str) -> Any:
+def path_option(*names: str, help: str, panel: str | None = None) -> Any:
     """An option that is a path; an empty one is refused."""
-    return typer.Option(*names, help=help, parser=parse_path, metavar="PATH")
+    return typer.Option(*names, help=help, parser=parse_path, metavar="PATH", rich_help_panel=panel)
+
+
+def number_in(least: float, most: float, *, help: str, panel: str | None = None) -> Any:
+    """An option that is a number in a range, whose ends help need not show."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not least <= value <= most:  # so NaN too
+            raise typer.BadParameter(f"it must be {least:g} to {most:g}, got {value:g}")
+        return value
+
+    return typer.Option(help=help, callback=check, rich_help_panel=panel)
+
+
+def one_of(
+    names: Sequence[str], *flags: str, help: str, panel: str | None = None, more: str = ""
+) -> Any:
+    """An option that is a name: help lists those there are, and shells complete them.
+
+    Args:
+        names: The names.
+        flags: Of the option, where it is not called as its parameter.
+        help: What the name decides.
+        panel: Heading that help shows it under.
+        more: What else the option takes.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return typer.Option(
+        *flags,
+        help=f"{help}: {', '.join(names)}{more}.",
+        autocompletion=complete,
+        metavar="NAME",
+        rich_help_panel=panel,
+    )
 
 
 DataRoot = Annotated[
     Path | None,
-    path_option(help="Where datasets are, or are downloaded to (default: SPELA_DATA_ROOT)."),
+    path_option(
+        help="Folder that datasets are in, or are downloaded to (default: the variable "
+        "SPELA_DATA_ROOT, else ~/.cache/spela/data).",
+        panel=DATA,
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads (default: torch's choice).")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of CPU threads (default: torch's choice).", rich_help_panel=COMPUTING
+    ),
+]
 Backend = Annotated[
     str | None,
     typer.Option(
-        help="Kernel back-end: auto, or a name that `spela info` lists (default: SPELA_BACKEND)."
+        help="Kernel back-end: auto, or one that `spela info` lists (default: the variable "
+        "SPELA_BACKEND, else auto).",
+        metavar="NAME",
+        rich_help_panel=COMPUTING,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Device to compute on: auto (a GPU where there is one), cpu, cuda, cuda:1, ...",
+        metavar="NAME",
+        rich_help_panel=COMPUTING,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON instead of text; shares are 0 to 1.")
+]
 RunDir = Annotated[
-    Path, typer.Argument(help="Folder of a run.", parser=parse_path, metavar="RUN_DIR")
+    Path,
+    typer.Argument(
+        help="Folder of a training run: what its --out was.", parser=parse_path, metavar="RUN_DIR"
+    ),
 ]
 
 
@@ -72,35 +138,13 @@ def refuse_unread(what: str, **options: object) -> None:
             raise ValueError(f"{option} is not for {what}: leave it out")
 
 
+def print_json(facts: object) -> None:
+    """One JSON document, the same on a console of any encoding."""
+    typer.echo(json.dumps(facts, indent=2, allow_nan=False))
+
+
 class Stopped(Exception):
     """Ctrl-C in a command whose work can go on; the message says how."""
-
-
-class ProgressBar:
-    """Draws the loop's progress: a bar on a terminal, and one line an epoch anywhere."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm[Any] | None = None
-        self.epochs = 0
-
-    def on_epoch_start(self, epoch: int, epochs: int, steps: int) -> None:
-        self.epochs = epochs
-        self.bar = tqdm(
-            total=steps, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, disable=None
-        )
-
-    def on_progress(self, steps_done: int, losses: list[float]) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str("loss " + " ".join(f"{v:.3f}" for v in losses), refresh=False)
-            self.bar.update(steps_done - self.bar.n)
-
-    def on_epoch_end(self, record: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        accuracy = " ".join(f"{100 * a:5.2f}" for a in record["test_accuracy"])
-        loss = " ".join(f"{v:.4f}" for v in record["train_loss"])
-        epoch = f"epoch {record['epoch']}/{self.epochs}"
-        typer.echo(f"{epoch}  accuracy % {accuracy}  loss {loss}  {record['seconds']:.1f} s")
 
 
 @contextmanager
@@ -115,6 +159,8 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 @contextmanager
 def chosen_backend(name: str | None) -> Iterator[None]:
     """Compute on the back-end of --backend; None, where it is not given: what SPELA_BACKEND says."""
+    from spela_kernels import use_backend
+
     if name is None:
         yield
         return
@@ -127,6 +173,10 @@ def pick_device(name: str) -> torch.device:
 
     ValueError where it cannot be used, or not by the back-end that is chosen.
     """
+    import torch
+
+    from spela_kernels import select_backend
+
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
@@ -142,27 +192,9 @@ def pick_device(name: str) -> torch.device:
 
 def set_threads(number: int | None) -> None:
     """What --threads says; None leaves torch's choice. ValueError for more than the machine can start."""
+    import torch
+
+    from spela_kernels.workers import check_workers
+
     if number is not None:
         torch.set_num_threads(check_workers(number, "--threads"))
-
-
-def print_accuracy(accuracy: list[float], vote: float) -> None:
-    """One line a layer, in percent, and one for the vote of all."""
-    for layer, value in enumerate(accuracy, start=1):
-        typer.echo(f"layer {layer}: {100 * value:.2f} %")
-    if len(accuracy) > 1:
-        typer.echo(f"all layers' mean score: {100 * vote:.2f} %")
-
-
-def print_top5(accuracy: list[float] | None) -> None:
-    """One line: how often the class is among each layer's five best, if there are more classes."""
-    if accuracy is not None:
-        shares = ", ".join(f"{100 * share:.2f} %" for share in accuracy)
-        typer.echo(f"class among the five best, by layer: {shares}")
-
-
-def print_batch_statistics(accuracy: list[float] | None) -> None:
-    """One line on what batch norm with each test batch's own statistics gives, if there is one."""
-    if accuracy is not None:
-        shares = ", ".join(f"{100 * share:.2f} %" for share in accuracy)
-        typer.echo(f"with each test batch's own statistics in batch norm: {shares}")

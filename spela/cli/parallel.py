@@ -7,11 +7,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from spela.choices import PARALLEL
+from spela.cli.options import COMPUTING, number_in, one_of
 
-from spela.distributed import PARALLEL, LostRankError, Ranks
+if TYPE_CHECKING:
+    from spela.distributed import Ranks
 
 __all__ = ["Parallel", "RankTimeout", "join", "main_first", "may_speak"]
 
@@ -20,16 +22,20 @@ USUAL_TIMEOUT_S = 600.0
 
 Parallel = Annotated[
     str | None,
-    typer.Option(
-        help="Under torchrun: data (parts of each batch) or layers (parts of the network)."
+    one_of(
+        PARALLEL,
+        help="What the processes of torchrun share, each doing a part",
+        panel=COMPUTING,
     ),
 ]
 RankTimeout = Annotated[
     float | None,
-    typer.Option(
-        min=1,
-        max=YEAR_S,
-        help=f"Seconds after which a silent process counts as lost (default: {USUAL_TIMEOUT_S:g}).",
+    number_in(
+        1,
+        YEAR_S,
+        help="Seconds after which a silent process of torchrun counts as lost (default: "
+        f"{USUAL_TIMEOUT_S:g}).",
+        panel=COMPUTING,
     ),
 ]
 
@@ -37,6 +43,8 @@ _joined: list[Ranks] = []
 
 
 def _on_terminate(signum: int, frame: FrameType | None) -> None:
+    from spela.distributed import LostRankError
+
     raise LostRankError(
         "stopped from outside: the job was cancelled, or torchrun ended it because another rank "
         "failed; go on from the last finished epoch with the same command and --resume"
@@ -59,6 +67,8 @@ def join(parallel: str | None, device: str, timeout: float | None) -> Ranks | No
         return None
     if parallel not in PARALLEL:
         raise ValueError(f"unknown --parallel {parallel!r}: use one of {', '.join(PARALLEL)}")
+    from spela.distributed import Ranks
+
     ranks = Ranks.join(device, USUAL_TIMEOUT_S if timeout is None else timeout)
     _joined.append(ranks)
     signal.signal(signal.SIGTERM, _on_terminate)

@@ -5,74 +5,117 @@ from __future__ import annotations
 import difflib
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spela.cli.options import DataRoot, going_on, path_option, pick_device
-from spela.experiments.plan import Options
-from spela.experiments.publish import publish
-from spela.experiments.registry import EXPERIMENTS, find_experiments
-from spela.experiments.reproduce import rebuild, reproduce
-from spela.experiments.runner import Outcome, writing_results
-from spela.reports import check_pages, update_pages, write_pages
-from spela.reports.cells import difference_text
-from spela_kernels.workers import check_workers
+from spela.choices import EXPERIMENTS
+from spela.cli.options import COMPUTING, DATA, DataRoot, going_on, path_option, pick_device
+
+if TYPE_CHECKING:
+    from spela.experiments.runner import Outcome
 
 __all__ = ["reproduce_command"]
 
+_RUNS, _RESULTS = "Which runs", "Results"
+
+
+def _names(incomplete: str) -> list[str]:
+    return [name for name in (*EXPERIMENTS, "all") if name.startswith(incomplete)]
+
 
 def reproduce_command(
-    name: Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}, or all.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help=f"Experiment to run: {', '.join(EXPERIMENTS)}; or all.",
+            metavar="NAME",
+            autocompletion=_names,
+        ),
+    ],
     data: Annotated[
-        str | None, typer.Option(help="Datasets instead of the paper's: fashion-mnist,mnist.")
+        str | None,
+        typer.Option(
+            help="Datasets to use instead of the paper's, such as fashion-mnist,mnist.",
+            metavar="NAMES",
+            rich_help_panel=_RUNS,
+        ),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="A run each (default: 0,1,2).")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Seeds, each a run of every row (default: 0,1,2).",
+            metavar="NUMBERS",
+            rich_help_panel=_RUNS,
+        ),
+    ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data (default: each row's own).")
+        int | None,
+        typer.Option(
+            help="Passes over the training data (default: each row's own).", rich_help_panel=_RUNS
+        ),
     ] = None,
     rows: Annotated[
         str,
         typer.Option(
-            help="Run only rows whose name matches, such as 'best*'; of the others, what is finished."
+            help="Run only rows whose name matches, such as 'best*'; the table shows of the others "
+            "what is finished.",
+            metavar="PATTERN",
+            rich_help_panel=_RUNS,
         ),
     ] = "*",
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Tiny networks on digits: checks that it runs; no results."),
+        typer.Option(
+            "--quick",
+            help="Run tiny networks on digits: a check that it works, no results.",
+            rich_help_panel=_RUNS,
+        ),
     ] = False,
     jobs: Annotated[
         int,
-        typer.Option(help="Runs at a time, one thread each; results do not depend on it."),
+        typer.Option(
+            help="Number of runs at a time, of one thread each; results do not depend on it.",
+            rich_help_panel=COMPUTING,
+        ),
     ] = 1,
     out: Annotated[
         Path,
         path_option(
-            help="Results folder: finished runs are kept; a table has what its last call asked for."
+            help="Folder of the results: finished runs in it are kept, and a table has what its last "
+            "call asked for.",
+            panel=_RESULTS,
         ),
     ] = Path("results"),
     data_root: DataRoot = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Download datasets that are not at hand.")
+        bool,
+        typer.Option(
+            "--download", help="Download datasets that are not here.", rich_help_panel=DATA
+        ),
     ] = False,
     page: Annotated[
         Path | None,
         path_option(
             help="Bring the main table between this file's results:begin and results:end up to date; "
-            "rows that other folders know better stay."
+            "rows that other folders know better stay.",
+            panel=_RESULTS,
         ),
     ] = None,
     readme: Annotated[
         Path | None,
         path_option(
-            help="With --page: also its headline rows, between this file's summary:begin and summary:end."
+            help="With --page: also bring its headline rows between this file's summary:begin and "
+            "summary:end up to date.",
+            panel=_RESULTS,
         ),
     ] = None,
     report_only: Annotated[
         bool,
         typer.Option(
             "--report-only",
-            help="Run nothing: tables, report (and pages) of the runs that are finished.",
+            help="Run nothing: write tables, report (and pages) of the runs that are finished.",
+            rich_help_panel=_RESULTS,
         ),
     ] = False,
     publish_to: Annotated[
@@ -80,12 +123,28 @@ def reproduce_command(
         path_option(
             "--publish",
             help="Also add the finished runs, without weights, to this folder: a file, a table and the "
-            "plots an experiment.",
+            "plots of each experiment.",
+            panel=_RESULTS,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ... (results differ by device).")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Device to compute on: cpu, cuda, ... Results differ by device.",
+            metavar="NAME",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = "cpu",
 ) -> None:
-    """Run the paper's experiments; write one folder a run, one JSON a table, and a report."""
+    """Run the paper's experiments into tables and a report; finished runs are kept."""
+    from spela.experiments.plan import Options
+    from spela.experiments.publish import publish
+    from spela.experiments.registry import find_experiments
+    from spela.experiments.reproduce import rebuild, reproduce
+    from spela.experiments.runner import writing_results
+    from spela.reports import check_pages, update_pages, write_pages
+    from spela_kernels.workers import check_workers
+
     options = Options(
         out=out,
         seeds=_seeds(seeds, quick),
@@ -172,6 +231,8 @@ def _print_outcome(outcome: Outcome, done: int, total: int) -> None:
 
 
 def _print_table(table: dict[str, Any]) -> None:
+    from spela.reports.cells import difference_text
+
     reasons: dict[str, int] = {}
     for row in table["rows"]:
         if row["status"] in ("skipped", "not run"):

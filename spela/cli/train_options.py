@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from spela.cli.options import path_option
-from spela.data import dataset_names
-from spela.experiments import NETWORKS, RECIPES
-from spela_kernels import ACTIVATIONS, OBJECTIVES
+from spela import choices
+from spela.cli.options import COMPUTING, DATA, one_of, path_option
 
 __all__ = [
     "Activation",
@@ -25,8 +23,12 @@ __all__ = [
     "Diagnostics",
     "Dropout",
     "Epochs",
+    "Graph",
     "Groups",
+    "HeadChannels",
     "HeadEpochs",
+    "HeadHidden",
+    "HeadWeightDecay",
     "Init",
     "KernelSize",
     "Layers",
@@ -59,136 +61,258 @@ __all__ = [
     "Width",
 ]
 
-_RECIPE_HELP = "Preset; " + "; ".join(
-    f"for {model}: {', '.join(recipes)}" for model, recipes in RECIPES.items()
-)
+# Headings of help.
+_OPTIMIZER = "Optimizer"
+_LINEAR = "Linear layers (--model mlp, or the head of a cnn)"
+_CONVOLUTIONS = "Convolution layers (--model cnn)"
+_BLOCKS = f"Networks in blocks (--model {', '.join(choices.NETWORKS)})"
+_RECORDS = "Records"
 
-Out = Annotated[Path, path_option(help="Run folder to create (or continue, with --resume).")]
+
+def _setting(panel: str, help: str, *flags: str, metavar: str | None = None) -> Any:
+    return typer.Option(*flags, help=help, rich_help_panel=panel, metavar=metavar)
+
+
+_RECIPES = tuple(dict.fromkeys(name for names in choices.RECIPES.values() for name in names))
+_NETWORK_RECIPES = choices.RECIPES[choices.NETWORKS[0]]
+
+Out = Annotated[
+    Path, path_option(help="Folder to create for the run (or to continue, with --resume).")
+]
 Data = Annotated[
     str,
-    typer.Option(
-        help=f"{', '.join(dataset_names())}, an .npz or .safetensors file, or a folder of idx files."
+    one_of(
+        choices.DATASETS,
+        help="What to train on",
+        more="; or an .npz or .safetensors file, or a folder of idx files",
     ),
 ]
 Model = Annotated[
     str,
-    typer.Option(
-        help="mlp (linear layers), cnn (convolutions, and perhaps a head), or a network that is cut into "
-        f"blocks: {', '.join(NETWORKS)}."
+    one_of(
+        choices.MODELS,
+        help="Kind of network (linear layers, convolutions, or a network that is cut into blocks)",
     ),
 ]
-Width = Annotated[
-    int | None,
-    typer.Option(help="Of such a network: channels of its first convolution, or of a token."),
-]
-Blocks = Annotated[
-    str | None,
+Recipe = Annotated[
+    str,
     typer.Option(
-        help="Of such a network: how many, such as 3; or layers: as many as there are; or conv: instead, "
-        "layers of SpelaConv2d (vgg)."
+        help="Named settings that the other options change. "
+        f"For mlp: {', '.join(choices.RECIPES['mlp'])}. For cnn: {', '.join(choices.RECIPES['cnn'])}. "
+        f"For networks in blocks: {', '.join(_NETWORK_RECIPES)}.",
+        autocompletion=lambda incomplete: [n for n in _RECIPES if n.startswith(incomplete)],
+        metavar="NAME",
     ),
-]
-Readout = Annotated[
-    int | None, typer.Option(help="Most numbers that a block's head reads out of a map.")
-]
-HeadChannels = Annotated[
-    int | None,
-    typer.Option(
-        help="Channels of a 3 x 3 convolution in every block's head, where it sees maps; 0: none."
-    ),
-]
-HeadHidden = Annotated[
-    int | None, typer.Option(help="Outputs of a hidden layer in every block's head; 0: none.")
-]
-Projection = Annotated[int | None, typer.Option(help="Outputs of a head's projection.")]
-Similarity = Annotated[float | None, typer.Option(help="Weight of the blocks' similarity loss.")]
-Augment = Annotated[
-    bool | None,
-    typer.Option("--augment/--no-augment", help="Crop and mirror training images at random."),
-]
-Recipe = Annotated[str, typer.Option(help=_RECIPE_HELP)]
-Layers = Annotated[
-    str | None,
-    typer.Option("--layers", "--head", help="Output sizes of the linear layers: 1024,1024,1024."),
-]
-Channels = Annotated[
-    str | None, typer.Option(help="Kernels of each convolution layer, such as 128,128.")
-]
-KernelSize = Annotated[int | None, typer.Option(help="Of the convolutions, in pixels.")]
-SymmetricDim = Annotated[
-    int | None, typer.Option(help="Dimension of the convolutions' class vectors.")
-]
-ProjectionStd = Annotated[
-    float | None, typer.Option(help="Of the projections of convolutions or blocks at the start.")
-]
-Groups = Annotated[
-    str | None,
-    typer.Option(help="Class groups of a kernel: all, a number, or a range as 2:10."),
-]
-ShareGroups = Annotated[
-    bool | None,
-    typer.Option(
-        "--share-groups/--own-groups",
-        help="All convolutions sort the classes alike, or each in its own way.",
-    ),
-]
-ConvObjective = Annotated[str | None, typer.Option(help="Of the convolutions.")]
-ConvScale = Annotated[
-    float | None, typer.Option(help="Factor of the convolutions' scores in softmax.")
-]
-Resize = Annotated[int | None, typer.Option(help="Images to this many pixels a side.")]
-Noise = Annotated[
-    float | None, typer.Option(help="Standard deviation of noise on all pixels (0..1).")
 ]
 Epochs = Annotated[
     int | None,
     typer.Option(
-        help="Passes over the training data. With --resume it may be larger than before: the learning "
-        "rate goes on at its place in the longer schedule, where cosine jumps back up, so that the "
-        "result is not that of one run of so many epochs; constant and drop give the same as one run."
+        help="Passes over the training data. With --resume it may be larger than before: with the "
+        "schedules constant and drop the result is that of one longer run; cosine jumps back up."
     ),
 ]
-HeadEpochs = Annotated[
-    int | None,
-    typer.Option(help="Further passes for the head alone, on frozen convolutions (0: together)."),
+Seed = Annotated[
+    int, typer.Option(help="Seed of class vectors, weights, order of samples and dropout.")
 ]
-Seed = Annotated[int, typer.Option(help="Of vectors, weights, shuffling and dropout.")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples a step.")]
-Objective = Annotated[str | None, typer.Option(help=f"{', '.join(OBJECTIVES)}.")]
-Scale = Annotated[float | None, typer.Option(help="Factor of the cosines in softmax.")]
-Activation = Annotated[str | None, typer.Option(help=f"{', '.join(ACTIVATIONS)}.")]
-NegativeSlope = Annotated[float | None, typer.Option(help="Of leaky_relu.")]
-Vectors = Annotated[str | None, typer.Option(help="symmetric, gaussian, uniform.")]
-Init = Annotated[str | None, typer.Option(help="default, kaiming-normal.")]
-BiasInit = Annotated[str | None, typer.Option(help="default (zeros), uniform (as nn.Linear's).")]
-NormalizeInput = Annotated[
-    str | None, typer.Option(help="Row norm before every layer: none, unit, rms.")
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out from its last finished epoch.")
+]
+
+BatchSize = Annotated[int | None, _setting(_OPTIMIZER, "Samples a step.")]
+Optimizer = Annotated[
+    str | None,
+    one_of(choices.OPTIMIZERS, help="Optimizer of all layers", panel=_OPTIMIZER),
+]
+Lr = Annotated[float | None, _setting(_OPTIMIZER, "Learning rate at the start.")]
+Schedule = Annotated[
+    str | None,
+    one_of(
+        choices.SCHEDULES,
+        help="How the learning rate falls",
+        panel=_OPTIMIZER,
+        more=" (less every 10 epochs)",
+    ),
+]
+Momentum = Annotated[float | None, _setting(_OPTIMIZER, "Momentum of sgd.")]
+WeightDecay = Annotated[float | None, _setting(_OPTIMIZER, "L2 penalty on the weights.")]
+Shuffle = Annotated[
+    bool | None,
+    _setting(
+        _OPTIMIZER,
+        "Draw samples in a new order every epoch, or in the file's order.",
+        "--shuffle/--no-shuffle",
+    ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="fp32, or bf16: 16-bit products over float32 weights and statistics."),
+    one_of(
+        choices.PRECISIONS,
+        help="Precision of products",
+        panel=_OPTIMIZER,
+        more=" (16-bit products over float32 weights and statistics)",
+    ),
 ]
-Dropout = Annotated[float | None, typer.Option(help="On the inputs of layers after the first.")]
-Optimizer = Annotated[str | None, typer.Option(help="sgd, adam, adamw.")]
-Lr = Annotated[float | None, typer.Option(help="Initial learning rate.")]
-Momentum = Annotated[float | None, typer.Option(help="Of sgd.")]
-WeightDecay = Annotated[float | None, typer.Option(help="L2 penalty.")]
+
+Layers = Annotated[
+    str | None,
+    _setting(
+        _LINEAR,
+        "Output sizes of the linear layers, such as 1024,1024,1024.",
+        "--layers",
+        "--head",
+        metavar="SIZES",
+    ),
+]
+Objective = Annotated[
+    str | None,
+    one_of(
+        choices.OBJECTIVES,
+        help="Local objective, of the heads of blocks too",
+        panel=_LINEAR,
+    ),
+]
+Scale = Annotated[
+    float | None, _setting(_LINEAR, "Factor of the cosines in the objective softmax.")
+]
+Activation = Annotated[
+    str | None,
+    one_of(choices.ACTIVATIONS, help="Activation of every layer", panel=_LINEAR),
+]
+NegativeSlope = Annotated[float | None, _setting(_LINEAR, "Slope of leaky_relu below zero.")]
+NormalizeInput = Annotated[
+    str | None,
+    one_of(
+        choices.NORMALIZATIONS,
+        help="Length that the inputs of every layer are brought to",
+        panel=_LINEAR,
+        more=" (root mean square 1)",
+    ),
+]
+Vectors = Annotated[
+    str | None,
+    one_of(choices.VECTORS, help="How class vectors are placed", panel=_LINEAR),
+]
+Init = Annotated[str | None, one_of(choices.INITS, help="Weights at the start", panel=_LINEAR)]
+BiasInit = Annotated[
+    str | None,
+    one_of(
+        choices.BIAS_INITS,
+        help="Biases at the start",
+        panel=_LINEAR,
+        more=" (default: zeros; uniform: as nn.Linear's)",
+    ),
+]
+Dropout = Annotated[
+    float | None, _setting(_LINEAR, "Share of inputs dropped, in layers after the first.")
+]
+
+Channels = Annotated[
+    str | None,
+    _setting(_CONVOLUTIONS, "Kernels of each convolution layer, such as 128,128.", metavar="SIZES"),
+]
+KernelSize = Annotated[int | None, _setting(_CONVOLUTIONS, "Side of the kernels in pixels.")]
+SymmetricDim = Annotated[int | None, _setting(_CONVOLUTIONS, "Dimension of the class vectors.")]
+ProjectionStd = Annotated[
+    float | None,
+    _setting(
+        _CONVOLUTIONS,
+        "Standard deviation of the projections at the start, of those of blocks too.",
+    ),
+]
+Groups = Annotated[
+    str | None,
+    _setting(
+        _CONVOLUTIONS,
+        "Groups that a kernel sorts the classes into: all (a class each), a number such as 5, or a "
+        "range to draw it from, such as 2:10.",
+    ),
+]
+ShareGroups = Annotated[
+    bool | None,
+    _setting(
+        _CONVOLUTIONS,
+        "Let all layers sort the classes alike, or each in its own way.",
+        "--share-groups/--own-groups",
+    ),
+]
+ConvObjective = Annotated[
+    str | None,
+    one_of(choices.OBJECTIVES, help="Local objective", panel=_CONVOLUTIONS),
+]
+ConvScale = Annotated[
+    float | None, _setting(_CONVOLUTIONS, "Factor of the scores in the objective softmax.")
+]
+HeadEpochs = Annotated[
+    int | None,
+    _setting(
+        _CONVOLUTIONS,
+        "Further passes for the head alone, on frozen convolutions; 0: both learn together.",
+    ),
+]
+
+Blocks = Annotated[
+    str | None,
+    _setting(
+        _BLOCKS,
+        "Number of blocks, such as 3; or layers: as many as the network has; or conv: instead of "
+        "blocks, layers of SpelaConv2d (vgg).",
+    ),
+]
+Width = Annotated[
+    int | None, _setting(_BLOCKS, "Channels of the first convolution, or numbers in a token.")
+]
+Readout = Annotated[
+    int | None, _setting(_BLOCKS, "Most numbers that a block's head reads out of a map.")
+]
+HeadChannels = Annotated[
+    int | None,
+    _setting(
+        _BLOCKS,
+        "Channels of a 3 x 3 convolution in every block's head, where it sees maps; 0: none.",
+    ),
+]
+HeadHidden = Annotated[
+    int | None, _setting(_BLOCKS, "Outputs of a hidden layer in every block's head; 0: none.")
+]
+Projection = Annotated[int | None, _setting(_BLOCKS, "Outputs of the projection in every head.")]
+Similarity = Annotated[
+    float | None, _setting(_BLOCKS, "Weight of the blocks' similarity loss, from 0 to below 1.")
+]
 HeadWeightDecay = Annotated[
-    float | None, typer.Option(help="L2 penalty of the blocks' heads (default: --weight-decay's).")
+    float | None,
+    _setting(_BLOCKS, "L2 penalty on the blocks' heads (default: that of --weight-decay)."),
 ]
-Schedule = Annotated[str | None, typer.Option(help="constant, cosine, drop.")]
-Shuffle = Annotated[
-    bool | None, typer.Option("--shuffle/--no-shuffle", help="New order every epoch.")
+
+Resize = Annotated[
+    int | None, _setting(DATA, "Resize images to this many pixels a side; 0: leave them.")
 ]
+Noise = Annotated[
+    float | None,
+    _setting(DATA, "Standard deviation of noise added to all pixels, which are 0 to 1."),
+]
+Augment = Annotated[
+    bool | None,
+    _setting(DATA, "Crop and mirror training images at random.", "--augment/--no-augment"),
+]
+
 Diagnostics = Annotated[
     bool,
-    typer.Option(
+    _setting(
+        _RECORDS,
+        "Record each epoch every layer's dead units, cosine margins and agreement with backprop.",
         "--diagnostics",
-        help="Each epoch: dead units, cosine margins, agreement with backprop of every layer.",
     ),
 ]
 Tensorboard = Annotated[
     bool,
-    typer.Option("--tensorboard", help="Also write TensorBoard files to OUT/tensorboard."),
+    _setting(_RECORDS, "Also write TensorBoard files to OUT/tensorboard.", "--tensorboard"),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Graph = Annotated[
+    str,
+    one_of(
+        choices.GRAPHS,
+        help="Whether a training step is one CUDA graph, with the same result",
+        panel=COMPUTING,
+        more=" (auto: on a GPU, where it can be; a warning says why not; on: else the run fails)",
+    ),
+]

@@ -1,63 +1,55 @@
-"""`spela evaluate`, `predict` and `info`: the commands that use or describe a trained network."""
+"""`spela evaluate` and `spela predict`: the commands that use a trained network."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import platform
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-import spela
-from spela.cli.early_exit import print_early_exit
+from spela.choices import SPLITS
 from spela.cli.options import (
+    DATA,
     DataRoot,
     Device,
+    Json,
     RunDir,
     Threads,
+    one_of,
     parse_path,
-    path_option,
     pick_device,
-    print_accuracy,
-    print_batch_statistics,
-    print_top5,
-    refuse_unread,
+    print_json,
     set_threads,
 )
-from spela.cli.settings import settings_in_force
-from spela.data import check_scale, dataset_names, is_available, prepare, read_inputs
-from spela.experiments import LoadedRun, load_data, load_run
-from spela.reports.card import as_markdown, as_text, describe, printable
-from spela.training import batch_statistics_accuracy, evaluate
-from spela.training.records import write_atomically
-from spela_kernels.cpu.products import fits
-from spela_kernels.linear import compiled as rows
-from spela_kernels.pooling import compiled as maps
 
-__all__ = ["evaluate_command", "info", "predict"]
+if TYPE_CHECKING:
+    import torch
+
+    from spela.experiments import LoadedRun
+
+__all__ = ["check_folder", "evaluate_command", "predict"]
 
 
-def _check_folder(run_dir: Path) -> None:
+def check_folder(run_dir: Path) -> None:
+    """Refuse what cannot be a run folder. ValueError."""
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
 
 
 def _loaded(run_dir: Path, device: torch.device) -> LoadedRun:
-    _check_folder(run_dir)
+    from spela.experiments import load_run
+
+    check_folder(run_dir)
     return load_run(run_dir, device)
 
 
 def evaluate_command(
     run_dir: RunDir,
-    data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
-    data_root: DataRoot = None,
-    threads: Threads = None,
-    device: Device = "auto",
     split: Annotated[
-        str, typer.Option(help="test, or train: what the run learnt by heart shows here.")
+        str,
+        one_of(
+            SPLITS, help="Samples to judge by", more=" (what the run learnt by heart shows there)"
+        ),
     ] = "test",
     exit_loss: Annotated[
         float | None,
@@ -65,10 +57,28 @@ def evaluate_command(
             help="Also measure early exit that may lose this share of answers, such as 0.002."
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset or file to judge by instead of the run's own.",
+            metavar="NAME",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+    threads: Threads = None,
+    device: Device = "auto",
 ) -> None:
-    """Print the accuracy of every layer, from the checkpoint."""
-    if split not in ("test", "train"):
-        raise ValueError(f"unknown --split {split!r}: use test or train")
+    """Print the accuracy of every layer of a trained network."""
+    from spela.cli.accuracies import print_accuracy, print_batch_statistics, print_top5
+    from spela.cli.early_exit import early_exit_facts, measure_early_exit, print_early_exit
+    from spela.data import check_scale
+    from spela.experiments import load_data
+    from spela.training import batch_statistics_accuracy, evaluate
+
+    if split not in SPLITS:
+        raise ValueError(f"unknown --split {split!r}: use {' or '.join(SPLITS)}")
     if split == "train" and exit_loss is not None:
         raise ValueError("--exit-loss is measured on the test split: leave --split out")
     if exit_loss is not None and not 0 <= exit_loss <= 1:
@@ -94,13 +104,30 @@ def evaluate_command(
         x, y = dataset.train_x, dataset.train_y
     check_scale(x, checkpoint.sample_dtype, dataset.name)
     result = evaluate(loaded.net, x, y)
+    size = checkpoint.config.batch_size
+    own = batch_statistics_accuracy(loaded.net, x, y, size)
+    exits = None if exit_loss is None else measure_early_exit(loaded.net, dataset, exit_loss)
+    if as_json:
+        print_json(
+            {
+                "dataset": dataset.name,
+                "split": split,
+                "samples": len(y),
+                "epoch": checkpoint.epoch,
+                "accuracy": result.accuracy,
+                "vote_accuracy": result.vote_accuracy,
+                "top5_accuracy": result.top5_accuracy,
+                "accuracy_batch_statistics": own,
+                "early_exit": None if exits is None else early_exit_facts(exits),
+            }
+        )
+        return
     typer.echo(f"{dataset.name}, {len(y):,} {split} samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
     print_top5(result.top5_accuracy)
-    size = checkpoint.config.batch_size
-    print_batch_statistics(batch_statistics_accuracy(loaded.net, x, y, size))
-    if exit_loss is not None:
-        print_early_exit(loaded.net, dataset, exit_loss)
+    print_batch_statistics(own)
+    if exits is not None and exit_loss is not None:
+        print_early_exit(exits, exit_loss)
 
 
 def predict(
@@ -108,75 +135,39 @@ def predict(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Image, folder of images, idx, .npy or .npz file.",
+            help="Samples to label: an image, a folder of images, an idx, .npy or .npz file.",
             parser=parse_path,
             metavar="FILE",
         ),
     ],
+    as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Label samples: a line each with index, label, class name and score (cosine, or logit)."""
+    """Label samples of your own: index, label, class and score (cosine or logit), a line each."""
+    import torch
+
+    from spela.data import prepare, read_inputs
+    from spela.reports.card import printable
+
     where = pick_device(device)
     loaded = _loaded(run_dir, where)
     names = loaded.checkpoint.class_names
     checkpoint = loaded.checkpoint
     inputs = read_inputs(file, checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype)
-    typer.echo("index\tlabel\tclass\tscore")
-    start = 0
+    answers: list[tuple[int, float]] = []
     for chunk in inputs.split(1000):
         with torch.no_grad():
             scores = loaded.net(prepare(chunk.to(where)))
         best = scores.max(dim=1)
-        for offset, (label, score) in enumerate(
-            zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ):
-            typer.echo(f"{start + offset}\t{label}\t{printable(names[label])}\t{score:.4f}")
-        start += len(chunk)
-
-
-def info(
-    run_dir: Annotated[
-        Path | None,
-        typer.Argument(help="Folder of a run (optional).", parser=parse_path, metavar="[RUN_DIR]"),
-    ] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write the run's model card, in Markdown.")
-    ] = False,
-    out: Annotated[
-        Path | None, path_option(help="File for the model card (default: the terminal).")
-    ] = None,
-    data_root: DataRoot = None,
-) -> None:
-    """Show versions, back-ends and datasets here, or what a run folder's checkpoint is."""
-    if (card and run_dir is None) or (out is not None and not card):
-        raise ValueError("a model card is written with: spela info DIR --card [--out FILE]")
-    if run_dir is not None:
-        refuse_unread("a run folder, whose data is not looked at", data_root=data_root)
-    pick_device("auto")
-    if run_dir is not None:
-        _check_folder(run_dir)
-        facts = describe(run_dir)
-        if out is not None:
-            write_atomically(
-                out, lambda name: Path(name).write_text(as_markdown(facts), encoding="utf-8")
-            )
-            typer.echo(f"model card: {out}")
-        else:
-            typer.echo(as_markdown(facts) if card else as_text(facts))
+        answers += zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    if as_json:
+        print_json(
+            [
+                {"index": index, "label": label, "class": names[label], "score": score}
+                for index, (label, score) in enumerate(answers)
+            ]
+        )
         return
-    typer.echo(
-        f"spela {spela.__version__}, Python {platform.python_version()}, torch {torch.__version__}"
-    )
-    typer.echo(f"triton: {'installed' if importlib.util.find_spec('triton') else 'not installed'}")
-    built = (
-        "compiled"
-        if fits() and rows.is_built() and maps.is_built()
-        else "not all compiled (no C compiler that can, when this was installed)"
-    )
-    typer.echo(f"passes of the CPU back-end: {built}")
-    typer.echo(f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores")
-    for line in settings_in_force(data_root):
-        typer.echo(line)
-    for name in dataset_names():
-        found = "here" if is_available(name, data_root) else "downloaded when first used"
-        typer.echo(f"  {name}: {found}")
+    typer.echo("index\tlabel\tclass\tscore")
+    for index, (label, score) in enumerate(answers):
+        typer.echo(f"{index}\t{label}\t{printable(names[label])}\t{score:.4f}")

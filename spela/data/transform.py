@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as images
 
 from spela.data.dataset import Dataset
 
@@ -48,7 +47,9 @@ def resize_images(dataset: Dataset, size: int) -> Dataset:
             f"dataset {dataset.name!r} has samples of {dataset.sample_shape[0]} features, not images: "
             "leave resize out"
         )
-    return _mapped(dataset, lambda x: images.resize_image(x, [size, size], antialias=True))
+    from torchvision.transforms.v2 import functional  # here because it takes a second to import
+
+    return _mapped(dataset, lambda x: functional.resize_image(x, [size, size], antialias=True))
 
 
 def add_noise(dataset: Dataset, deviation: float, seed: int) -> Dataset:

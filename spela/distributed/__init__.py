@@ -4,10 +4,9 @@ from spela.distributed.data_parallel import DataParallelSequential
 from spela.distributed.folder import SharedRunFolder
 from spela.distributed.layer_parallel import LayerParallelSequential
 from spela.distributed.ranks import LostRankError, Ranks
-from spela.distributed.runs import PARALLEL, run_parallel
+from spela.distributed.runs import run_parallel
 
 __all__ = [
-    "PARALLEL",
     "DataParallelSequential",
     "LayerParallelSequential",
     "LostRankError",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spela.choices import PARALLEL
 from spela.data import Dataset
 from spela.distributed.data_parallel import DataParallelSequential
 from spela.distributed.folder import SharedRunFolder
@@ -17,10 +18,7 @@ from spela.experiments.runs import checked_checkpoint
 from spela.network import SpelaSequential
 from spela.training import Listener, RunConfig
 
-__all__ = ["PARALLEL", "run_parallel"]
-
-PARALLEL = ("data", "layers")
-"""How processes share the work: parts of each batch, or parts of the network."""
+__all__ = ["run_parallel"]
 
 
 def run_parallel(

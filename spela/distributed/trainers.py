@@ -38,7 +38,8 @@ class _ParallelTrainer(Trainer):
             raise TypeError(f"net must be a {self.kind.__name__}, got {type(net).__name__}")
         self.ranks: Ranks = net.ranks
         listener = listener if self.ranks.is_main else None
-        super().__init__(config, net, optimizer, dataset, folder, listener)
+        # Processes wait for each other within a step, which no graph captures.
+        super().__init__(config, net, optimizer, dataset, folder, listener, graph="off")
 
     def _finite_means(self, total: Tensor, steps: int, epoch: int) -> list[float]:
         return super()._finite_means(self.ranks.sum(total.clone()), steps, epoch)

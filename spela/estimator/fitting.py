@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spela.data import Batches
 from spela.layers import RowNorm, SpelaLinear
+from spela.layers.chain import steps_a_call
 from spela.network import SpelaSequential
 from spela.training import TrainingDivergedError
 
@@ -221,12 +222,18 @@ def train_epoch(
         TrainingDivergedError: If it is not finite.
     """
     net.train()
-    batches = Batches(x, target, batch_size, shuffle=True, generator=generator)
-    total = x.new_zeros((), dtype=torch.float32)
-    for step, (rows, labels) in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step / len(batches))
-        total += net.local_step(rows, labels, optimizer).mean() * len(labels)
+    steps, calls = -(-len(target) // batch_size), steps_a_call(net, batch_size)
+    total, first = x.new_zeros((), dtype=torch.float32), 0
+    # As many steps' rows at once as one call takes.
+    several = Batches(x, target, calls * batch_size, shuffle=True, generator=generator)
+    for rows, labels in several:
+        count = -(-len(labels) // batch_size)
+        rates = [rate(step / steps) for step in range(first, first + count)]
+        losses = net.local_steps(rows, labels, optimizer, batch_size, rates).mean(dim=1)
+        sizes = losses.new_full((count,), batch_size)
+        sizes[-1] = len(labels) - (count - 1) * batch_size
+        total += (losses * sizes).sum()
+        first += count
     loss = float(total) / len(target)
     if loss - loss != 0:
         raise TrainingDivergedError(f"the loss became {loss}: lower the learning rate")

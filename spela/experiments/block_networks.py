@@ -7,7 +7,7 @@ from torch import nn
 
 from spela.baselines import BackpropSequential, DeeplySupervisedSequential, LinearHeadBlock
 from spela.bodies import build_body
-from spela.convert import convert
+from spela.conversion import convert
 from spela.cutting import cut_network
 from spela.experiments.initial import FLOAT32, initialised_linear
 from spela.experiments.rivals import Network

@@ -78,6 +78,7 @@ def run(
     extend: bool = False,
     device: torch.device | str = "cpu",
     listener: Listener | None = None,
+    graph: str = "auto",
 ) -> dict[str, Any]:
     """Train a run into a folder, from the start or from its last checkpoint.
 
@@ -89,13 +90,15 @@ def run(
         extend: When resuming, `config` may have more epochs; see `checked_checkpoint`.
         device: Where to train.
         listener: Told of progress, or None.
+        graph: As for `Trainer`: auto, on or off. No setting of the run, whose result is the same: a run may
+            be resumed with another one.
 
     Returns:
         The summary, also in `out`/summary.json.
 
     Raises:
-        ValueError: If `out` already holds a run (or none, when resuming), settings differ, or another
-            process is writing to it.
+        ValueError: If `out` already holds a run (or none, when resuming), settings differ, another process is
+            writing to it, or `graph` is unknown or cannot be on.
         TrainingDivergedError: If a loss becomes NaN or infinite.
     """
     folder = RunFolder(out)
@@ -103,7 +106,8 @@ def run(
         checkpoint = checked_checkpoint(folder, config, extend) if resume else None
         dataset = dataset.to(device)
         net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
-        trainer = Trainer(config, net, build_optimizer(config, net), dataset, folder, listener)
+        optimizer = build_optimizer(config, net)
+        trainer = Trainer(config, net, optimizer, dataset, folder, listener, graph)
         if checkpoint is None:
             trainer.start()
         else:

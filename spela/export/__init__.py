@@ -5,12 +5,10 @@ from spela.export.onnx_file import write_onnx
 from spela.export.program import Program
 from spela.export.pt2_file import write_pt2
 from spela.export.pte_file import write_pte
-from spela.export.runs import FORMATS, KINDS, export_run
+from spela.export.runs import export_run
 from spela.export.train_step import train_step_program
 
 __all__ = [
-    "FORMATS",
-    "KINDS",
     "Program",
     "export_run",
     "inference_program",

@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spela.choices import OLDEST_OPSET, OPSET
 from spela.export.program import Program
 from spela.training.records import write_atomically
 
-__all__ = ["OPSET", "write_onnx"]
+__all__ = ["write_onnx"]
 
-# The newest operator set that torch's converter writes; `Gelu` exists from 20 on.
-OPSET = 25
-OLDEST_OPSET = 20
 # Protocol buffers end at 2 GiB, and weights are kept in the same file.
 MOST_BYTES = 2**31 - 2**20
 
@@ -45,7 +43,7 @@ def write_onnx(program: Program, path: Path, *, opset: int = OPSET) -> None:
         raise ValueError(f"the opset must be in {OLDEST_OPSET}..{OPSET}, got {opset}")
     for name in ("onnx", "onnxscript"):
         if find_spec(name) is None:
-            raise ValueError(f"{name} is not installed: pip install 'spela[export]'")
+            raise ValueError(f"{name} is not installed: pip install 'torch-spela[export]'")
     if any(value.dtype == torch.bfloat16 for value in program.defaults.values()):
         raise ValueError(
             "weights in bfloat16 have no ONNX file here: call float() first, or write a pt2 file"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spela.choices import EXPORTS, FORMATS, OPSET
 from spela.experiments import build_network, build_optimizer
 from spela.export.inference import inference_program
-from spela.export.onnx_file import OPSET, write_onnx
+from spela.export.onnx_file import write_onnx
 from spela.export.program import Program
 from spela.export.pt2_file import write_pt2
 from spela.export.pte_file import write_pte
@@ -14,12 +15,7 @@ from spela.export.train_step import train_step_program
 from spela.network import SpelaSequential
 from spela.training import Checkpoint, RunFolder, read_checkpoint, restore
 
-__all__ = ["FORMATS", "KINDS", "export_run"]
-
-KINDS = ("inference", "train-step")
-"""What a file may hold: every layer's scores, or the training step."""
-FORMATS = ("onnx", "pt2", "pte")
-"""ONNX, torch.export, ExecuTorch."""
+__all__ = ["export_run"]
 
 
 def export_run(
@@ -51,7 +47,7 @@ def export_run(
             be exported so.
         OSError: If the file cannot be written.
     """
-    for name, value, choices in (("what", what, KINDS), ("format", format, FORMATS)):
+    for name, value, choices in (("what", what, EXPORTS), ("format", format, FORMATS)):
         if value not in choices:
             raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(choices)}")
     out = Path(out)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as images
 
 from spela.data import Dataset, PhotoSet, prepare
 from spela.features.backbones import Backbone
@@ -67,8 +66,10 @@ def _pixels(data: Dataset | PhotoSet, part: str, index: Tensor, size: int) -> Te
     x = getattr(data, f"{part}_x")[index]
     if x.shape[1] == 1:
         x = x.expand(-1, 3, -1, -1)  # grey: three equal channels
+    from torchvision.transforms.v2 import functional  # here because it takes a second to import
+
     # In the dtype the pixels have: uint8 is rounded after resizing, as image libraries do.
-    return prepare(images.resize_image(x, [size, size], antialias=True))
+    return prepare(functional.resize_image(x, [size, size], antialias=True))
 
 
 def _checked(data: Dataset | PhotoSet, size: int) -> None:

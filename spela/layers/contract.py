@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from spela_kernels.contracts import Settings
 from spela_kernels.linear import Parameters
 
-__all__ = ["FusedOptimizer", "LocalLayer"]
+__all__ = ["ChainLayer", "FusedOptimizer", "LocalLayer"]
 
 _Result = TypeVar("_Result")
+
+
+class ChainLayer(NamedTuple):
+    """A linear layer of a stack whose steps may be one call."""
+
+    params: Parameters
+    vectors: Tensor  # (C, O)
+    settings: Settings
+    norm: float  # that rows of its input are scaled to; 0: they are left as they are
 
 
 class FusedOptimizer(ABC):
@@ -36,6 +46,21 @@ class FusedOptimizer(ABC):
         self, x: Tensor, params: Parameters, vectors: Tensor, target: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Loss () and output (B, O) of a linear layer, whose parameters are updated in place."""
+
+    @abstractmethod
+    def linear_steps(
+        self,
+        layers: Sequence[ChainLayer],
+        x: Tensor,
+        target: Tensor,
+        batch_size: int,
+        rates: Sequence[float] | None,
+    ) -> Tensor | None:
+        """Steps of a stack of linear layers, a batch each, in one compiled call: losses (steps, L).
+
+        Labels are checked. `rates`: of every step, for all groups; None: the groups' own. None is returned,
+        and nothing was done, where there is no such call for them.
+        """
 
     @abstractmethod
     def projection_step(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spela_kernels.linear.steps import norm_fits, norm_rows
+
 __all__ = ["RowNorm"]
 
 
@@ -37,8 +39,14 @@ class RowNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the rows of x."""
+        if norm_fits(x):
+            return norm_rows(x, self.length(x.shape[1]))
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-        return x * ((x.shape[-1] ** 0.5 if self.norm == "rms" else 1.0) / length)
+        return x * (self.length(x.shape[-1]) / length)
+
+    def length(self, features: int) -> float:
+        """What rows of so many features are scaled to."""
+        return features**0.5 if self.norm == "rms" else 1.0
 
     def extra_repr(self) -> str:
         """The target norm."""

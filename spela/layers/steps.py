@@ -29,7 +29,7 @@ def learning(step: _Method) -> _Method:
     """Decorator of a local step: gradients and inference mode are off inside, whatever is on outside.
 
     Args:
-        step: (self, x, target, optimizer) -> anything. Tensors x and target that were made under
+        step: (self, x, target, optimizer, ...) -> anything. Tensors x and target that were made under
             `torch.inference_mode` come as copies, since autograd could not save them.
 
     Returns:
@@ -49,19 +49,19 @@ def learning(step: _Method) -> _Method:
 
     # One wrapper with as few calls as possible: each of them slows a small layer's step.
     @functools.wraps(step)
-    def wrapped(self: Any, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Any:
+    def wrapped(self: Any, x: Tensor, target: Tensor, *rest: Any, **named: Any) -> Any:
         check_tensors(x, target)
         # torch.compile cannot ask for the mode, and traces as outside of it.
         if not torch.compiler.is_compiling():
             if torch.is_inference_mode_enabled():
                 with torch.inference_mode(False):
-                    return wrapped(self, x, target, optimizer)
+                    return wrapped(self, x, target, *rest, **named)
             if x.is_inference() or target.is_inference():
                 x, target = recordable(x), recordable(target)
         if not torch.is_grad_enabled():
-            return step(self, x, target, optimizer)
+            return step(self, x, target, *rest, **named)
         with torch.no_grad():
-            return step(self, x, target, optimizer)
+            return step(self, x, target, *rest, **named)
 
     return wrapped  # type: ignore[return-value]
 

@@ -1,6 +1,7 @@
-"""Settings of the whole process for training: freed memory stays, denormal numbers are flushed."""
+"""Settings of the whole process for training: of freed memory, denormal numbers and waiting threads."""
 
 from spela.process.allocator import keep_freed_memory
 from spela.process.denormals import flush_denormals
+from spela.process.threads import calm_threads, limit_threads
 
-__all__ = ["flush_denormals", "keep_freed_memory"]
+__all__ = ["calm_threads", "flush_denormals", "keep_freed_memory", "limit_threads"]

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-import torch
-
 __all__ = ["flush_denormals"]
 
 
@@ -27,6 +24,9 @@ def flush_denormals() -> Iterator[None]:
         ...     torch.tensor(1e-40).item()
         0.0
     """
+    import numpy as np
+    import torch  # here: what is set before torch starts its threads lies beside this file
+
     for dtype in (np.float32, np.float64):
         np.finfo(
             dtype

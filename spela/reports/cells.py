@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["COLUMNS", "cells", "change_text", "deviation_text", "difference_text", "missing"]
+__all__ = [
+    "COLUMNS",
+    "by_layer",
+    "cells",
+    "change_text",
+    "deviation_text",
+    "difference_text",
+    "missing",
+]
 
 COLUMNS = (
     "row",
@@ -86,11 +94,11 @@ def cells(row: dict[str, Any]) -> list[str]:
         row["data"],
         epochs,
         str(accuracy[0]["n"]),
-        _by_layer(accuracy, lambda f: deviation_text(f["mean"], f["sd"])),
+        by_layer(accuracy, lambda f: deviation_text(f["mean"], f["sd"])),
         deviation_text(row["vote"]["mean"], row["vote"]["sd"]) if several else "",
         _second_reading(row),
-        _by_layer(accuracy, _published) if has_published else "",
-        _by_layer(accuracy, _difference) if has_published else "",
+        by_layer(accuracy, _published) if has_published else "",
+        by_layer(accuracy, _difference) if has_published else "",
         f"{row['rival']} {row['rival_accuracy']:.2f}" if "rival_difference" in row else "",
         difference_text(row),
         f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}",
@@ -105,7 +113,7 @@ def _second_reading(row: dict[str, Any]) -> str:
         readings.reverse()  # the reading that is compared
     for name, label in readings:
         if name in row:
-            return f"{label} " + _by_layer(row[name], lambda f: f"{f['mean']:.2f}")
+            return f"{label} " + by_layer(row[name], lambda f: f"{f['mean']:.2f}")
     return ""
 
 
@@ -133,7 +141,13 @@ def _words(rows: list[str]) -> str:
     return rows[0] if len(rows) == 1 else f"{len(rows)} rows ({rows[0]}, ... {rows[-1]})"
 
 
-def _by_layer(accuracy: list[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> str:
+def by_layer(accuracy: list[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> str:
+    """A text a layer, first layer first; of deep networks the first three and the last.
+
+    Example:
+        >>> by_layer([{"mean": 1.0}, {"mean": 2.0}], lambda figure: f"{figure['mean']:.0f}")
+        '1 / 2'
+    """
     if len(accuracy) <= _SHOWN_LAYERS + 1:
         return " / ".join(text(figure) for figure in accuracy)
     shown = [text(figure) for figure in accuracy[:_SHOWN_LAYERS]]

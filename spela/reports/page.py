@@ -19,6 +19,7 @@ from spela.experiments.tables import read_tables
 from spela.reports.cells import COLUMNS, cells, change_text, deviation_text, missing
 from spela.reports.geometry import layers_figure, layers_run
 from spela.reports.plots import table_figures
+from spela.reports.published import beside_published
 from spela.reports.rendering import render, write_bytes
 
 __all__ = ["write_pages"]
@@ -85,6 +86,7 @@ def _section(table: dict[str, Any], options: Options, plots: Path) -> dict[str, 
         "name": table["experiment"],
         "title": table["title"],
         "source": table["source"],
+        "published": beside_published(table),
         "rows": [cells(row) for row in done],
         "figures": figures,
         "missing": missing(table),

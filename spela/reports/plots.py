@@ -201,8 +201,7 @@ def _against_memory(rows: Rows) -> Figure:
                 textcoords="offset points",
                 fontsize=7,
             )
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12)
+    axes.set_xlim(0, 1.15 * max(row["peak_memory_bytes"] for row in rows) / 1e6)  # room for names
     axes.set_xlabel("peak memory of a training step, MB")
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3)

@@ -13,7 +13,12 @@ from spela.training.evaluate import (
 )
 from spela.training.evidence import Evidence, read_checkpoint, read_evidence
 from spela.training.lock import InUseError
-from spela.training.loop import Listener, Trainer, TrainingDivergedError
+from spela.training.loop import (
+    Listener,
+    Trainer,
+    TrainingDivergedError,
+    check_graph_mode,
+)
 from spela.training.records import RunFolder
 from spela.training.schedule import extension_note
 from spela.training.tensorboard import Listeners, TensorBoardListener
@@ -36,6 +41,7 @@ __all__ = [
     "TrainingDivergedError",
     "batch_statistics",
     "batch_statistics_accuracy",
+    "check_graph_mode",
     "diagnose",
     "evaluate",
     "evaluate_early_exit",

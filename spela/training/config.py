@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from spela import choices
 from spela.vectors import VECTOR_KINDS
 from spela_kernels import ACTIVATIONS, OBJECTIVES
 
@@ -24,19 +25,19 @@ _SIZES = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(
 )
 
 _CHOICES: dict[str, Collection[str]] = {
-    "method": ("spela", "backprop", "ff", "pepita", "mono", "predsim", "supervised"),
+    "method": choices.METHODS,
     "objective": OBJECTIVES,  # the tables themselves: a row may be added at any time
     "conv_objective": OBJECTIVES,
     "activation": ACTIVATIONS,
-    "optimizer": ("sgd", "adam", "adamw"),
-    "schedule": ("constant", "cosine", "drop"),
-    "normalize_input": ("none", "unit", "rms"),
-    "precision": ("fp32", "bf16"),
+    "optimizer": choices.OPTIMIZERS,
+    "schedule": choices.SCHEDULES,
+    "normalize_input": choices.NORMALIZATIONS,
+    "precision": choices.PRECISIONS,
     "vectors": VECTOR_KINDS,
-    "init": ("default", "kaiming-normal"),
-    "bias_init": ("default", "uniform"),
-    "binarise": ("", "all", "last"),
-    "network": ("", "vgg", "resnet", "vit"),
+    "init": choices.INITS,
+    "bias_init": choices.BIAS_INITS,
+    "binarise": choices.BINARISED,
+    "network": ("", *choices.NETWORKS),
 }
 
 
@@ -189,10 +190,10 @@ class RunConfig:
     head_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in tuple(choices):
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in tuple(known):
                 raise ValueError(
-                    f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(choices)}"
+                    f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}"
                 )
         for name in ("layers", "channels"):
             sizes = tuple(getattr(self, name))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spela.choices import GRAPHS
 from spela.data import Batches, Dataset, epoch_generator
 from spela.data.augment import crop_and_flip
-from spela.layers import LocalLayer
+from spela.graphed import GraphedStep, can_capture
+from spela.layers.chain import steps_a_call
+from spela.network import SpelaSequential
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
 from spela.training.diagnostics import (
@@ -25,22 +28,38 @@ from spela.training.diagnostics import (
 )
 from spela.training.evaluate import (
     LayerwiseClassifier,
-    batch_statistics_accuracy,
     evaluate,
 )
 from spela.training.evidence import weight_norms
+from spela.training.frozen import Learner, behind_frozen, freeze
 from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
+from spela.training.repeatable import repeatable_convolutions
 from spela.training.schedule import learning_rate
-from spela_kernels import select_backend
-from spela_kernels.contracts import Settings
+from spela.training.summary import summarise
 
-__all__ = ["Listener", "Trainer", "TrainingDivergedError"]
+__all__ = ["Listener", "Trainer", "TrainingDivergedError", "check_graph_mode"]
 
-# Steps between looks at the losses: each look waits for the device.
+# Steps between looks at the losses: each look waits for the device, and for the other processes of a job,
+# which count the same steps. The first steps are looked at more often: they may take seconds each.
 LOG_EVERY = 50
+EARLY_LOOKS = (1, 2, 4, 8, 16, 32)
+# Between looks a listener is told of the steps alone, so often.
+TELL_EVERY_S = 0.5
 # The step whose memory is measured, in the first epoch: the first one creates the optimizer's state.
 MEASURED_STEP = 1
+
+
+def check_graph_mode(graph: str, device: torch.device) -> None:
+    """Refuse a mode that is unknown, or steps as graphs on a device that has none.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    if graph not in GRAPHS:
+        raise ValueError(f"unknown graph {graph!r}: use one of {', '.join(GRAPHS)}")
+    if graph == "on" and not can_capture(device):
+        raise ValueError(f"graph on needs a GPU, the run is on {device}: use auto or off")
 
 
 class TrainingDivergedError(ValueError):
@@ -54,7 +73,7 @@ class Listener(Protocol):
         """Before an epoch; epochs count from 1."""
 
     def on_progress(self, steps_done: int, losses: list[float]) -> None:
-        """Every LOG_EVERY steps, with the mean loss of each layer in this epoch."""
+        """While steps are done, with the mean loss of each layer in this epoch at the last look at it."""
 
     def on_epoch_end(self, record: dict[str, Any]) -> None:
         """After an epoch, with the line written to metrics.jsonl."""
@@ -64,7 +83,8 @@ class Trainer:
     """Trains one network on one dataset as a `RunConfig` says, into a run folder.
 
     Randomness inside an epoch is seeded by (seed, epoch), and the learning rate is a function of the
-    position, so a run resumed from the checkpoint of any epoch ends in the same bits.
+    position, so a run resumed from the checkpoint of any epoch ends in the same bits; on a GPU, of the
+    same kind, for which `fit` keeps convolutions to cuDNN's deterministic algorithms.
 
     Args:
         config: The run's settings.
@@ -73,10 +93,12 @@ class Trainer:
         dataset: Data, on the network's device.
         folder: Where config, records and checkpoints go.
         listener: Told of progress, or None.
+        graph: Whether a step is one CUDA graph, with the same result: auto (on a GPU, where it can be
+            captured; a warning says where not), on (else the run fails) or off.
 
     Raises:
-        ValueError: If images are to be augmented and samples are none, or a last batch of one sample meets a
-            similarity loss.
+        ValueError: If `graph` is unknown or on without a GPU, if images are to be augmented and samples are
+            none, or a last batch of one sample meets a similarity loss.
         TrainingDivergedError: From `fit`, naming the layer, when a loss is no longer finite.
         OSError: From `fit`, when the folder cannot be written; the last checkpoint stays whole.
     """
@@ -89,9 +111,11 @@ class Trainer:
         dataset: Dataset,
         folder: RunFolder,
         listener: Listener | None = None,
+        graph: str = "auto",
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+        check_graph_mode(graph, dataset.train_x.device)
         if (
             config.similarity > 0
             and len(dataset.train_y) % config.batch_size == 1 % config.batch_size
@@ -112,8 +136,12 @@ class Trainer:
         self.dataset = dataset
         self.folder = folder
         self.listener = listener
+        self.graph = graph
         self.epochs_done = 0
         self.extended_at: tuple[int, ...] = ()
+        self._whole = Learner(net, dataset.train_x, dataset.test_x)
+        self._head: Learner | None = None
+        self._learn(self._whole)
 
     def start(self) -> None:
         """Create the run folder and the checkpoint of the untrained network."""
@@ -140,6 +168,7 @@ class Trainer:
             self._checkpoint()
         self.folder.write_json(self.folder.config, self.config.to_dict())
 
+    @repeatable_convolutions()
     def fit(self) -> dict[str, Any]:
         """Train the epochs that are left, evaluate, and write summary.json.
 
@@ -161,44 +190,57 @@ class Trainer:
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train one epoch (counted from 0) and evaluate; returns the record."""
         config, data = self.config, self.dataset
+        steps = -(-len(data.train_y) // config.batch_size)
+        if self.listener is not None:
+            self.listener.on_epoch_start(epoch + 1, config.total_epochs, steps)
+        started, aside = time.perf_counter(), 0.0
+        self.net.train(True)
+        learner = self._learner(epoch)
+        if learner is not self.learner:
+            self._learn(learner)
         generator = epoch_generator(config.seed, epoch)
         torch.manual_seed(generator.initial_seed())  # dropout draws from torch's default generator
+        calls = self._steps_a_call(epoch)
         batches = Batches(
-            data.train_x,
+            learner.train_x,
             data.train_y,
-            config.batch_size,
+            calls * config.batch_size,
             shuffle=config.shuffle,
             generator=generator,
             augment=self._augmentation(epoch),
         )
-        if self.listener is not None:
-            self.listener.on_epoch_start(epoch + 1, config.total_epochs, len(batches))
-        self.net.train(True)
-        self._freeze(epoch)
-        measured = min(MEASURED_STEP, len(batches) - 1) if epoch == 0 else None
+        measured = min(MEASURED_STEP, steps - 1) if epoch == 0 else None
         memory: dict[str, int] = {}
-        started, aside = time.perf_counter(), 0.0
         total: Tensor | None = None
         means: list[float] = []
-        for step, (x, target) in enumerate(batches):
-            self._set_learning_rate(learning_rate(config, epoch, step, len(batches)))
-            if step == measured:
+        told = started
+        done = 0
+        for x, target in batches:
+            taken = range(done, min(done + calls, steps))
+            rates = [learning_rate(config, epoch, step, steps) for step in taken]
+            self._set_learning_rate(rates[0])
+            if len(taken) > 1:
+                losses = self._train_steps(x, target, rates).double().sum(dim=0)
+            elif done == measured:
                 before = time.perf_counter()
                 losses, memory["peak_memory_bytes"] = peak_step_bytes(
-                    partial(self.train_step, x, target), self.optimizer, x.device
+                    partial(self.train_step, x, target, graphed=False), self.optimizer, x.device
                 )
                 aside = time.perf_counter() - before
             else:
                 losses = self.train_step(x, target)
             total = losses.double() if total is None else total + losses
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == len(batches):
-                means = self._finite_means(total, step + 1, epoch)
-                if self.listener is not None:
-                    self.listener.on_progress(step + 1, means)
+            done = taken.stop
+            look = done % LOG_EVERY == 0 or done == steps or done in EARLY_LOOKS
+            if look:
+                means = self._finite_means(total, done, epoch)
+            if self.listener is not None and (look or time.perf_counter() - told > TELL_EVERY_S):
+                self.listener.on_progress(done, means)
+                told = time.perf_counter()
         seconds = time.perf_counter() - started - aside
         if config.binarise == "last":
             self._sign_last_layer()
-        result = evaluate(self.net, data.test_x, data.test_y)
+        result = evaluate(learner.net, learner.test_x, data.test_y)
         return {
             "epoch": epoch + 1,
             "train_loss": means,
@@ -206,61 +248,51 @@ class Trainer:
             "vote_accuracy": result.vote_accuracy,
             **({} if result.top5_accuracy is None else {"top5_accuracy": result.top5_accuracy}),
             "weight_norm": self._weight_norms(),
-            "learning_rate": learning_rate(config, epoch, 0, len(batches)),
+            "learning_rate": learning_rate(config, epoch, 0, steps),
             "seconds": seconds,
             **memory,
             **self._diagnostics(),
         }
 
-    def train_step(self, x: Tensor, target: Tensor) -> Tensor:
-        """One update on one batch; losses (L,) stay on the device."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.net.local_step(x, target, self.optimizer)
+    def train_step(self, x: Tensor, target: Tensor, graphed: bool = True) -> Tensor:
+        """One update on one batch, as a graph where the trainer has one; losses (L,) stay on the device."""
+        with self._precision(x.device):
+            if graphed and self.graphed is not None:
+                return self.graphed(x, target)
+            return self.learner.net.local_step(x, target, self.optimizer)
+
+    def _train_steps(self, x: Tensor, target: Tensor, rates: list[float]) -> Tensor:
+        """Updates on several batches in one call; losses (steps, L)."""
+        net = self.learner.net
+        assert isinstance(net, SpelaSequential)
+        return net.local_steps(x, target, self.optimizer, self.config.batch_size, rates)
+
+    def _steps_a_call(self, epoch: int) -> int:
+        """How many steps the network takes at once: more than one where they are a compiled call on the CPU.
+
+        Of the first epoch a step's memory is measured, and what is drawn for images is drawn batch by batch.
+        """
+        config, net = self.config, self.learner.net
+        alone = epoch == 0 or config.augment or config.precision != "fp32"
+        if alone or type(net) is not SpelaSequential or self.dataset.train_x.device.type != "cpu":
+            return 1
+        # A divisor of what lies between two looks at the losses.
+        most = steps_a_call(net, config.batch_size)
+        return max(count for count in (1, 2, 5, 10, 25, LOG_EVERY) if count <= most)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     def summarise(self) -> dict[str, Any]:
         """The run's result from its records."""
+        more: dict[str, Any] = {}
+        if self.extended_at:
+            more["extended_at"] = list(self.extended_at)
+        if self.graphed is not None and self.graphed.captured:
+            more["graph"] = True
         records = self.folder.read_metrics()
-        last = records[-1]
-        # Epochs of a head on frozen convolutions are far shorter: they have a median of their own.
-        seconds = [record["seconds"] for record in records]
-        body, head = seconds[: self.config.epochs], seconds[self.config.epochs :]
-        data = self.dataset
-        device = data.train_x.device
-        own = batch_statistics_accuracy(
-            self.module, data.test_x, data.test_y, self.config.batch_size
-        )
-        return {
-            "test_accuracy": last["test_accuracy"],
-            **({} if own is None else {"test_accuracy_batch_statistics": own}),
-            "vote_accuracy": last["vote_accuracy"],
-            **({"top5_accuracy": last["top5_accuracy"]} if "top5_accuracy" in last else {}),
-            "train_loss": last["train_loss"],
-            "weight_norm": last["weight_norm"],
-            "epochs": last["epoch"],
-            **({"extended_at": list(self.extended_at)} if self.extended_at else {}),
-            "seconds_per_epoch": statistics.median(body),
-            **({"seconds_per_head_epoch": statistics.median(head)} if head else {}),
-            # Records of another version of this library may lack it.
-            "peak_memory_bytes": records[0].get("peak_memory_bytes"),
-            "backend": self._backend(device),
-            "seed": self.config.seed,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "parameters": sum(p.numel() for p in self.module.parameters()),
-            "dataset": self.dataset.name,
-            "config": self.config.to_dict(),
-        }
-
-    def _backend(self, device: torch.device) -> str:
-        """The one that ran the linear layers, or where there are none the convolutions."""
-        config = self.config
-        if config.method != "spela":
-            return "torch"
-        objective = (
-            config.conv_objective if config.channels and not config.layers else config.objective
-        )
-        return select_backend(device, Settings(config.activation, objective=objective))
+        return summarise(self.config, records, self.module, self.dataset, **more)
 
     def _diagnostics(self) -> dict[str, Any]:
         if not self.config.diagnostics:
@@ -274,16 +306,27 @@ class Trainer:
             return None
         return partial(crop_and_flip, generator=epoch_generator(self.config.seed, epoch, 1))
 
-    def _freeze(self, epoch: int) -> None:
-        """With epochs for the head alone: freeze it before them, and the convolutions in them."""
-        if self.config.head_epochs == 0:
-            return
-        layers = [m for m in self.module.modules() if isinstance(m, LocalLayer)]
-        for index, layer in enumerate(layers):
-            is_head = index >= len(self.config.channels)
-            learns = is_head == (epoch >= self.config.epochs)
-            layer.requires_grad_(learns)
-            layer.train(learns)
+    def _learner(self, epoch: int) -> Learner:
+        """What learns in this epoch: the network, or its head alone on frozen convolutions."""
+        config, data = self.config, self.dataset
+        if config.head_epochs > 0:
+            freeze(self.module, len(config.channels), epoch >= config.epochs)
+        # What an epoch draws anew goes through the convolutions anew; processes share them.
+        drawn = config.augment or config.input_dropout > 0
+        if epoch < config.epochs or drawn or not isinstance(self.module, SpelaSequential):
+            return self._whole
+        if self._head is None:
+            precision = self._precision(data.train_x.device)
+            head = behind_frozen(self.module, data, config.batch_size, self.folder.path, precision)
+            self._head = head or self._whole
+        return self._head
+
+    def _learn(self, learner: Learner) -> None:
+        """From here on, steps are this learner's."""
+        self.learner = learner
+        self.graphed: GraphedStep | None = None
+        if self.graph != "off":
+            self.graphed = GraphedStep(learner.net, self.optimizer, required=self.graph == "on")
 
     @torch.no_grad()
     def _sign_last_layer(self) -> None:
@@ -292,6 +335,9 @@ class Trainer:
         weight.copy_(torch.where(weight < 0, -1.0, 1.0))
 
     def _set_learning_rate(self, lr: float) -> None:
+        if can_capture(self.dataset.train_x.device):
+            # What a graph reads from float32: torch's fused AdamW would else take 64 bits in other steps.
+            lr = float(np.float32(lr))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 

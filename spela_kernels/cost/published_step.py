@@ -71,7 +71,9 @@ def published_step(
 
     forward, update = loss_of, rival.step
     if compiled:
-        forward, update = torch.compile(loss_of), torch.compile(rival.step)
+        # Of this shape alone: after another one torch would compile for all.
+        forward = torch.compile(loss_of, dynamic=False)
+        update = torch.compile(rival.step, dynamic=False)
 
     def step() -> Tensor:
         loss = forward(x, target)

@@ -71,6 +71,10 @@ GPUS: dict[str, Gpu] = {
             "NVIDIA H100 datasheet, 80 GB SXM; L2: NVIDIA H100 architecture whitepaper",
         ),
         Gpu(
+            "H200", "sm_90", 4800, 50, 66.9, 494.7, 989.4,
+            "NVIDIA H200 datasheet, 141 GB SXM; L2 as of the H100, whose chip it is",
+        ),
+        Gpu(
             "B200", "sm_100", 8000, 126, 80, 1100, 2250,
             "NVIDIA Blackwell architecture technical brief, HGX B200; L2: Chips and Cheese, 'NVIDIA's B200'",
         ),

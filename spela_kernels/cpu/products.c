@@ -6,27 +6,11 @@
  * Axes: B batch, O out, I in. The tiling is the usual one (Goto and van de Geijn 2008,
  * "Anatomy of high-performance matrix multiplication"), with bias and update for its last step.
  */
-#include "passes.h"
-#include <float.h>
+#include "products.h"
 #include <math.h>
 #include <string.h>
 
-struct shape {
-    int64_t batch, outputs, inputs;
-};
-
-/* SGD: w = beta w + alpha g. Adam: torch.optim.Adam with 1 - beta1, 1 - beta2, lr / (1 - beta1^t) and
- * 1 / sqrt(1 - beta2^t). */
-struct rule {
-    int adam;
-    float beta, alpha;
-    float share1, share2, rate, spread, eps, weight_decay;
-};
-
 static inline float leaky(float z, float slope) { return z > 0 ? z : slope * z; } /* NaN stays NaN */
-/* Zero for a denormal number: momentum of weights that get no gradient any more would decay into these and stay (0.9
- * of the smallest rounds to itself), and some processors take far longer over them. NaN stays NaN. */
-static inline float normal(float z) { return fabsf(z) < FLT_MIN ? 0 : z; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -53,17 +37,7 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 #define VECTORS 3
 #include "products_tile.h"
 
-typedef void (*update_function)(const struct rule *, struct shape, const float *, const float *, float *, float *,
-                                float *, float *, int);
-typedef void (*linear_function)(struct shape, const float *, const float *, const float *, float, float *, float *,
-                                int);
-typedef int64_t (*scratch_function)(struct shape);
-
-static const struct {
-    update_function update;
-    linear_function linear;
-    scratch_function scratch;
-} kernels[WIDTHS] = {
+static const struct products kernels[WIDTHS] = {
     {update_128, linear_128, scratch_128},
 #if WIDTHS == 3
     {update_256, linear_256, scratch_256},
@@ -194,8 +168,11 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_products", NULL
 PyMODINIT_FUNC PyInit__products(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module && (PyModule_AddIntConstant(module, "WIDEST", widest()) < 0 ||
-                   PyModule_AddIntConstant(module, "FEWEST", FEWEST) < 0))
+    PyObject *shared = PyCapsule_New((void *)(kernels + widest()), PRODUCTS, NULL);
+    if (module && (!shared || PyModule_AddIntConstant(module, "WIDEST", widest()) < 0 ||
+                   PyModule_AddIntConstant(module, "FEWEST", FEWEST) < 0 ||
+                   PyModule_AddObjectRef(module, "products", shared) < 0))
         Py_CLEAR(module);
+    Py_XDECREF(shared);
     return module;
 }

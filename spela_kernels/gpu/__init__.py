@@ -1,3 +1,3 @@
-"""What all Triton kernels share. Only `architectures.py` and `tiles.py` import where Triton is absent."""
+"""What all Triton kernels share. Without Triton, `architectures.py`, `graphs.py` and `tiles.py` import."""
 
 __all__ = []

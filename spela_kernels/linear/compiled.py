@@ -18,7 +18,7 @@ from spela_kernels.cosines import NORM_EPS
 from spela_kernels.cpu.gemm import linear, product
 from spela_kernels.objectives import COSINE_MARGIN, get_objective
 
-__all__ = ["RowStep", "is_built", "step_rows"]
+__all__ = ["OBJECTIVES", "RowStep", "is_built", "step_rows"]
 
 _rows: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
@@ -26,7 +26,7 @@ with contextlib.suppress(ImportError):  # no compiler was there at installation
 
 # The codes of rows.c for objectives of the label's cosine; `softmax` has passes of its own. What is in
 # neither runs in torch.
-_OBJECTIVES = {"log": 0, "cosine": 1, "angular": 2, "euclidean": 3, "mse": 4}
+OBJECTIVES = {"log": 0, "cosine": 1, "angular": 2, "euclidean": 3, "mse": 4}
 _SLOPES = {"relu": 0.0, "identity": 1.0}
 
 
@@ -72,7 +72,7 @@ def step_rows(y: Tensor, vectors: Tensor, target: Tensor, settings: Settings) ->
     if (
         _rows is None
         or not get_objective(settings.objective).in_kernels
-        or not (settings.objective == "softmax" or settings.objective in _OBJECTIVES)
+        or not (settings.objective == "softmax" or settings.objective in OBJECTIVES)
         or y.dtype != torch.float32
         or vectors.dtype != torch.float32
         or not y.is_contiguous()
@@ -95,7 +95,7 @@ def _label_rows(
     loss, gradient, total = y.new_empty(()), torch.empty_like(y), y.new_empty(outputs)
     _rows.label_rows(
         y.data_ptr(), vectors.data_ptr(), target.data_ptr(), batch, outputs,
-        _OBJECTIVES[settings.objective], slope, NORM_EPS, COSINE_MARGIN,
+        OBJECTIVES[settings.objective], slope, NORM_EPS, COSINE_MARGIN,
         torch.get_num_threads(), loss.data_ptr(), gradient.data_ptr(), total.data_ptr(),
     )  # fmt: skip
     return loss, gradient, total

@@ -18,6 +18,8 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.cosines import NORM_EPS, widened
 from spela_kernels.cpu.gemm import linear, product, update_product_
+from spela_kernels.cpu.products import fits
+from spela_kernels.linear import steps
 from spela_kernels.linear.compiled import step_rows
 from spela_kernels.linear.types import Buffers, Call, Forward, Gradient, step_of
 from spela_kernels.objectives import get_objective
@@ -161,10 +163,26 @@ def _forward_and_rows(call: Call) -> tuple[Tensor, Tensor, _Rows]:
     return loss, y, _through_activation(call, dy, y, z)
 
 
+def _small_step(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor] | None:
+    """The whole step as one compiled call, where that fits."""
+    x, params, vectors, target, settings = call
+    layer = steps.Planned(params, vectors, settings, step.rule, step.first, step.second)
+    if not (fits(x) and len(x) and steps.fits(layer, len(x))):
+        return None
+    assert target is not None
+    number = 0.0 if step.number is None else float(step.number)
+    rate = steps.rates_of(step.rule, float(step.lr), number)
+    losses, y = steps.run([layer], x, target.contiguous(), len(x), [rate])
+    return losses.reshape(()), y
+
+
 @without_autocast
 def step_(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor]:
     """Forward, closed-form gradient, update in place: loss () and y (B, O), both from before it."""
     x, params = call.x, call.params
+    small = _small_step(call, step)
+    if small is not None:
+        return small
     loss, y, rows = _forward_and_rows(call)
     update_product_(params.weight, rows.dz.to(x.dtype), x, step_of(step, 0))
     if params.bias is not None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from spela_kernels.gpu.graphs import capture
+
 __all__ = ["measure_memory", "measure_us", "replayed"]
 
 
@@ -62,7 +64,4 @@ def replayed(step: Callable[[], object]) -> Callable[[], None]:
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    return capture(step)[0]

@@ -13,7 +13,6 @@ from fuzz_limits import bounded_memory, fuzz
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import spela.cli.training
 from spela.benchmarks import GROUPS
 from spela.cli import main
 from spela.data import load_dataset
@@ -56,7 +55,7 @@ def _call(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str])
     home = os.getcwd()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["spela", *arguments])
-        patch.setattr(spela.cli.training, "_train", _only_build)
+        patch.setattr("spela.cli.running.train_run", _only_build)
         patch.setattr("spela.data.registry.download_into", _refuse)
         for group in GROUPS:  # minutes each
             patch.setitem(GROUPS, group, lambda quick: [])

@@ -42,7 +42,11 @@ def _train(net: SpelaSequential, optimizer: torch.optim.Optimizer, step: Callabl
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_local_step_is_one_graph_that_a_schedule_does_not_recompile(name: str) -> None:
+def test_local_step_is_one_graph_that_a_schedule_does_not_recompile(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a graph the norm of rows is torch's, whose last bits are not those of the compiled pass.
+    monkeypatch.setattr("spela.layers.normalize.norm_fits", lambda x: False)
     nets = [_network(), _network()]
     optimizers = [OPTIMIZERS[name](net) for net in nets]
     torch._dynamo.reset()

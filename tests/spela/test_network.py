@@ -119,6 +119,14 @@ def test_modules_that_nothing_would_use_are_refused() -> None:
         SpelaSequential()(torch.randn(1, 3))
 
 
+def test_layers_of_other_classes_are_refused_before_one_learns() -> None:
+    net = SpelaSequential(SpelaLinear(4, 8, 5), SpelaLinear(8, 8, 3))
+    before = net[0].weight.clone()
+    with pytest.raises(ValueError, match=r"layers of 5 and of 3 classes .* the same num_classes"):
+        net.local_step(torch.randn(5, 4), torch.arange(5), optim.LocalSGD(net.parameters(), 0.1))
+    assert torch.equal(net[0].weight, before)
+
+
 def test_layers_that_would_not_learn_are_refused() -> None:
     inner = nn.Sequential(SpelaLinear(3, 4, 2), RowNorm())
     net, (x, target) = (

@@ -1,12 +1,9 @@
-"""What every module of tests on a real GPU marks its tests with."""
+"""What every module of tests of kernels on a real GPU marks its tests with."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-NEEDS_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
-    pytest.mark.usefixtures("exact_reference_and_nan_filled_outputs"),
-]
+from tests.devices import ON_A_GPU
+
+NEEDS_GPU = [*ON_A_GPU, pytest.mark.usefixtures("exact_reference_and_nan_filled_outputs")]

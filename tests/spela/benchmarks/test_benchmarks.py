@@ -85,7 +85,7 @@ def test_the_command_writes_what_it_prints(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = Row("network_step", "tiny", "spela", 1.25, "ms", 1.0)
-    monkeypatch.setitem(GROUPS, "network_step", lambda quick: [row])
+    monkeypatch.setitem(GROUPS, "network_step", lambda quick, device: [row])
     monkeypatch.setattr(
         sys,
         "argv",

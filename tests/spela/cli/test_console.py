@@ -122,10 +122,10 @@ def test_ctrl_c_while_workers_import(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "place"),
     [
-        (["bench", "--quick"], "spela.cli.benchmarks.run_groups"),
-        (["features", "--data", "digits"], "spela.cli.features.load_images"),
-        (["train", "--data", "digits", "--out", "new"], "spela.cli.training.load_data"),
-        (["info"], "spela.cli.trained.dataset_names"),
+        (["bench", "--quick"], "spela.benchmarks.run_groups"),
+        (["features", "--data", "digits"], "spela.data.load_images"),
+        (["train", "--data", "digits", "--out", "new"], "spela.experiments.load_data"),
+        (["info"], "spela.data.dataset_names"),
     ],
 )
 def test_ctrl_c_elsewhere_promises_nothing(

@@ -7,6 +7,7 @@ import torch
 
 from spela.data import Batches, prepare
 from spela.data.batches import epoch_generator
+from tests.devices import DEVICES
 
 
 def _data(count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,13 +122,13 @@ def test_prepare():
         prepare(torch.arange(3))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cpu_generator_gives_the_same_order_on_a_gpu():
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_cpu_generator_gives_the_same_order_on_every_device(device):
     x, y = _data(50)
-    batches = Batches(x.cuda(), y.cuda(), 7, shuffle=True, generator=epoch_generator(0, 3))
+    generator = epoch_generator(0, 3)
+    batches = Batches(x.to(device), y.to(device), 7, shuffle=True, generator=generator)
     seen = list(batches)
-    assert all(inputs.is_cuda and labels.is_cuda for inputs, labels in seen)
+    assert all(inputs.device.type == labels.device.type == device for inputs, labels in seen)
     assert torch.cat([labels for _, labels in seen]).tolist() == _order(0, 3)
     for inputs, labels in seen:
         assert torch.equal(inputs.cpu(), prepare(x[labels.cpu()]))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spela.data import Dataset, load_dataset
+from tests.devices import DEVICES
 
 
 def _make(**changes: object) -> Dataset:
@@ -72,12 +73,11 @@ def test_dataset_moves_and_shrinks():
         data.subset(train=7)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_dataset_on_a_gpu():
-    data = load_dataset("digits").to("cuda")
-    assert data.train_x.is_cuda
-    assert data.test_y.is_cuda
+@pytest.mark.parametrize("device", DEVICES)
+def test_dataset_on_a_device(device):
+    data = load_dataset("digits").to(device)
+    assert data.train_x.device.type == device
+    assert data.test_y.device.type == device
     assert torch.equal(
         data.subset(train=9).train_y.cpu(), load_dataset("digits").subset(train=9).train_y
     )

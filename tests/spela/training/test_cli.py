@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import resource
@@ -285,10 +284,12 @@ def test_commands_flush_denormal_numbers_and_their_caller_does_not(
 ) -> None:
     denormal = 1e-40
     held: list[float] = []
-    module = importlib.import_module("spela.cli.commands")
-    monkeypatch.setattr(module, "app", lambda **_: held.append(torch.tensor(denormal).item()))
+    monkeypatch.setattr(
+        "spela.cli.settings.check_environment", lambda: held.append(torch.tensor(denormal).item())
+    )
+    monkeypatch.setattr(sys, "argv", ["spela", "info"])
     with pytest.raises(SystemExit) as left:
-        module.run()
+        main()
     assert left.value.code == 0
     assert held == [0.0]
     assert torch.tensor(denormal).item() > 0

@@ -9,17 +9,19 @@ import torch
 
 from spela.data import load_dataset
 from spela.experiments import load_run, make_config, run
+from tests.devices import DEVICES
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("recipe", ["best", "tmlr"])
 def test_bf16_trains_float32_weights_to_nearly_the_same_accuracy(
-    tmp_path: Path, recipe: str
+    tmp_path: Path, recipe: str, device: str
 ) -> None:
     data = load_dataset("digits")
     found = {}
     for precision in ("fp32", "bf16"):
         config = make_config("digits", recipe, layers=(64, 64), epochs=12, precision=precision)
-        found[precision] = run(config, data, tmp_path / precision)
+        found[precision] = run(config, data, tmp_path / precision, device=device)
         weights = list(load_run(tmp_path / precision).net.parameters())
         assert all(p.dtype == torch.float32 for p in weights)
     assert found["bf16"]["train_loss"] != found["fp32"]["train_loss"]

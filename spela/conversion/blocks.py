@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spela.convert.weights import draw_if_zero, simplex
+from spela.conversion.weights import draw_if_zero, simplex
 from spela.cutting import cut_network
 from spela.layers import SpelaBlock
 from spela.layers.modes import in_eval_mode

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.convert.blocks import by_blocks
-from spela.convert.layers import Objective, by_layers
+from spela.conversion.blocks import by_blocks
+from spela.conversion.layers import Objective, by_layers
 from spela.layers import Frozen
 from spela.network import SpelaSequential
 from spela.vectors import as_size

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spela.convert.steps import Step, trace_steps
-from spela.convert.weights import draw_if_zero, simplex
+from spela.conversion.steps import Step, trace_steps
+from spela.conversion.weights import draw_if_zero, simplex
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 
 __all__ = ["Objective", "by_layers"]

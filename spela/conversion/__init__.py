@@ -1,5 +1,5 @@
 """A network's weights in a SPELA network, by layers or by blocks."""
 
-from spela.convert.network import convert
+from spela.conversion.network import convert
 
 __all__ = ["convert"]

@@ -1,0 +1,98 @@
+"""Part `networks`: a training step of whole networks against its rivals, and the project's goals for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from bench.gpu.meters import Times, add_times, find_card, flush_buffer, tf32
+from bench.gpu.rows import Rows
+from bench.gpu.setting import Setting
+from spela.benchmarks.network import NETWORK_CASES, VARIANTS, NetworkCase, check_parity
+from spela_kernels.cost.roofline import Gpu
+from spela_kernels.linear.configs import Problem
+from spela_kernels.linear.cost import Step
+
+__all__ = ["compulsory_bytes", "measure", "promises"]
+
+# Rivals whose products torch makes, once more with TF32.
+_TF32 = ("floor", "backprop_fused")
+_TINY = (NetworkCase((6, 8), 4, 3),)
+
+
+def compulsory_bytes(case: NetworkCase, moments: int = 0) -> int:
+    """What any step of a network's layers must move, layer by layer."""
+    pairs = zip(case.sizes[:-1], case.sizes[1:], strict=True)
+    return sum(
+        Step(Problem(case.batch, i, o, case.classes, 4, 4), moments=moments).compulsory_bytes
+        for i, o in pairs
+    )
+
+
+def _roofline(case: NetworkCase, variant: str, gpu: Gpu | None) -> dict[str, float]:
+    """Microseconds at the published bandwidth, of the variants whose bytes are counted."""
+    moments = {"spela": 0, "spela_adam": 2}.get(variant)
+    if gpu is None or moments is None:
+        return {}
+    return {"roofline_us": compulsory_bytes(case, moments) / gpu.bandwidth / 1e3}
+
+
+def promises(case: NetworkCase, found: dict[str, Times], bandwidth: float | None) -> list[dict]:
+    """What the figures say of the project's goals for a network's step.
+
+    Args:
+        case: The network.
+        found: Times by variant.
+        bandwidth: Of the card, GB/s; None where it is not known.
+
+    Returns:
+        Rows of goal, figure, and whether it is met.
+    """
+    rows = []
+    ours = found.get("spela")
+    if ours is None:
+        return rows
+
+    def add(goal: str, figure: float, met: bool) -> None:
+        rows.append({"network": case.name, "goal": goal, "figure": figure, "met": met})
+
+    if "backprop_compiled" in found and ours.replayed is not None:
+        ratio = found["backprop_compiled"].best / ours.replayed
+        add("replayed: at least 3 times as fast as torch.compile'd backprop", ratio, ratio >= 3)
+    if bandwidth is not None and ours.replayed is not None:
+        ratio = ours.cold / (compulsory_bytes(case) / bandwidth / 1e3)
+        add("replayed and cold: within 1.3 of the roofline of its bytes", ratio, ratio <= 1.3)
+    rival = found.get("backprop")
+    if rival is not None and rival.replayed is not None:
+        ratio = ours.eager / rival.replayed
+        add("eager: no slower than backprop's graph, replayed", ratio, ratio <= 1)
+    return rows
+
+
+def measure(rows: Rows, setting: Setting) -> None:
+    """Parity first, then every variant, then the goals."""
+    gpu, flush = find_card(), flush_buffer(setting)
+    for case in setting.pick(NETWORK_CASES, _TINY):
+        case = replace(case, device=setting.device)
+        try:
+            check_parity(case)
+        except Exception as error:  # whatever a GPU raises belongs in the report
+            rows.failed("parity", error, case=case.name)
+        found: dict[str, Times] = {}
+        for name, fast in [
+            *((name, False) for name in VARIANTS),
+            *((name, True) for name in _TF32),
+        ]:
+            figures = _roofline(case, name, gpu)
+            with tf32(fast):
+                times = add_times(
+                    rows, "networks", {"network": case.name, "variant": name + ", tf32" * fast},
+                    lambda name=name, case=case: VARIANTS[name](case), flush, setting,
+                    lambda t, figures=figures: figures,
+                )  # fmt: skip
+            if times is not None and not fast:
+                found[name] = times
+        for row in promises(case, found, None if gpu is None else gpu.bandwidth):
+            rows.add("goals", **row)
+        torch.cuda.empty_cache()

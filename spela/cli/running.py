@@ -1,0 +1,117 @@
+"""Training a run as `spela train` and `spela demo` do: what they say, the run, its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import typer
+
+from spela.cli.accuracies import print_accuracy, print_batch_statistics, print_top5
+from spela.cli.progress import ProgressBar
+from spela.data import Dataset
+from spela.distributed import Ranks, SharedRunFolder, run_parallel
+from spela.experiments import load_run
+from spela.experiments import run as run_training
+from spela.reports.run import write_report
+from spela.training import (
+    Listener,
+    Listeners,
+    RunConfig,
+    RunFolder,
+    TensorBoardListener,
+    extension_note,
+)
+
+__all__ = ["train_run"]
+
+
+def train_run(
+    config: RunConfig,
+    dataset: Dataset,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    parallel: str = "",
+    tensorboard: bool = False,
+    extend: bool = False,
+    graph: str = "auto",
+) -> None:
+    """Train a run into its folder, print its accuracies and write its report.
+
+    Args:
+        config: The run's settings.
+        dataset: Its data.
+        out: The run folder.
+        resume: Continue the run in `out`.
+        device: Where to compute.
+        ranks: The processes of the job; None: this one alone.
+        parallel: How they share the work.
+        tensorboard: Also write TensorBoard files.
+        extend: When resuming, `config` may have more epochs.
+        graph: Whether a step is one CUDA graph: auto, on or off.
+    """
+    shape = "x".join(map(str, dataset.sample_shape))
+    start = shape if config.channels else str(dataset.num_features)
+    sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
+    if config.network:
+        sizes = f"{config.network}, blocks: {config.blocks}" if config.blocks else config.network
+    where = str(device) if ranks is None else f"{ranks.size} processes, {parallel} parallel"
+    _say(
+        ranks,
+        f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
+        f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {where}",
+    )
+    listeners: list[Listener] = [ProgressBar()]
+    if tensorboard:
+        listeners.append(TensorBoardListener(out / "tensorboard"))
+    listener = Listeners(listeners)
+    folder = RunFolder(out) if ranks is None else SharedRunFolder(out, ranks)
+    with folder.writing():
+        if ranks is None:
+            summary = run_training(
+                config,
+                dataset,
+                out,
+                resume=resume,
+                extend=extend,
+                device=device,
+                listener=listener,
+                graph=graph,
+            )
+        else:
+            summary = run_parallel(
+                config,
+                dataset,
+                out,
+                ranks,
+                parallel,
+                resume=resume,
+                extend=extend,
+                listener=listener,
+            )
+            ranks.leave()
+            if not ranks.is_main:
+                return
+        typer.echo("test accuracy:")
+        print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
+        print_top5(summary.get("top5_accuracy"))
+        print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
+        note = extension_note(config, summary.get("extended_at", []))
+        if note:
+            typer.echo(note)
+        typer.echo(f"run folder: {out}")
+        try:
+            report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
+        except OSError as error:
+            raise OSError(
+                f"the run is finished and safe, its report is not written ({error}): with room for it, the "
+                "same settings with --resume write it"
+            ) from error
+    typer.echo(f"report:     {report}")
+
+
+def _say(ranks: Ranks | None, line: str) -> None:
+    if ranks is None or ranks.is_main:
+        typer.echo(line)

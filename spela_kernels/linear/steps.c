@@ -1,0 +1,317 @@
+/* Whole steps of a stack of small linear layers, one batch after the other: in each layer the product with bias and
+ * activation, the pass over rows, and the update of weight and bias, which is why the next layer can follow at once.
+ * A step of one layer is the same call with one layer and one batch, so both have the same bits.
+ *
+ * Optional: `cpu.py` does the same operator by operator where this was not built or does not fit. float32, rows packed;
+ * the caller (`steps.py`) has checked shapes, strides and labels.
+ * Axes: B batch, I in, O out, C classes. Source: `reference.py` and `rules.py`, whose mathematics this is.
+ */
+#include "../cpu/products.h"
+#include "rows.h"
+#include <string.h>
+
+static const struct products *products;
+
+/* What `steps.py` packs, field by field. */
+struct layer {
+    int64_t inputs, outputs, classes, objective, activation, adam; /* objective: as in rows.h, or SOFTMAX */
+    float *weight, *bias;                              /* (O, I), (O,) or 0 */
+    const float *vectors;                              /* (C, O) */
+    float *first, *second, *bias_first, *bias_second;  /* momentum or moments, or 0 */
+    double norm;                                       /* of the rows of the input, or 0 to leave them */
+    double slope, scale;
+    double momentum, weight_decay;   /* SGD */
+    double share1, share2, adam_eps; /* Adam: 1 - beta1, 1 - beta2 */
+};
+
+#define SOFTMAX 5
+enum { LEAKY, RELU, GELU }; /* LEAKY: with slope 1 none */
+
+/* exp(-a) for a in 0..87, to rounding: 2^-k times a polynomial of what is left. */
+static inline float exp_minus(float a)
+{
+    union {
+        int32_t bits;
+        float value;
+    } power;
+    float k = (a * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest whole number */
+    float r = (a - k * 0.693359375f) + k * 2.12194440e-4f;
+    float sum = 1 / 720.0f - r / 5040;
+    sum = 1 / 24.0f + r * (-1 / 120.0f + r * sum);
+    sum = 1 + r * (-1 + r * (0.5f + r * (-1 / 6.0f + r * sum)));
+    power.bits = (127 - (int32_t)k) << 23;
+    return sum * power.value;
+}
+
+/* y = GELU(z) in the memory of z, and slopes = its derivative. The normal distribution within 1e-7: Abramowitz and
+ * Stegun, Handbook of Mathematical Functions, 7.1.26. */
+FOR_EVERY_PROCESSOR
+void spela_gelu(float *restrict z, int64_t size, float *restrict slopes)
+{
+    for (int64_t j = 0; j < size; j++) {
+        float a = 0.5f * z[j] * z[j], e = exp_minus(a < 87 ? a : 87);
+        float t = 1 / (1 + 0.23164190f * fabsf(z[j]));
+        float tail = 1.421413741f + t * (-1.453152027f + t * 1.061405429f);
+        tail = 0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * tail));
+        float share = z[j] > 0 ? 1 - tail : tail;
+        slopes[j] = share + z[j] * 0.39894228f * e;
+        z[j] *= share; /* NaN stays NaN */
+    }
+}
+
+/* The same of ReLU */
+FOR_EVERY_PROCESSOR
+void spela_relu(float *restrict z, int64_t size, float *restrict slopes)
+{
+    for (int64_t j = 0; j < size; j++) {
+        slopes[j] = z[j] > 0 ? 1.0f : 0.0f;
+        z[j] = z[j] <= 0 ? 0.0f : z[j]; /* NaN stays NaN */
+    }
+}
+
+/* dz_j *= slopes_j */
+FOR_EVERY_PROCESSOR
+void spela_multiply(const float *restrict slopes, int64_t size, float *restrict dz)
+{
+    for (int64_t j = 0; j < size; j++)
+        dz[j] *= slopes[j];
+}
+
+/* y_j = factor x_j */
+FOR_EVERY_PROCESSOR
+void spela_scale(const float *restrict x, int64_t size, float factor, float *restrict y)
+{
+    for (int64_t j = 0; j < size; j++)
+        y[j] = factor * x[j];
+}
+
+/* y (B, I) = rows of x with the norm given */
+static void norm_rows(const float *x, int64_t batch, int64_t inputs, double norm, float *y)
+{
+    for (int64_t i = 0; i < batch; i++, x += inputs, y += inputs) {
+        float length = sqrtf(spela_dot(x, x, inputs));
+        length = length < 1e-12f ? 1e-12f : length; /* NaN stays NaN */
+        spela_scale(x, inputs, (float)norm / length, y);
+    }
+}
+
+/* w -= rate (g + decay w), through momentum where m is given */
+FOR_EVERY_PROCESSOR
+void spela_descend(const float *restrict g, int64_t size, float rate, float momentum, float decay, float *restrict w,
+                   float *restrict m)
+{
+    if (m)
+        for (int64_t j = 0; j < size; j++) {
+            m[j] = normal(momentum * m[j] + (g[j] + decay * w[j]));
+            w[j] -= rate * m[j];
+        }
+    else
+        for (int64_t j = 0; j < size; j++)
+            w[j] -= rate * (g[j] + decay * w[j]);
+}
+
+/* The same where m holds the gradient's share already */
+FOR_EVERY_PROCESSOR
+void spela_follow(int64_t size, float rate, float decay, float *restrict w, float *restrict m)
+{
+    for (int64_t j = 0; j < size; j++) {
+        m[j] = normal(m[j] + decay * w[j]);
+        w[j] -= rate * m[j];
+    }
+}
+
+/* Adam with the gradient g (O,): as in `products_tile.h` */
+FOR_EVERY_PROCESSOR
+void spela_adam(const float *restrict g, int64_t size, const struct rule *rule, float *restrict w, float *restrict m,
+                float *restrict v)
+{
+    for (int64_t j = 0; j < size; j++) {
+        float slope = g[j] + rule->weight_decay * w[j];
+        m[j] = normal(m[j] + rule->share1 * (slope - m[j]));
+        v[j] = normal(v[j] + rule->share2 * (slope * slope - v[j]));
+        w[j] -= rule->rate * m[j] / (sqrtf(v[j]) * rule->spread + rule->eps);
+    }
+}
+
+/* Weight and bias from dz (B, O), its sums (O,) and x (B, I). `rate` and `spread`: of struct rule; SGD's rate is lr. */
+static void descend(const struct layer *l, struct shape shape, const float *dz, const float *sums, const float *x,
+                    double rate, double spread, float *scratch)
+{
+    if (l->adam) {
+        struct rule rule = {.adam = 1, .share1 = (float)l->share1, .share2 = (float)l->share2, .rate = (float)rate,
+                            .spread = (float)spread, .eps = (float)l->adam_eps,
+                            .weight_decay = (float)l->weight_decay};
+        products->update(&rule, shape, dz, x, l->weight, l->first, l->second, scratch, 1);
+        if (l->bias)
+            spela_adam(sums, l->outputs, &rule, l->bias, l->bias_first, l->bias_second);
+        return;
+    }
+    float *into = l->first ? l->first : l->weight;
+    struct rule rule = {.beta = l->first ? (float)l->momentum : (float)(1 - rate * l->weight_decay),
+                        .alpha = l->first ? 1 : (float)-rate};
+    products->update(&rule, shape, dz, x, into, into, into, scratch, 1);
+    if (l->first)
+        spela_follow(l->outputs * l->inputs, (float)rate, (float)l->weight_decay, l->weight, l->first);
+    if (l->bias)
+        spela_descend(sums, l->outputs, (float)rate, (float)l->momentum, (float)l->weight_decay, l->bias,
+                      l->bias_first);
+}
+
+/* Fewer classes than a tile's rows are multiplied one by one. */
+#define TILE 6
+
+/* dz (B, O) of softmax, before the activation, and the sum of losses. */
+static double class_gradient(const struct layer *l, const int64_t *target, int64_t batch, const float *y, double eps,
+                             float *dz, float *scratch)
+{
+    float *dots = scratch, *factors = dots + batch * l->classes;
+    double total = 0;
+    scratch = factors + batch * l->classes;
+    if (l->classes < TILE) {
+        for (int64_t i = 0; i < batch; i++)
+            for (int64_t k = 0; k < l->classes; k++)
+                dots[i * l->classes + k] = spela_dot(y + i * l->outputs, l->vectors + k * l->outputs, l->outputs);
+    } else {
+        struct shape all = {batch, l->classes, l->outputs};
+        products->linear(all, y, l->vectors, NULL, 1, dots, scratch, 1);
+    }
+    for (int64_t i = 0; i < batch; i++) {
+        const float *row = y + i * l->outputs;
+        float along;
+        total += softmax_loss(dots + i * l->classes, l->classes, target[i], inverse_norm(row, l->outputs, eps), l->scale,
+                              1.0 / batch, factors + i, batch, &along);
+        spela_scale(row, l->outputs, -along, dz + i * l->outputs);
+    }
+    struct rule rule = {.beta = 1, .alpha = 1}; /* dz += factors^T vectors */
+    struct shape pull = {l->classes, batch, l->outputs};
+    products->update(&rule, pull, factors, l->vectors, dz, dz, dz, scratch, 1);
+    return total;
+}
+
+/* One layer's step: its mean loss; y (B, O) is written. */
+static double step(const struct layer *l, const float *x, const int64_t *target, int64_t batch, double rate,
+                   double spread, double eps, double margin, float *y, float *scratch)
+{
+    struct shape shape = {batch, l->outputs, l->inputs};
+    int64_t size = batch * l->outputs;
+    float *dz = scratch, *slopes = dz + size, *sums = slopes + size;
+    double total = 0;
+    scratch = sums + l->outputs;
+    products->linear(shape, x, l->weight, l->bias, (float)l->slope, y, scratch, 1);
+    if (l->activation == GELU)
+        spela_gelu(y, size, slopes);
+    else if (l->activation == RELU)
+        spela_relu(y, size, slopes);
+    if (l->objective == SOFTMAX) {
+        total = class_gradient(l, target, batch, y, eps, dz, scratch);
+        spela_activate(y, size, (float)l->slope, dz);
+    } else
+        for (int64_t i = 0; i < batch; i++) {
+            int64_t at = i * l->outputs;
+            total += label_row(y + at, l->vectors + target[i] * l->outputs, l->outputs, (int)l->objective, 1.0 / batch,
+                               l->slope, eps, margin, dz + at);
+        }
+    if (l->activation != LEAKY)
+        spela_multiply(slopes, size, dz);
+    sum_rows(dz, batch, l->outputs, 1, sums);
+    descend(l, shape, dz, sums, x, rate, spread, scratch);
+    return total / batch;
+}
+
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Floats of scratch memory for a batch: rows of a normed input and of two outputs, and what one step needs. */
+static int64_t room(const struct layer *layers, int64_t depth, int64_t batch, int64_t *width)
+{
+    int64_t most = 0;
+    *width = 0;
+    for (const struct layer *l = layers; l < layers + depth; l++) {
+        struct shape own = {batch, l->outputs, l->inputs}, dots = {batch, l->classes, l->outputs};
+        struct shape pull = {l->classes, batch, l->outputs};
+        int64_t inside = products->scratch(own);
+        if (l->objective == SOFTMAX)
+            inside = largest(inside, 2 * batch * l->classes + largest(products->scratch(dots), products->scratch(pull)));
+        most = largest(most, (2 * batch + 1) * l->outputs + inside);
+        *width = largest(*width, largest(l->inputs, l->outputs));
+    }
+    return most + 3 * batch * *width;
+}
+
+/* run(layers, x (N, I), target (N,), N, B, rates (steps, depth, 2), eps, margin, losses (steps, depth),
+ *     y (B, O) of the last layer): weights, biases and their state are updated, losses and y written. `layers`: bytes
+ * of struct layer. Batches of B samples, the last one may be smaller; y is that one's, each batch writes it. */
+static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 10) || !PyBytes_Check(args[0]))
+        return NULL;
+    const struct layer *layers = (const struct layer *)PyBytes_AS_STRING(args[0]);
+    int64_t depth = PyBytes_GET_SIZE(args[0]) / (int64_t)sizeof *layers, width;
+    const float *x = address(args[1]);
+    const int64_t *target = address(args[2]);
+    int64_t samples = integer(args[3]), batch = integer(args[4]);
+    const double *rates = address(args[5]);
+    double eps = real(args[6]), margin = real(args[7]);
+    float *losses = address(args[8]), *last = address(args[9]);
+    if (PyErr_Occurred())
+        return NULL;
+    float *memory = PyMem_RawMalloc((size_t)room(layers, depth, batch, &width) * sizeof *memory);
+    if (!memory)
+        return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    float *normed = memory, *outputs = normed + batch * width, *scratch = outputs + 2 * batch * width;
+    for (int64_t start = 0; start < samples; start += batch) {
+        int64_t size = samples - start < batch ? samples - start : batch;
+        const float *input = x + start * layers->inputs;
+        for (int64_t i = 0; i < depth; i++, rates += 2) {
+            float *y = i + 1 < depth ? outputs + (i % 2) * batch * width : last;
+            if (layers[i].norm > 0) {
+                norm_rows(input, size, layers[i].inputs, layers[i].norm, normed);
+                input = normed;
+            }
+            *losses++ = (float)step(layers + i, input, target + start, size, rates[0], rates[1], eps, margin, y,
+                                    scratch);
+            input = y;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    PyMem_RawFree(memory);
+    Py_RETURN_NONE;
+}
+
+/* norm(x (B, I), B, I, norm, y (B, I)): y is written */
+static PyObject *norm(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    if (!has(count, 5))
+        return NULL;
+    const float *x = address(args[0]);
+    int64_t batch = integer(args[1]), inputs = integer(args[2]);
+    double length = real(args[3]);
+    float *y = address(args[4]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    norm_rows(x, batch, inputs, length, y);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
+
+static PyMethodDef methods[] = {
+    METHOD(run),
+    METHOD(norm),
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_steps", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__steps(void)
+{
+    products = PyCapsule_Import(PRODUCTS, 0);
+    if (!products)
+        return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "LAYER", sizeof(struct layer)) < 0)
+        Py_CLEAR(module);
+    return module;
+}

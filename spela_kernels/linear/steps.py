@@ -1,0 +1,196 @@
+"""Whole steps of a stack of small linear layers in one compiled call (`steps.c`), where built and fitting.
+
+Around small products, Python and the operators' wrappers take longer than the products: here they run once
+for all layers and as many batches as there are. Axes: N samples, B batch, I in, O out, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spela_kernels.activations import get_activation
+from spela_kernels.contracts import Settings
+from spela_kernels.cosines import NORM_EPS
+from spela_kernels.cpu.gemm_choice import pinned_library
+from spela_kernels.cpu.products import linear_fits
+from spela_kernels.linear.compiled import OBJECTIVES
+from spela_kernels.linear.types import Buffers, Parameters
+from spela_kernels.objectives import COSINE_MARGIN, get_objective
+from spela_kernels.precision import runs_as_written
+from spela_kernels.rules import AdamRule, SgdRule
+
+__all__ = ["SMALL", "Planned", "fits", "is_built", "norm_fits", "norm_rows", "rates_of", "run"]
+
+_steps: Any = None
+with contextlib.suppress(ImportError):  # no compiler was there at installation
+    _steps = import_module("spela_kernels.linear._steps")
+
+# Multiply-adds of a layer's product up to which it is small: our own products on one thread are fastest then.
+SMALL = 1 << 21
+_CODES = OBJECTIVES | {"softmax": 5}
+_ACTIVATIONS = {"leaky_relu": 0, "identity": 0, "relu": 1, "gelu": 2}
+# struct layer of steps.c
+_LAYER = struct.Struct("@6q7P8d")
+
+
+class Planned(NamedTuple):
+    """A layer that takes steps."""
+
+    params: Parameters
+    vectors: Tensor  # (C, O)
+    settings: Settings
+    rule: SgdRule | AdamRule
+    first: Buffers  # as in `Step`
+    second: Buffers
+    norm: float = 0.0  # that rows of its input are scaled to; 0: they are left as they are
+
+
+def is_built() -> bool:
+    """Whether the compiled steps were built at installation.
+
+    Example:
+        >>> is_built() in (True, False)
+        True
+    """
+    return _steps is not None
+
+
+def norm_fits(x: Tensor) -> bool:
+    """Whether `norm_rows` was built and takes this tensor, and nothing is to be recorded of it.
+
+    Args:
+        x: Any tensor.
+    """
+    return (
+        _steps is not None
+        and x.dim() == 2
+        and x.dtype == torch.float32
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and x.is_contiguous()
+        and runs_as_written(x)
+    )
+
+
+def norm_rows(x: Tensor, norm: float) -> Tensor:
+    """x / max(|x|, 1e-12) * norm by row, as inside a step.
+
+    Args:
+        x: (B, I) float32 on the CPU, rows packed; `norm_fits` has taken it.
+        norm: Above 0.
+
+    Returns:
+        (B, I).
+
+    Example:
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> not norm_fits(x) or norm_rows(x, 10.0).tolist() == [[6.0, 8.0]]
+        True
+    """
+    y = torch.empty_like(x)
+    _steps.norm(x.data_ptr(), x.shape[0], x.shape[1], norm, y.data_ptr())
+    return y
+
+
+def fits(layer: Planned, batch: int) -> bool:
+    """Whether the compiled steps were built and take this layer.
+
+    Args:
+        layer: On the CPU.
+        batch: B.
+    """
+    weight, bias, slope = layer.params
+    settings, rule = layer.settings, layer.rule
+    if (
+        _steps is None
+        or slope is not None
+        or batch * max(weight.numel(), layer.vectors.numel()) > SMALL
+        or settings.objective not in _CODES
+        or not get_objective(settings.objective).in_kernels
+        or settings.activation not in _ACTIVATIONS
+        or not get_activation(settings.activation).in_kernels
+        or (isinstance(rule, SgdRule) and rule.nesterov)
+        or pinned_library() not in (None, "compiled")
+        or not linear_fits(layer.vectors, weight, bias)
+    ):
+        return False
+    buffers = (*layer.first, *layer.second)
+    return all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in buffers)
+
+
+def rates_of(rule: SgdRule | AdamRule, lr: float, number: float) -> tuple[float, float]:
+    """A step's rate and the spread of Adam's second moments.
+
+    Args:
+        rule: Of the layer.
+        lr: As float32 has it.
+        number: Of the step, counted from 1.
+
+    Example:
+        >>> rates_of(SgdRule(), 0.5, 1)
+        (0.5, 0.0)
+    """
+    if isinstance(rule, SgdRule):
+        return lr, 0.0
+    return lr / (1 - rule.beta1**number), (1 - rule.beta2**number) ** -0.5
+
+
+def run(
+    layers: Sequence[Planned],
+    x: Tensor,
+    target: Tensor,
+    batch_size: int,
+    rates: Sequence[tuple[float, float]],
+) -> tuple[Tensor, Tensor]:
+    """A step on every batch: each layer learns right after its own forward, and the next one follows.
+
+    Args:
+        layers: First to last; each `fits`, and takes as many inputs as the one before has outputs.
+        x: (N, I) float32, rows packed, N at least 1.
+        target: (N,) int64 labels, checked, packed.
+        batch_size: B; the last batch may be smaller.
+        rates: `rates_of` every step and layer, a step's layers together.
+
+    Returns:
+        losses (steps, layers) from before the updates, and the last layer's output for the last batch.
+
+    Source: `reference.py` and `rules.py`, whose mathematics this is.
+    """
+    samples = len(target)
+    count = -(-samples // batch_size)
+    last = layers[-1].params.weight
+    losses = x.new_empty(count, len(layers))
+    y = x.new_empty(min(samples, batch_size), last.shape[0])
+    numbers = torch.tensor(rates, dtype=torch.float64, device="cpu")
+    _steps.run(
+        b"".join(map(_packed, layers)), x.data_ptr(), target.data_ptr(), samples, batch_size,
+        numbers.data_ptr(), NORM_EPS, COSINE_MARGIN, losses.data_ptr(), y.data_ptr(),
+    )  # fmt: skip
+    return losses, y[: samples - (count - 1) * batch_size]
+
+
+def _packed(layer: Planned) -> bytes:
+    weight, bias, _ = layer.params
+    settings, rule = layer.settings, layer.rule
+    places = (t.data_ptr() if t is not None else 0 for t in (*layer.first[:2], *layer.second[:2]))
+    first, bias_first, second, bias_second = places
+    momentum = rule.momentum if isinstance(rule, SgdRule) else 0.0
+    shares = (
+        (1 - rule.beta1, 1 - rule.beta2, rule.eps)
+        if isinstance(rule, AdamRule)
+        else (0.0, 0.0, 0.0)
+    )
+    return _LAYER.pack(
+        weight.shape[1], weight.shape[0], layer.vectors.shape[0], _CODES[settings.objective],
+        _ACTIVATIONS[settings.activation], isinstance(rule, AdamRule),
+        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), layer.vectors.data_ptr(),
+        first, second, bias_first, bias_second,
+        layer.norm, settings.negative_slope if settings.activation == "leaky_relu" else 1.0,
+        settings.scale, momentum, rule.weight_decay, *shares,
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""The paper's figures beside ours: what is compared, what is judged, and the words for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spela.reports.published import beside_published, verdict
+
+
+def _figure(
+    mean: float, sd: float | None, published: float | None = None, published_sd: float | None = None
+) -> dict[str, Any]:
+    if published is None:
+        return {"mean": mean, "sd": sd}
+    return {
+        "mean": mean,
+        "sd": sd,
+        "published": published,
+        "published_sd": published_sd,
+        "is_published": True,
+        "difference": mean - published,
+    }
+
+
+def _row(name: str, data: str, *accuracy: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "row": name,
+        "data": data,
+        "epochs": 20,
+        "head_epochs": 0,
+        "batch_statistics": False,
+        "accuracy": list(accuracy),
+        **more,
+    }
+
+
+TABLE = {
+    "rows": [
+        _row("tmlr", "mnist", _figure(91.2, 0.1, 91.09, 0.12), _figure(93.0, 0.2, 94.41, 0.49)),
+        _row("tmlr", "kmnist", _figure(84.0, None), _figure(94.0, None, 93.63)),
+        _row("one epoch", "mnist", _figure(70.0, 0.1), _figure(88.0, 0.4, 86.53), epochs=1),
+        _row("best", "mnist", _figure(98.0, 0.1)),
+        {"row": "not run", "data": "mnist"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ((94.0, 0.2, 94.6, 0.4), "within"),
+        ((94.0, 0.2, 94.7, 0.4), "below"),
+        ((94.0, 0.2, 93.3, 0.4), "above"),
+        ((94.0, 0.2, 93.7, None), "above"),
+        ((94.0, None, 93.9, 5.0), "one seed"),
+    ],
+)
+def test_a_figure_is_judged_by_both_deviations(ours: tuple[Any, ...], expected: str) -> None:
+    assert verdict(_figure(*ours)) == expected
+
+
+def test_a_line_a_network_and_a_column_a_dataset() -> None:
+    found = beside_published(TABLE)
+    assert found is not None
+    assert found["columns"] == ["row", "mnist", "kmnist"]
+    assert found["rows"] == [
+        [
+            ["tmlr"],
+            [
+                "published 91.09 ± 0.12 / 94.41 ± 0.49",
+                "ours, 20 epochs: 91.20 ± 0.10 / 93.00 ± 0.20",
+                "+0.11 / -1.41 ▼",
+            ],
+            ["published (layer 2) 93.63", "ours, 20 epochs: 94.00", "+0.37 ?"],
+        ],
+        [
+            ["one epoch"],
+            ["published (layer 2) 86.53", "ours, 1 epoch: 88.00 ± 0.40", "+1.47 ▲"],
+            [],
+        ],
+    ]
+
+
+def test_the_sentence_counts_and_names_the_farthest_miss() -> None:
+    found = beside_published(TABLE)
+    assert found is not None
+    assert found["sentence"] == (
+        "Of 3 published figures with seeds enough to judge, 1 is within both deviations, 1 is exceeded (▲) "
+        "and 1 is missed (▼). The farthest miss is -1.41 points (tmlr on mnist, layer 2). 1 of one seed is "
+        "not judged (?)."
+    )
+
+
+def test_figures_read_with_batch_statistics_are_compared_in_that_reading() -> None:
+    figure = _figure(80.0, 0.1, 82.0) | {"difference": 83.0 - 82.0}
+    row = _row("cnn", "cifar10", figure, batch_statistics=True)
+    row["test_accuracy_batch_statistics"] = [{"mean": 83.0, "sd": 0.3, "n": 3}]
+    found = beside_published({"rows": [row]})
+    assert found is not None
+    assert found["rows"][0][1][1:] == ["ours, 20 epochs: 83.00 ± 0.30", "+1.00 ▲"]
+
+
+def test_without_a_published_figure_there_is_nothing() -> None:
+    measured = _figure(90.0, 0.1, 91.0) | {"is_published": False}
+    assert beside_published({"rows": [_row("best", "mnist", measured)]}) is None

@@ -1,0 +1,183 @@
+"""Many steps in one call: the bits of the steps one by one, and nothing done where something is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spela import RowNorm, SpelaLinear, SpelaSequential
+from spela.optim import LocalAdam, LocalSGD
+from spela_kernels.linear import steps
+
+Make = Callable[[Any], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": lambda params: LocalSGD(params, 0.1),
+    "momentum": lambda params: LocalSGD(params, 0.1, momentum=0.9, weight_decay=1e-2),
+    "nesterov": lambda params: LocalSGD(params, 0.1, momentum=0.9, nesterov=True),
+    "adam": lambda params: LocalAdam(params, 1e-2, weight_decay=1e-2),
+    "torch": lambda params: torch.optim.Adam(params, 1e-2),
+}
+RATES = [0.1, 0.05, 0.02]
+
+
+def _net(*between: nn.Module, objective: str = "softmax", **settings: Any) -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    first, second, third = (
+        SpelaLinear(inputs, outputs, 5, objective=objective, generator=g, **settings)
+        for inputs, outputs in ((6, 20), (20, 17), (17, 8))
+    )
+    return SpelaSequential(first, RowNorm("rms"), second, *between, RowNorm("unit"), third)
+
+
+def _data(samples: int = 23) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(samples, 6, generator=g), torch.randint(5, (samples,), generator=g)
+
+
+def _one_by_one(net: SpelaSequential, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Every layer's own step, and the norms' own forward."""
+    x, target = _data()
+    losses = []
+    for rate, batch, labels in zip(RATES, x.split(10), target.split(10), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for module in net:
+            if isinstance(module, SpelaLinear):
+                loss, batch = module.local_step(batch, labels, optimizer)
+                losses.append(loss)
+            else:
+                batch = module(batch)
+    return torch.stack(losses).reshape(3, 3)
+
+
+def _state(net: SpelaSequential, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    state = [v for p in net.parameters() for v in optimizer.state[p].values()]
+    return [*net.parameters(), *(v for v in state if isinstance(v, Tensor))]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("objective", ["log", "softmax"])
+def test_steps_have_the_bits_of_layers_one_by_one(objective: str, optimizer: str) -> None:
+    x, target = _data()
+    one, many, ones = (_net(objective=objective) for _ in range(3))
+    make = OPTIMIZERS[optimizer]
+    first, second, third = (make(net.parameters()) for net in (one, many, ones))
+    expected = _one_by_one(one, first)
+    assert torch.equal(many.local_steps(x, target, second, 10, RATES), expected)
+    for rate, batch, labels in zip(RATES, x.split(10), target.split(10), strict=True):
+        for group in third.param_groups:
+            group["lr"] = rate
+        ones.local_step(batch, labels, third)
+    for net, other in ((many, second), (ones, third)):
+        for ours, theirs in zip(_state(net, other), _state(one, first), strict=True):
+            assert torch.equal(ours, theirs)
+        assert [group["lr"] for group in other.param_groups] == [RATES[-1]]
+
+
+@pytest.mark.skipif(not steps.is_built(), reason="the passes were not built")
+def test_a_small_stack_takes_all_steps_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    run = steps.run
+
+    def counted(layers: Any, *rest: Any) -> Any:
+        calls.append(len(layers))
+        return run(layers, *rest)
+
+    monkeypatch.setattr("spela.optim.run", counted)
+    x, target = _data()
+    net = _net(nn.Dropout().eval())
+    net.local_steps(x, target, LocalAdam(net.parameters()), 10)
+    assert calls == [3]
+
+
+def _with_hook(net: SpelaSequential) -> SpelaSequential:
+    net[2].register_forward_hook(lambda module, args, y: 2 * y)
+    return net
+
+
+def _frozen(net: SpelaSequential) -> SpelaSequential:
+    net[0].requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_with_hook, _frozen, lambda net: net.append(nn.Identity()).append(SpelaLinear(8, 8, 5))],
+    ids=["hook", "frozen", "another module"],
+)
+def test_what_one_call_does_not_know_is_done_step_by_step(
+    change: Callable[[SpelaSequential], SpelaSequential],
+) -> None:
+    x, target = _data(10)
+    torch.manual_seed(3)
+    net = change(_net())
+    torch.manual_seed(3)
+    same = change(_net())
+    losses = net.local_steps(x, target, LocalSGD(net.parameters(), 0.1), 10)
+    expected = same.local_losses(x, target)
+    torch.testing.assert_close(losses[0], expected.detach())
+    optimizer = torch.optim.SGD([p for p in same.parameters() if p.requires_grad], 0.1)
+    expected.sum().backward()
+    optimizer.step()
+    for ours, theirs in zip(net.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_dropout_draws_as_step_by_step() -> None:
+    x, target = _data(20)
+    results = []
+    for many in (True, False):
+        net = _net(nn.Dropout(0.5))
+        optimizer = LocalAdam(net.parameters(), 1e-2)
+        torch.manual_seed(0)
+        if many:
+            net.local_steps(x, target, optimizer, 10)
+        else:
+            for batch, labels in zip(x.split(10), target.split(10), strict=True):
+                net.local_step(batch, labels, optimizer)
+        results.append([p.detach().clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (torch.tensor([0, 1, 5]), {}, "must hold labels 0..4, got 5"),
+        (torch.tensor([0, 1]), {}, "one label per sample"),
+        (torch.tensor([0, 1, 2]), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (torch.tensor([0, 1, 2]), {"rates": [0.1]}, "2 steps need as many rates, got 1"),
+        (
+            torch.tensor([0, 1, 2]),
+            {"rates": [0.1, -1.0]},
+            "`rates` must be finite and >= 0, got -1",
+        ),
+    ],
+)
+def test_what_is_refused_leaves_the_weights(
+    target: Tensor, options: dict[str, Any], message: str
+) -> None:
+    net = _net()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=message):
+        net.local_steps(
+            torch.ones(3, 6),
+            target,
+            LocalSGD(net.parameters(), 0.1),
+            **{"batch_size": 2, **options},
+        )
+    unchanged = all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert unchanged
+
+
+def test_step_hooks_of_the_optimizer_are_called_for_every_layer_and_step() -> None:
+    x, target = _data(20)
+    net = _net()
+    optimizer = LocalSGD(net.parameters(), 0.1)
+    seen: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    net.local_steps(x, target, optimizer, 10)
+    assert len(seen) == 6
