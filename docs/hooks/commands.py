@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer
@@ -18,6 +19,9 @@ def command_reference() -> str:
     """Every command with its arguments and options, as Markdown below a page's title."""
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="spela")
+    # A help text shows its examples as indented lines.
+    text = re.sub(r"\nExamples:\n((?:  .+\n)+)", r"\n**Examples**:\n\n```bash\n\1```\n", text)
+    text = re.sub(r"^  (spela .*)$", r"\1", text, flags=re.MULTILINE)
     _, *commands = text.split("\n## ")
     return "".join(f"\n## {command}" for command in commands)
 
