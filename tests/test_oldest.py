@@ -22,6 +22,6 @@ def test_every_dependency_has_a_lowest_version_and_gets_it() -> None:
     assert len(others) == len(pinned)
     for line in others:
         name = re.split("[>=]=", line)[0]
-        bound = line.removeprefix(name)[2:].split(";")[0]
+        bound = line.removeprefix(name)[2:].split(";")[0].split(",")[0]
         assert pinned[name] == bound, line
         assert re.fullmatch(r"\d+(\.\d+)*", bound), line

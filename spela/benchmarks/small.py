@@ -8,29 +8,26 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn import datasets
-from sklearn.neural_network import MLPClassifier
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from spela.estimator import SpelaClassifier
+__all__ = ["SMALL_DATA", "SMALL_FITS", "fit_steps", "small_data"]
 
-__all__ = ["SMALL_DATA", "SMALL_FITS", "fit_steps"]
-
-SMALL_DATA = {
-    "digits": datasets.load_digits,
-    "breast cancer": datasets.load_breast_cancer,
-    "wine": datasets.load_wine,
-}
+# Under their names in sklearn.datasets. It is imported where it is needed: a GPU's machine may lack it.
+SMALL_DATA = {"digits": "load_digits", "breast cancer": "load_breast_cancer", "wine": "load_wine"}
 LAYERS = (100, 100)
 Fit = Callable[[np.ndarray, np.ndarray, int], object]
 
 
 def _spela(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
+    from spela.estimator import SpelaClassifier
+
     return SpelaClassifier(LAYERS, max_iter=epochs, random_state=0).fit(x, y)
 
 
 def _mlp_classifier(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.preprocessing import StandardScaler
+
     # It would stop before the last epoch where its loss stands still.
     model = MLPClassifier(LAYERS, max_iter=epochs, n_iter_no_change=epochs, random_state=0)
     with warnings.catch_warnings():
@@ -40,6 +37,8 @@ def _mlp_classifier(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
 
 def _torch_loop(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
     """Backprop as people write it, on tensors in memory: MLPClassifier's layers and batches."""
+    from sklearn.preprocessing import StandardScaler
+
     rows = torch.as_tensor(StandardScaler().fit_transform(x), dtype=torch.float32)
     labels = torch.as_tensor(y)
     net = nn.Sequential(
@@ -66,6 +65,22 @@ SMALL_FITS: dict[str, Fit] = {
 """Whole fits by name; each takes (N, I) features, (N,) labels and the number of epochs."""
 
 
+def small_data(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, I) and labels (N,).
+
+    Args:
+        name: A key of `SMALL_DATA`.
+
+    Example:
+        >>> small_data("wine")[0].shape
+        (178, 13)
+    """
+    from sklearn import datasets
+
+    x, y = getattr(datasets, SMALL_DATA[name])(return_X_y=True)
+    return x, y
+
+
 def fit_steps(data: str, epochs: int) -> dict[str, Callable[[], object]]:
     """What to time: one fit each.
 
@@ -77,5 +92,5 @@ def fit_steps(data: str, epochs: int) -> dict[str, Callable[[], object]]:
         >>> sorted(fit_steps("wine", 1))
         ['mlp_classifier', 'spela', 'torch_loop']
     """
-    x, y = SMALL_DATA[data](return_X_y=True)
+    x, y = small_data(data)
     return {name: partial(fit, x, y, epochs) for name, fit in SMALL_FITS.items()}

@@ -105,8 +105,8 @@ def reproduce_command(
     readme: Annotated[
         Path | None,
         path_option(
-            help="With --page: also bring its headline rows between this file's summary:begin and "
-            "summary:end up to date.",
+            help="Bring its headline rows between this file's summary:begin and summary:end up to date, "
+            "too (needs --page).",
             panel=_RESULTS,
         ),
     ] = None,

@@ -20,6 +20,7 @@ def flush_denormals() -> Iterator[None]:
     Source: torch.set_flush_denormal.
 
     Example:
+        >>> import torch
         >>> with flush_denormals():
         ...     torch.tensor(1e-40).item()
         0.0

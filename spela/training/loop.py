@@ -313,7 +313,7 @@ class Trainer:
             freeze(self.module, len(config.channels), epoch >= config.epochs)
         # What an epoch draws anew goes through the convolutions anew; processes share them.
         drawn = config.augment or config.input_dropout > 0
-        if epoch < config.epochs or drawn or not isinstance(self.module, SpelaSequential):
+        if epoch < config.epochs or drawn or type(self.module) is not SpelaSequential:
             return self._whole
         if self._head is None:
             precision = self._precision(data.train_x.device)

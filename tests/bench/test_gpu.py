@@ -154,7 +154,7 @@ def test_what_stands_in_for_torch_has_its_names() -> None:
 
 
 def test_times_of_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(graph: object) -> None:
+    def refuse(graph: object, **settings: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     calls = []

@@ -35,6 +35,13 @@ Optimizers = dict[str, Callable[[nn.Module], torch.optim.Optimizer]]
 B, C = 6, 3
 
 
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiled calls of small stacks, which a CPU takes where nothing records operators."""
+    monkeypatch.setattr("spela.network.chain_of", lambda *given: None)
+    monkeypatch.setattr("spela.layers.normalize.norm_fits", lambda x: False)
+
+
 def _linear(objective: str = "log", activation: str = "leaky_relu") -> Build:
     def build(g: torch.Generator) -> SpelaSequential:
         settings: dict[str, Any] = {"objective": objective, "activation": activation}

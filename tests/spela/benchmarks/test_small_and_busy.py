@@ -11,13 +11,13 @@ import torch
 
 from spela.benchmarks import run_groups
 from spela.benchmarks.busy import busy_processes
-from spela.benchmarks.small import SMALL_DATA, SMALL_FITS
+from spela.benchmarks.small import SMALL_DATA, SMALL_FITS, small_data
 from spela.estimator import SpelaClassifier
 
 
 @pytest.mark.parametrize("name", SMALL_FITS)
 def test_fits_learn_for_the_epochs_asked(name: str) -> None:
-    x, y = SMALL_DATA["wine"](return_X_y=True)
+    x, y = small_data("wine")
     model = SMALL_FITS[name](x, y, 30)
     if isinstance(model, torch.nn.Module):
         rows = torch.as_tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32)

@@ -118,7 +118,7 @@ def test_a_run_of_convolutions_trains_without_torch(trained_cnn, tmp_path, monke
 
 def test_the_code_of_the_documentation_runs(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported)
-    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
     blocks = [part.split("```")[0] for part in page.split("```python")[1:]]
     assert len(blocks) == 2
     scopes: list[dict[str, object]] = [{}, {}]

@@ -318,7 +318,7 @@ def test_saves_of_two_processes_wait_for_each_other(
 
 
 def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "streaming.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "concepts" / "streaming.md").read_text(encoding="utf-8")
     blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
     assert len(blocks) >= 3
     namespace: dict[str, object] = {}
