@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from spela.early_exit import ExitPolicy, Prediction, exit_thresholds, margin_and_label
 from spela.layers import Frozen, LocalLayer
-from spela.layers.chain import chain_of
+from spela.layers.chain import chain_of, is_flatten
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
 from spela.layers.steps import check_step, learning
-from spela_kernels.contracts import check_tensors
+from spela_kernels.contracts import check_labels, check_target, check_tensors
 from spela_kernels.precision import recordable
 
 __all__ = ["SpelaSequential"]
+
+_FLOAT32 = torch.finfo(torch.float32).max
 
 
 def _check_batch(x: Tensor) -> None:
@@ -215,12 +217,16 @@ class SpelaSequential(nn.Sequential):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         steps = -(-len(x) // batch_size)
-        if rates is not None and len(rates) != steps:
-            raise ValueError(f"{steps} steps need as many rates, got {len(rates)}")
-        wrong = [rate for rate in rates or () if not 0 <= rate < math.inf]
-        if wrong:
-            raise ValueError(f"`rates` must be finite and >= 0, got {wrong[0]}")
+        if rates is not None:
+            rates = [float(rate) for rate in rates]  # an array's and a tensor's, too
+            if len(rates) != steps:
+                raise ValueError(f"{steps} steps need as many rates, got {len(rates)}")
+            wrong = [rate for rate in rates if not 0 <= rate <= _FLOAT32]
+            if wrong:
+                raise ValueError(f"`rates` must be finite in float32 and >= 0, got {wrong[0]}")
         modules = list(self._checked())
+        check_target(x, target)
+        check_labels(target, self.local_layers[-1].num_classes)  # of all batches, before the first
         check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
         if not self._forward_pre_hooks:
             done = self._chained(modules, x, target, optimizer, batch_size, rates)
@@ -248,7 +254,10 @@ class SpelaSequential(nn.Sequential):
         """Losses (steps, L) of steps in one call; None where there is no such call for this network."""
         if torch.compiler.is_compiling() or not isinstance(optimizer, FusedOptimizer):
             return None
-        chain = chain_of((module for module, _ in modules), x, target)
+        stack = [module for module, _ in modules]
+        if is_flatten(stack[0]):
+            x, stack = x.flatten(1), stack[1:]
+        chain = chain_of(stack, x, target)
         if chain is None:
             return None
         return optimizer.linear_steps(chain, x, target.contiguous(), batch_size, rates)

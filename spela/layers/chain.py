@@ -15,10 +15,24 @@ from spela_kernels.contracts import Settings, check_labels, check_target
 from spela_kernels.linear import Parameters
 from spela_kernels.precision import runs_as_written
 
-__all__ = ["chain_of", "steps_a_call"]
+__all__ = ["chain_of", "is_flatten", "steps_a_call"]
 
 # Multiply-adds of one call: a tenth of a second at most of any processor.
 _A_CALL = 500_000_000
+
+
+def is_flatten(module: nn.Module) -> bool:
+    """Whether a module makes each sample a row, and nothing watches it.
+
+    Example:
+        >>> is_flatten(nn.Flatten()), is_flatten(nn.Flatten(2))
+        (True, False)
+    """
+    return (
+        type(module) is nn.Flatten
+        and (module.start_dim, module.end_dim) == (1, -1)
+        and not (module._forward_pre_hooks or module._forward_hooks)
+    )
 
 
 def chain_of(modules: Iterable[nn.Module], x: Tensor, target: Tensor) -> list[ChainLayer] | None:

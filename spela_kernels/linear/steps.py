@@ -7,6 +7,7 @@ for all layers and as many batches as there are. Axes: N samples, B batch, I in,
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,6 +20,7 @@ from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
 from spela_kernels.cosines import NORM_EPS
 from spela_kernels.cpu.gemm_choice import pinned_library
+from spela_kernels.cpu.products import fits as products_fit
 from spela_kernels.cpu.products import linear_fits
 from spela_kernels.linear.compiled import OBJECTIVES
 from spela_kernels.linear.types import Buffers, Parameters
@@ -120,8 +122,18 @@ def fits(layer: Planned, batch: int) -> bool:
         or not linear_fits(layer.vectors, weight, bias)
     ):
         return False
-    buffers = (*layer.first, *layer.second)
-    return all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in buffers)
+    outputs = weight.shape[0]
+    if layer.vectors.shape[1:] != (outputs,) or (bias is not None and bias.shape != (outputs,)):
+        return False
+    if not 0 < settings.scale < math.inf:
+        return False
+    # Read and written by address: an optimizer's state may have been loaded, of any shape.
+    return all(
+        t is None
+        or (p is not None and t.shape == p.shape and t.device == p.device and products_fit(t))
+        for buffers in (layer.first, layer.second)
+        for t, p in zip(buffers, layer.params, strict=True)
+    )
 
 
 def rates_of(rule: SgdRule | AdamRule, lr: float, number: float) -> tuple[float, float]:

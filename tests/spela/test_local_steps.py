@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,10 +151,11 @@ def test_dropout_draws_as_step_by_step() -> None:
         (torch.tensor([0, 1]), {}, "one label per sample"),
         (torch.tensor([0, 1, 2]), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (torch.tensor([0, 1, 2]), {"rates": [0.1]}, "2 steps need as many rates, got 1"),
+        (torch.tensor([0, 1, 2]), {"rates": [0.1, -1.0]}, "finite in float32 and >= 0, got -1"),
         (
             torch.tensor([0, 1, 2]),
-            {"rates": [0.1, -1.0]},
-            "`rates` must be finite and >= 0, got -1",
+            {"rates": [0.1, 1e39]},
+            r"finite in float32 and >= 0, got 1e\+39",
         ),
     ],
 )
@@ -171,6 +173,50 @@ def test_what_is_refused_leaves_the_weights(
         )
     unchanged = all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert unchanged
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_rates_may_be_an_array(kind: Callable[[list[float]], Any]) -> None:
+    x, target = _data()
+    nets = _net(), _net()
+    for net, rates in zip(nets, (RATES, kind(RATES)), strict=True):
+        net.local_steps(x, target, LocalAdam(net.parameters()), np.int64(10), rates)
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_wrong_label_of_a_late_batch_is_found_before_the_first_step() -> None:
+    x, target = _data()
+    target[-1] = 5
+    net = _net(nn.Identity())  # step by step
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=r"must hold labels 0\.\.4, got 5"):
+        net.local_steps(x, target, LocalSGD(net.parameters(), 0.1), 10)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_a_state_of_another_shape_is_refused() -> None:
+    x, target = _data()
+    net = _net()
+    optimizer = LocalAdam(net.parameters())
+    net.local_steps(x, target, optimizer, 10)
+    optimizer.state[net[0].weight]["exp_avg"] = torch.zeros(3)  # as a foreign file may hold
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="exp_avg of weight"):
+        net.local_steps(x, target, optimizer, 10)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.skipif(not steps.is_built(), reason="the passes were not built")
+def test_images_are_flattened_in_front_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, target = _data()
+    rows, images = _net(), SpelaSequential(nn.Flatten(), *_net())
+    rows.local_steps(x, target, LocalSGD(rows.parameters(), 0.1), 10)
+    monkeypatch.setattr(SpelaLinear, "local_step", None)  # not called
+    images.local_steps(x.reshape(-1, 2, 3), target, LocalSGD(images.parameters(), 0.1), 10)
+    assert all(
+        torch.equal(a, b) for a, b in zip(rows.parameters(), images.parameters(), strict=True)
+    )
 
 
 def test_step_hooks_of_the_optimizer_are_called_for_every_layer_and_step() -> None:
