@@ -13,6 +13,8 @@ from spela.data.prepare import prepare
 
 __all__ = ["Batches", "epoch_generator"]
 
+_NUMPY = (torch.uint8, torch.float32, torch.float64, torch.int64)
+
 
 class Batches:
     """Iterate over (inputs, labels) mini-batches; each iteration is one epoch.
@@ -99,7 +101,7 @@ class Batches:
 
     def _shuffled(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for index in order.split(self.batch_size)[: len(self)]:
-            yield self._inputs(self.x.index_select(0, index)), self.y.index_select(0, index)
+            yield self._inputs(_gathered(self.x, index)), _gathered(self.y, index)
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self) * self.batch_size, self.batch_size):
@@ -108,6 +110,17 @@ class Batches:
 
     def _inputs(self, x: Tensor) -> Tensor:
         return prepare(x if self.augment is None else self.augment(x))
+
+
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x, on the CPU by NumPy: a copy of rows gains little from torch's threads, and waits for them
+    where other processes hold the cores."""
+    if x.device.type != "cpu" or x.dtype not in _NUMPY or x.requires_grad:
+        return x.index_select(0, index)
+    rows = torch.empty((len(index), *x.shape[1:]), dtype=x.dtype)
+    # The indices are a permutation's; "raise" would copy through a buffer to check them.
+    np.take(x.numpy(), index.numpy(), axis=0, out=rows.numpy(), mode="clip")
+    return rows
 
 
 def epoch_generator(seed: int, epoch: int, *stream: int) -> torch.Generator:
