@@ -200,8 +200,8 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
         group = self._group_of(layer.params.weight)
         rule = SgdRule(group["momentum"], group["weight_decay"], group["nesterov"])
         first = tuple(self._momenta(rule._asdict(), *layer.params))
-        params, vectors, settings, norm = layer
-        return Planned(params, vectors, settings, rule, first, NO_BUFFERS, norm), 0.0
+        params, vectors, settings, *inputs = layer
+        return Planned(params, vectors, settings, rule, first, NO_BUFFERS, *inputs), 0.0
 
     def update(self, gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
         """SGD's update of parameters in place: see `spela_kernels.rules.update_`."""
@@ -282,9 +282,9 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         beta1, beta2 = group["betas"]
         rule = AdamRule(beta1, beta2, group["eps"], group["weight_decay"])
         first, second = self._moments(*layer.params)
-        params, vectors, settings, norm = layer
+        params, vectors, settings, *inputs = layer
         count = float(self.state[params.weight]["step"])
-        return Planned(params, vectors, settings, rule, tuple(first), tuple(second), norm), count
+        return Planned(params, vectors, settings, rule, tuple(first), tuple(second), *inputs), count
 
     def _count(self, *parameters: Tensor | None, steps: int = 1) -> None:
         for parameter in parameters:

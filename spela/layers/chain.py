@@ -1,4 +1,4 @@
-"""Stacks of linear layers whose steps may be one call: layers that learn and norms between them."""
+"""Stacks of linear layers whose steps may be one call: layers that learn, norms and dropout between them."""
 
 from __future__ import annotations
 
@@ -53,21 +53,23 @@ def chain_of(modules: Iterable[nn.Module], x: Tensor, target: Tensor) -> list[Ch
     if x.dim() != 2 or x.dtype != torch.float32 or len(x) == 0 or not x.is_contiguous():
         return None
     chain: list[ChainLayer] = []
-    features, norm = x.shape[1], 0.0
+    features, norm, dropout = x.shape[1], 0.0, 0.0
     for module in modules:
         if module._forward_pre_hooks or module._forward_hooks:
             return None
         kind = type(module)
         if kind is SpelaLinear:
-            entry = _entry(module, norm)  # type: ignore[arg-type]
+            entry = _entry(module, norm, dropout)  # type: ignore[arg-type]
             if entry is None or entry.params.weight.shape[1] != features:
                 return None
             chain.append(entry)
-            features, norm = entry.params.weight.shape[0], 0.0
-        elif kind is RowNorm and norm == 0:
+            features, norm, dropout = entry.params.weight.shape[0], 0.0, 0.0
+        elif kind is RowNorm and norm == dropout == 0:
             norm = module.length(features)  # type: ignore[operator]
-        elif kind is not nn.Dropout or (module.training and module.p != 0):
+        elif kind is not nn.Dropout or (module.training and (dropout > 0 or module.p == 1)):
             return None
+        elif module.training:
+            dropout = module.p  # type: ignore[assignment]
     if not chain or not runs_as_written(x, target):
         return None
     check_target(x, target)
@@ -75,7 +77,7 @@ def chain_of(modules: Iterable[nn.Module], x: Tensor, target: Tensor) -> list[Ch
     return chain
 
 
-def _entry(layer: SpelaLinear, norm: float) -> ChainLayer | None:
+def _entry(layer: SpelaLinear, norm: float, dropout: float) -> ChainLayer | None:
     own = layer._parameters
     weight, bias, slope = (own.get(name) for name in ("weight", "bias", "slope"))
     if weight is None or not weight.requires_grad or slope is not None:
@@ -85,7 +87,7 @@ def _entry(layer: SpelaLinear, norm: float) -> ChainLayer | None:
     settings = Settings(layer.activation, layer.negative_slope, layer.objective, layer.scale)
     if not runs_as_written(weight) or select_backend(weight.device, settings) != "cpu":
         return None
-    return ChainLayer(Parameters(weight, bias, None), layer.vectors, settings, norm)
+    return ChainLayer(Parameters(weight, bias, None), layer.vectors, settings, norm, dropout)
 
 
 def steps_a_call(net: nn.Module, batch_size: int) -> int:

@@ -24,6 +24,7 @@ class ChainLayer(NamedTuple):
     vectors: Tensor  # (C, O)
     settings: Settings
     norm: float  # that rows of its input are scaled to; 0: they are left as they are
+    dropout: float  # probability that a number of its input, then, becomes zero
 
 
 class FusedOptimizer(ABC):

@@ -15,6 +15,7 @@ static const struct products *products;
 /* What `steps.py` packs, field by field. */
 struct layer {
     int64_t inputs, outputs, classes, objective, activation, adam; /* objective: as in rows.h, or SOFTMAX */
+    int64_t dropout;                                               /* whether its inputs are multiplied by masks */
     float *weight, *bias;                              /* (O, I), (O,) or 0 */
     const float *vectors;                              /* (C, O) */
     float *first, *second, *bias_first, *bias_second;  /* momentum or moments, or 0 */
@@ -83,6 +84,14 @@ void spela_scale(const float *restrict x, int64_t size, float factor, float *res
 {
     for (int64_t j = 0; j < size; j++)
         y[j] = factor * x[j];
+}
+
+/* y_j = factors_j x_j; y may be x */
+FOR_EVERY_PROCESSOR
+void spela_mask(const float *x, const float *restrict factors, int64_t size, float *y)
+{
+    for (int64_t j = 0; j < size; j++)
+        y[j] = factors[j] * x[j];
 }
 
 /* y (B, I) = rows of x with the norm given */
@@ -237,12 +246,13 @@ static int64_t room(const struct layer *layers, int64_t depth, int64_t batch, in
     return most + 3 * batch * *width;
 }
 
-/* run(layers, x (N, I), target (N,), N, B, rates (steps, depth, 2), eps, margin, losses (steps, depth),
+/* run(layers, x (N, I), target (N,), N, B, rates (steps, depth, 2), masks, eps, margin, losses (steps, depth),
  *     y (B, O) of the last layer): weights, biases and their state are updated, losses and y written. `layers`: bytes
- * of struct layer. Batches of B samples, the last one may be smaller; y is that one's, each batch writes it. */
+ * of struct layer. `masks`: (B, I) of each layer with dropout, batch by batch. Batches of B samples, the last one may
+ * be smaller; y is that one's, each batch writes it. */
 static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (!has(count, 10) || !PyBytes_Check(args[0]))
+    if (!has(count, 11) || !PyBytes_Check(args[0]))
         return NULL;
     const struct layer *layers = (const struct layer *)PyBytes_AS_STRING(args[0]);
     int64_t depth = PyBytes_GET_SIZE(args[0]) / (int64_t)sizeof *layers, width;
@@ -250,8 +260,9 @@ static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
     const int64_t *target = address(args[2]);
     int64_t samples = integer(args[3]), batch = integer(args[4]);
     const double *rates = address(args[5]);
-    double eps = real(args[6]), margin = real(args[7]);
-    float *losses = address(args[8]), *last = address(args[9]);
+    const float *mask = address(args[6]);
+    double eps = real(args[7]), margin = real(args[8]);
+    float *losses = address(args[9]), *last = address(args[10]);
     if (PyErr_Occurred())
         return NULL;
     float *memory = PyMem_RawMalloc((size_t)room(layers, depth, batch, &width) * sizeof *memory);
@@ -266,6 +277,11 @@ static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
             float *y = i + 1 < depth ? outputs + (i % 2) * batch * width : last;
             if (layers[i].norm > 0) {
                 norm_rows(input, size, layers[i].inputs, layers[i].norm, normed);
+                input = normed;
+            }
+            if (layers[i].dropout) {
+                spela_mask(input, mask, size * layers[i].inputs, normed);
+                mask += size * layers[i].inputs;
                 input = normed;
             }
             *losses++ = (float)step(layers + i, input, target + start, size, rates[0], rates[1], eps, margin, y,

@@ -39,7 +39,7 @@ SMALL = 1 << 21
 _CODES = OBJECTIVES | {"softmax": 5}
 _ACTIVATIONS = {"leaky_relu": 0, "identity": 0, "relu": 1, "gelu": 2}
 # struct layer of steps.c
-_LAYER = struct.Struct("@6q7P8d")
+_LAYER = struct.Struct("@7q7P8d")
 
 
 class Planned(NamedTuple):
@@ -52,6 +52,7 @@ class Planned(NamedTuple):
     first: Buffers  # as in `Step`
     second: Buffers
     norm: float = 0.0  # that rows of its input are scaled to; 0: they are left as they are
+    dropout: float = 0.0  # probability that a number of its input, then, becomes zero; below 1
 
 
 def is_built() -> bool:
@@ -180,11 +181,28 @@ def run(
     losses = x.new_empty(count, len(layers))
     y = x.new_empty(min(samples, batch_size), last.shape[0])
     numbers = torch.tensor(rates, dtype=torch.float64, device="cpu")
+    masks = _masks(layers, samples, batch_size)
     _steps.run(
         b"".join(map(_packed, layers)), x.data_ptr(), target.data_ptr(), samples, batch_size,
-        numbers.data_ptr(), NORM_EPS, COSINE_MARGIN, losses.data_ptr(), y.data_ptr(),
+        numbers.data_ptr(), masks.data_ptr(), NORM_EPS, COSINE_MARGIN, losses.data_ptr(),
+        y.data_ptr(),
     )  # fmt: skip
     return losses, y[: samples - (count - 1) * batch_size]
+
+
+def _masks(layers: Sequence[Planned], samples: int, batch_size: int) -> Tensor:
+    """What inputs are multiplied by, batch after batch, layer after layer: drawn as torch's dropout."""
+    dropped = [(p.params.weight.shape[1], p.dropout) for p in layers if p.dropout > 0]
+    masks = torch.empty(
+        samples * sum(inputs for inputs, _ in dropped), device="cpu", dtype=torch.float32
+    )
+    start = 0
+    for first in range(0, samples if dropped else 0, batch_size):
+        for inputs, share in dropped:
+            size = min(batch_size, samples - first) * inputs
+            masks[start : start + size].bernoulli_(1 - share).div_(1 - share)
+            start += size
+    return masks
 
 
 def _packed(layer: Planned) -> bytes:
@@ -200,7 +218,7 @@ def _packed(layer: Planned) -> bytes:
     )
     return _LAYER.pack(
         weight.shape[1], weight.shape[0], layer.vectors.shape[0], _CODES[settings.objective],
-        _ACTIVATIONS[settings.activation], isinstance(rule, AdamRule),
+        _ACTIVATIONS[settings.activation], isinstance(rule, AdamRule), layer.dropout > 0,
         weight.data_ptr(), 0 if bias is None else bias.data_ptr(), layer.vectors.data_ptr(),
         first, second, bias_first, bias_second,
         layer.norm, settings.negative_slope if settings.activation == "leaky_relu" else 1.0,

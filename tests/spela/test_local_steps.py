@@ -128,19 +128,36 @@ def test_what_one_call_does_not_know_is_done_step_by_step(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_dropout_draws_as_step_by_step() -> None:
-    x, target = _data(20)
+@pytest.mark.parametrize(
+    ("places", "calls"),
+    [
+        ({0: 0.2}, 1),
+        ({2: 0.5, 4: 0.3}, 1),
+        ({1: 0.5}, 0),  # in front of a norm
+        ({4: 1.0}, 0),
+    ],
+    ids=str,
+)
+def test_dropout_draws_as_step_by_step(
+    places: dict[int, float], calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, target = _data(23)
+    counted, run = [], steps.run
+    monkeypatch.setattr("spela.optim.run", lambda *given: counted.append(1) or run(*given))
     results = []
     for many in (True, False):
-        net = _net(nn.Dropout(0.5))
+        modules = list(_net())
+        for place, share in sorted(places.items(), reverse=True):
+            modules.insert(place, nn.Dropout(share))
+        net = SpelaSequential(*modules)
         optimizer = LocalAdam(net.parameters(), 1e-2)
         torch.manual_seed(0)
         if many:
-            net.local_steps(x, target, optimizer, 10)
+            net.local_steps(x, target, optimizer, 10, RATES)
+            assert len(counted) == (calls if steps.is_built() else 0)
         else:
-            for batch, labels in zip(x.split(10), target.split(10), strict=True):
-                net.local_step(batch, labels, optimizer)
-        results.append([p.detach().clone() for p in net.parameters()])
+            _one_by_one(net, optimizer)
+        results.append([*(p.detach().clone() for p in net.parameters()), torch.rand(3)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

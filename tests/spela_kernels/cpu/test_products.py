@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from spela.benchmarks.busy import busy_processes
 from spela_kernels.cpu import gemm, products
 from spela_kernels.cpu.products import adam_product_, fits, linear, linear_fits, sgd_product_
 from spela_kernels.linear import cpu
@@ -165,6 +169,19 @@ def test_nan_and_infinity_stay_in_their_row_and_column(width: int) -> None:
 
 
 @needs_build
+@needs_build
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="Linux counts it")
+def test_one_thread_is_used_while_others_hold_the_cores() -> None:
+    cores = len(os.sched_getaffinity(0))
+    used, end = [], time.monotonic() + 20
+    with busy_processes(3 * cores):
+        while 1 not in used and time.monotonic() < end:
+            used.append(products._products.threads(4))
+    assert used[-1] == 1
+    assert products._products.threads(4) == 1  # for the next second
+    assert products._products.threads(1) == 1
+
+
 def test_threads_do_not_change_a_bit() -> None:
     before, results = torch.get_num_threads(), []
     for count in (1, 2, 3):
