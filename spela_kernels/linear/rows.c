@@ -63,12 +63,16 @@ static PyObject *class_factors(PyObject *module, PyObject *const *args, Py_ssize
     float *loss = address(args[8]), *factors = address(args[9]), *along = address(args[10]);
     if (PyErr_Occurred())
         return NULL;
+    float *powers = PyMem_RawMalloc((size_t)classes * sizeof *powers);
+    if (!powers)
+        return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
     for (int64_t i = 0; i < batch; i++)
         total += softmax_loss(dots + i * classes, classes, target[i], inverse_norm(y + i * outputs, outputs, eps),
-                              scale, 1.0 / batch, factors + i, batch, along + i);
+                              scale, 1.0 / batch, powers, factors + i, batch, along + i);
     *loss = (float)(total / batch);
     Py_END_ALLOW_THREADS
+    PyMem_RawFree(powers);
     Py_RETURN_NONE;
 }
 

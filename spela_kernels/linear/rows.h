@@ -111,24 +111,75 @@ static double label_loss(int objective, double c, double margin, double *derivat
     }
 }
 
-/* Cross-entropy of scale * dots * inverse (C,). Writes the factors of the class vectors in dL/dy, `share` of the
- * batch, to every `stride`th float; `along` is the factor of y. */
-static double softmax_loss(const float *dots, int64_t classes, int64_t label, double inverse, double scale,
-                           double share, float *factors, int64_t stride, float *along)
+/* exp(-a) for a in 0..87, to rounding: 2^-k times a polynomial of what is left. */
+static inline float exp_minus(float a)
 {
-    double largest = -INFINITY, sum = 0, mean = 0, sharp = scale * inverse;
-    for (int64_t k = 0; k < classes; k++)
-        if (!(sharp * dots[k] <= largest)) /* NaN stays NaN */
-            largest = sharp * dots[k];
-    for (int64_t k = 0; k < classes; k++)
-        sum += factors[k * stride] = expf((float)(sharp * dots[k] - largest));
+    union {
+        int32_t bits;
+        float value;
+    } power;
+    float k = (a * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest whole number */
+    float r = (a - k * 0.693359375f) + k * 2.12194440e-4f;
+    float sum = 1 / 720.0f - r / 5040;
+    sum = 1 / 24.0f + r * (-1 / 120.0f + r * sum);
+    sum = 1 + r * (-1 + r * (0.5f + r * (-1 / 6.0f + r * sum)));
+    power.bits = (127 - (int32_t)k) << 23;
+    return sum * power.value;
+}
+
+/* powers_k = exp(sharp (dots_k - top)) */
+FOR_EVERY_PROCESSOR
+void spela_powers(const float *restrict dots, int64_t classes, float sharp, float top, float *restrict powers)
+{
     for (int64_t k = 0; k < classes; k++) {
-        double q = share * scale * (factors[k * stride] / sum - (k == label));
-        mean += q * dots[k] * inverse;
-        factors[k * stride] = (float)(q * inverse);
+        float a = sharp * (top - dots[k]);
+        powers[k] = exp_minus(a < 87 ? a : 87);
     }
-    *along = (float)(mean * inverse * inverse);
-    return log(sum) + largest - sharp * dots[label];
+}
+
+/* sums = sum of powers_k and of powers_k (dots_k - own) */
+FOR_EVERY_PROCESSOR
+void spela_moments(const float *restrict powers, const float *restrict dots, int64_t classes, float own, float sums[2])
+{
+    float plain[LANES] = {0}, apart[LANES] = {0};
+    int64_t k = 0;
+    for (; k + LANES <= classes; k += LANES)
+        for (int lane = 0; lane < LANES; lane++) {
+            plain[lane] += powers[k + lane];
+            apart[lane] += powers[k + lane] * (dots[k + lane] - own);
+        }
+    for (int lane = 0; k + lane < classes; lane++) {
+        plain[lane] += powers[k + lane];
+        apart[lane] += powers[k + lane] * (dots[k + lane] - own);
+    }
+    sums[0] = sums[1] = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        sums[0] += plain[lane];
+        sums[1] += apart[lane];
+    }
+}
+
+/* Cross-entropy of scale * dots * inverse (C,). Writes the factors of the class vectors in dL/dy, `share` of the
+ * batch, to every `stride`th float; `along` is the factor of y; `powers` (C,) is scratch memory. */
+static double softmax_loss(const float *dots, int64_t classes, int64_t label, double inverse, double scale,
+                           double share, float *powers, float *factors, int64_t stride, float *along)
+{
+    float top = dots[0], others[2];
+    double sharp = scale * inverse, own, sum, pull;
+    for (int64_t k = 1; k < classes; k++)
+        if (dots[k] > top)
+            top = dots[k];
+    spela_powers(dots, classes, (float)sharp, top, powers);
+    own = powers[label];
+    powers[label] = 0; /* the others' sum, not 1 less the label's share: of a sure sample little would be left */
+    spela_moments(powers, dots, classes, dots[label], others);
+    sum = others[1] - others[1] == 0 ? own + others[0] : NAN; /* where any of dots is no number */
+    pull = share * sharp / sum;
+    for (int64_t k = 0; k < classes; k++)
+        factors[k * stride] = (float)(pull * powers[k]);
+    factors[label * stride] = (float)(-pull * others[0]);
+    *along = (float)(pull * others[1] * inverse * inverse);
+    return log(sum) + sharp * ((double)top - dots[label]);
 }
 
 /* 1 / |y|, and 0 for a row that is too short to have a direction. */

@@ -28,22 +28,6 @@ struct layer {
 #define SOFTMAX 5
 enum { LEAKY, RELU, GELU }; /* LEAKY: with slope 1 none */
 
-/* exp(-a) for a in 0..87, to rounding: 2^-k times a polynomial of what is left. */
-static inline float exp_minus(float a)
-{
-    union {
-        int32_t bits;
-        float value;
-    } power;
-    float k = (a * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest whole number */
-    float r = (a - k * 0.693359375f) + k * 2.12194440e-4f;
-    float sum = 1 / 720.0f - r / 5040;
-    sum = 1 / 24.0f + r * (-1 / 120.0f + r * sum);
-    sum = 1 + r * (-1 + r * (0.5f + r * (-1 / 6.0f + r * sum)));
-    power.bits = (127 - (int32_t)k) << 23;
-    return sum * power.value;
-}
-
 /* y = GELU(z) in the memory of z, and slopes = its derivative. The normal distribution within 1e-7: Abramowitz and
  * Stegun, Handbook of Mathematical Functions, 7.1.26. */
 FOR_EVERY_PROCESSOR
@@ -173,9 +157,9 @@ static void descend(const struct layer *l, struct shape shape, const float *dz, 
 static double class_gradient(const struct layer *l, const int64_t *target, int64_t batch, const float *y, double eps,
                              float *dz, float *scratch)
 {
-    float *dots = scratch, *factors = dots + batch * l->classes;
+    float *dots = scratch, *factors = dots + batch * l->classes, *powers = factors + batch * l->classes;
     double total = 0;
-    scratch = factors + batch * l->classes;
+    scratch = powers + l->classes;
     if (l->classes < TILE) {
         for (int64_t i = 0; i < batch; i++)
             for (int64_t k = 0; k < l->classes; k++)
@@ -188,7 +172,7 @@ static double class_gradient(const struct layer *l, const int64_t *target, int64
         const float *row = y + i * l->outputs;
         float along;
         total += softmax_loss(dots + i * l->classes, l->classes, target[i], inverse_norm(row, l->outputs, eps), l->scale,
-                              1.0 / batch, factors + i, batch, &along);
+                              1.0 / batch, powers, factors + i, batch, &along);
         spela_scale(row, l->outputs, -along, dz + i * l->outputs);
     }
     struct rule rule = {.beta = 1, .alpha = 1}; /* dz += factors^T vectors */
@@ -239,7 +223,8 @@ static int64_t room(const struct layer *layers, int64_t depth, int64_t batch, in
         struct shape pull = {l->classes, batch, l->outputs};
         int64_t inside = products->scratch(own);
         if (l->objective == SOFTMAX)
-            inside = largest(inside, 2 * batch * l->classes + largest(products->scratch(dots), products->scratch(pull)));
+            inside = largest(inside, (2 * batch + 1) * l->classes +
+                                         largest(products->scratch(dots), products->scratch(pull)));
         most = largest(most, (2 * batch + 1) * l->outputs + inside);
         *width = largest(*width, largest(l->inputs, l->outputs));
     }
