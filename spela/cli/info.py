@@ -93,6 +93,7 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     import spela
     from spela.cli.settings import settings_in_force
     from spela.data import dataset_names, is_available
+    from spela.process import multiplies_bf16
     from spela_kernels.cpu.products import fits
     from spela_kernels.linear import compiled as rows
     from spela_kernels.linear import steps
@@ -111,6 +112,7 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
                 "threads": torch.get_num_threads(),
                 "cores": os.cpu_count(),
                 "spins": spins,
+                "bf16_products": multiplies_bf16(),
                 "settings": dict(line.split(": ", 1) for line in settings_in_force(data_root)),
                 "datasets_here": [n for n in dataset_names() if is_available(n, data_root)],
             }
@@ -129,6 +131,12 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     typer.echo(
         f"threads: {torch.get_num_threads()} of {os.cpu_count()} cores; a waiting one spins {spins} turns"
     )
+    products = {
+        True: "yes",
+        False: "no, they take several times as long as fp32",
+        None: "not known",
+    }
+    typer.echo(f"products in bf16: {products[multiplies_bf16()]}")
     for line in settings_in_force(data_root):
         typer.echo(line)
     for name in dataset_names():

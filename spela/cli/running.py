@@ -13,6 +13,7 @@ from spela.data import Dataset
 from spela.distributed import Ranks, SharedRunFolder, run_parallel
 from spela.experiments import load_run
 from spela.experiments import run as run_training
+from spela.process import multiplies_bf16
 from spela.reports.run import write_report
 from spela.training import (
     Listener,
@@ -63,6 +64,10 @@ def train_run(
         f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
         f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {where}",
     )
+    if config.precision == "bf16" and device.type == "cpu" and multiplies_bf16() is False:
+        _say(
+            ranks, "this processor has no products in bf16: fp32 takes a fraction of the time here"
+        )
     listeners: list[Listener] = [ProgressBar()]
     if tensorboard:
         listeners.append(TensorBoardListener(out / "tensorboard"))

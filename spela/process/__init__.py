@@ -2,6 +2,13 @@
 
 from spela.process.allocator import keep_freed_memory
 from spela.process.denormals import flush_denormals
+from spela.process.processor import multiplies_bf16
 from spela.process.threads import calm_threads, limit_threads
 
-__all__ = ["calm_threads", "flush_denormals", "keep_freed_memory", "limit_threads"]
+__all__ = [
+    "calm_threads",
+    "flush_denormals",
+    "keep_freed_memory",
+    "limit_threads",
+    "multiplies_bf16",
+]
