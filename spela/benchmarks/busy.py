@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import torch
 
 from spela.benchmarks.network import NetworkCase
 
-__all__ = ["BUSY_CASES", "BUSY_VARIANTS", "busy_processes"]
+__all__ = ["BUSY_CASES", "BUSY_VARIANTS", "busy_processes", "on_one_thread"]
 
 BUSY_CASES = (NetworkCase((64, 100, 100), 200), NetworkCase((784, 1024, 1024, 1024), 50))
 BUSY_VARIANTS = ("spela", "autograd_spela", "backprop")
@@ -35,3 +37,25 @@ def busy_processes(count: int) -> Iterator[list[int]]:
             process.kill()
         for process in others:
             process.wait()
+
+
+def on_one_thread(step: Callable[[], object]) -> Callable[[], None]:
+    """The step on one of torch's threads; their number is put back behind it.
+
+    Args:
+        step: Any function.
+
+    Example:
+        >>> on_one_thread(lambda: print(torch.get_num_threads()))()
+        1
+    """
+
+    def alone() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            step()
+        finally:
+            torch.set_num_threads(before)
+
+    return alone

@@ -21,6 +21,7 @@ def interleaved_medians(
     budget: float,
     least: int = 5,
     device: torch.device | str = "cpu",
+    turn: int = 1,
 ) -> dict[str, float]:
     """Median seconds of every function; each round runs all, in an order drawn anew.
 
@@ -33,6 +34,8 @@ def interleaved_medians(
         budget: Seconds for the timed rounds together.
         least: Rounds that run whatever the budget says.
         device: Where the functions compute.
+        turn: Calls of one function before the next, on the CPU: several show it as a user runs it, with the
+            caches to itself; one, as it runs among other work.
 
     Returns:
         Seconds of one call, by name.
@@ -53,7 +56,7 @@ def interleaved_medians(
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / calls
 
-    calls = dict.fromkeys(steps, 1)
+    calls = dict.fromkeys(steps, turn)
     for name, step in steps.items():
         step()
         once = timed(step, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from spela.benchmarks.blocks import NETWORK_SIZES, block_points
-from spela.benchmarks.busy import BUSY_CASES, BUSY_VARIANTS, busy_processes
+from spela.benchmarks.busy import BUSY_CASES, BUSY_VARIANTS, busy_processes, on_one_thread
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, check_conv_parity
 from spela.benchmarks.epoch import EPOCH_VARIANTS, epoch_data
@@ -19,6 +19,9 @@ from spela.benchmarks.small import SMALL_DATA, fit_steps
 from spela.vectors import symmetric_vectors
 
 __all__ = ["GROUPS", "Row", "groups_of", "run_groups"]
+
+
+_TURN = 10  # steps in a row, as a user trains
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def _milliseconds(
     budget: float,
     device: str,
     least: int = 5,
+    turn: int = 1,
 ) -> list[Row]:
-    times = interleaved_medians(steps, budget, least, device)
+    times = interleaved_medians(steps, budget, least, device, turn)
     return _rows(group, case, {name: 1e3 * t for name, t in times.items()}, "ms")
 
 
@@ -70,7 +74,11 @@ def _network(quick: bool, device: str) -> list[Row]:
         check_parity(case)
         names = [n for n in VARIANTS if not (quick and n == "backprop_compiled")]
         steps = {name: VARIANTS[name](case) for name in names}
-        rows += _milliseconds("network_step", case.name, steps, 3 if quick else 20, device)
+        budget = 3 if quick else 20
+        rows += _milliseconds("network_step", case.name, steps, budget, device)
+        if device == "cpu" and not quick:  # a GPU's turns are of many steps as it is
+            name = f"{case.name}, {_TURN} steps a turn"
+            rows += _milliseconds("network_step", name, steps, budget, device, turn=_TURN)
     return rows
 
 
@@ -141,13 +149,14 @@ def _small(quick: bool, device: str) -> list[Row]:
 
 
 def _busy(quick: bool, device: str) -> list[Row]:
-    rows = []
+    rows, turn = [], 1 if quick else _TURN
     for case in BUSY_CASES:
         for count in (0, 2):
             steps = {name: VARIANTS[name](case) for name in BUSY_VARIANTS}
+            steps["spela_1_thread"] = on_one_thread(VARIANTS["spela"](case))
             with busy_processes(count):
                 where = f"{case.name}, beside {count} busy processes"
-                rows += _milliseconds("busy", where, steps, 1 if quick else 10, device)
+                rows += _milliseconds("busy", where, steps, 1 if quick else 20, device, turn=turn)
     return rows
 
 

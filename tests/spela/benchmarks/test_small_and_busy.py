@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spela.benchmarks import run_groups
-from spela.benchmarks.busy import busy_processes
+from spela.benchmarks.busy import BUSY_VARIANTS, busy_processes
 from spela.benchmarks.small import SMALL_DATA, SMALL_FITS, small_data
 from spela.estimator import SpelaClassifier
 
@@ -51,8 +51,9 @@ def test_the_groups_measure_all_variants() -> None:
     small, busy = run_groups(["small", "busy"], quick=True)
     assert {row.variant for row in small} == set(SMALL_FITS)
     assert {row.case for row in small} == {f"{data}, 5 epochs" for data in SMALL_DATA}
-    assert [row.case.partition(", ")[2] for row in busy][::3] == [
+    assert [row.case.partition(", ")[2] for row in busy][::4] == [
         "beside 0 busy processes",
         "beside 2 busy processes",
     ] * 2
+    assert {row.variant for row in busy} == {*BUSY_VARIANTS, "spela_1_thread"}
     assert all(row.value > 0 and row.unit == "ms" for row in (*small, *busy))
