@@ -41,6 +41,10 @@ setup(
             "spela_kernels/cpu/products.h",
             "spela_kernels/linear/rows.h",
         ),
-        passes("spela_kernels.pooling._windows", "spela_kernels/pooling/windows.c"),
+        passes(
+            "spela_kernels.pooling._windows",
+            "spela_kernels/pooling/windows.c",
+            "spela_kernels/cpu/crowd.h",
+        ),
     ]
 )

@@ -1,5 +1,6 @@
-/* Whether other processes hold the cores: a loop on several threads then takes as long as the thread that waits
- * longest for a core, at every end of a loop, and one thread alone is faster. What is computed is the same.
+/* Whether several threads are of use. While other processes hold the cores they are not: a loop takes as long as the
+ * thread that waits longest for a core, and one thread alone is faster. In a forked process they are not there: only
+ * the thread that forked is, and OpenMP would wait for the others for ever. What is computed is the same.
  *
  * Linux counts how long a thread was ready and had no core (Documentation/scheduler/sched-stats.rst); where it does
  * not, or elsewhere, nobody seems to be there.
@@ -11,6 +12,7 @@
 
 #if defined(__linux__)
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,12 +42,19 @@ static int64_t waited(void)
     return sscanf(text, "%lld %lld", &ran, &waited) == 2 ? waited : 0;
 }
 
+static int forked;
+
+static void in_child(void) { forked = 1; }
+
+/* Once, before any thread is used. */
+static int mind_forks(void) { return pthread_atfork(NULL, NULL, in_child); }
+
 /* How many of the threads to use: all, or one. */
 static int worthwhile(int64_t threads)
 {
     static _Thread_local int64_t looked, before, until;
     int64_t now;
-    if (threads < 2 || (now = nanoseconds()) < until)
+    if (threads < 2 || forked || (now = nanoseconds()) < until)
         return 1;
     if (now - looked < LOOK)
         return (int)threads;
@@ -59,6 +68,7 @@ static int worthwhile(int64_t threads)
     return 1;
 }
 #else
+static int mind_forks(void) { return 0; }
 static int worthwhile(int64_t threads) { return (int)threads; }
 #endif
 

@@ -179,7 +179,7 @@ PyMODINIT_FUNC PyInit__products(void)
 {
     PyObject *module = PyModule_Create(&definition);
     PyObject *shared = PyCapsule_New((void *)(kernels + widest()), PRODUCTS, NULL);
-    if (module && (!shared || PyModule_AddIntConstant(module, "WIDEST", widest()) < 0 ||
+    if (module && (!shared || mind_forks() != 0 || PyModule_AddIntConstant(module, "WIDEST", widest()) < 0 ||
                    PyModule_AddIntConstant(module, "FEWEST", FEWEST) < 0 ||
                    PyModule_AddObjectRef(module, "products", shared) < 0))
         Py_CLEAR(module);

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -180,6 +182,26 @@ def test_one_thread_is_used_while_others_hold_the_cores() -> None:
     assert used[-1] == 1
     assert products._products.threads(4) == 1  # for the next second
     assert products._products.threads(1) == 1
+
+
+@needs_build
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_process_waits_for_no_threads_of_its_parent() -> None:
+    code = """
+import os, torch
+from spela_kernels.cpu import products
+torch.set_num_threads(2)
+torch.relu(torch.ones(1000, 1000))  # OpenMP's threads are there
+x, weight = torch.ones(64, 1000), torch.ones(1000, 1000)
+child = os.fork()
+if child == 0:
+    right = products._products.threads(4) == 1
+    y = products.linear(x, weight, None, 1.0)
+    os._exit(0 if right and y.tolist() == [[1000.0] * 1000] * 64 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0", done.stderr
 
 
 def test_threads_do_not_change_a_bit() -> None:
