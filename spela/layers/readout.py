@@ -6,7 +6,9 @@ Axes: B batch, C channels, H, W map, T tokens, E their width, F numbers that are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["check_readable", "pooled_size", "read_out"]
@@ -75,10 +77,28 @@ def read_out(y: Tensor, pooled: tuple[int, int] | None) -> Tensor:
         (B, F): C * H' * W', E or F numbers.
 
     Example:
-        >>> import torch
         >>> read_out(torch.ones(2, 3, 8, 8), (2, 2)).shape, read_out(torch.ones(2, 7, 5), None).shape
         (torch.Size([2, 12]), torch.Size([2, 5]))
     """
     if y.dim() == 4:
-        return nn.functional.adaptive_avg_pool2d(y, pooled or (1, 1)).flatten(1)
+        maps = nn.functional.adaptive_avg_pool2d(y, pooled or (1, 1))
+        if maps.requires_grad and y.is_contiguous(memory_format=torch.channels_last):
+            maps = _ChannelsLast.apply(maps)
+        return maps.flatten(1)
     return y.mean(dim=1) if y.dim() == 3 else y
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """The same maps, whose gradient comes with channels last.
+
+    That of flattened maps comes with channels first: the pooling's would have the size of the whole map, and
+    every operation below it would copy one that lies across what it saved.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        return maps.view_as(maps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous(memory_format=torch.channels_last)
