@@ -106,6 +106,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         True
     """
 
+    _recent: tuple[Tensor, Tensor] | None  # scores and labels of the last samples
+
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100, 100),
@@ -312,7 +314,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         self.n_iter_ = 0
         self.loss_curve_: list[float] = []
         self.validation_scores_: list[float] | None = None
-        self._recent: tuple[Tensor, Tensor] | None = None
+        self._recent = None
 
     def _inputs(self, X: np.ndarray) -> Tensor:
         """Standardised features (N, I) in the dtype that scores, on the device."""
