@@ -15,6 +15,7 @@ from spela.layers.chain import chain_of, is_flatten
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
 from spela.layers.steps import check_step, learning
+from spela.pretrained import Pretrained
 from spela_kernels.contracts import check_labels, check_target, check_tensors
 from spela_kernels.precision import recordable
 
@@ -28,7 +29,7 @@ def _check_batch(x: Tensor) -> None:
         raise ValueError(f"`x` must be a batch (B, ...), got shape {tuple(x.shape)}: use x[None]")
 
 
-class SpelaSequential(nn.Sequential):
+class SpelaSequential(Pretrained):
     """nn.Sequential whose SPELA layers learn locally; any module may stand in between.
 
     Modules between the layers (Flatten, Dropout, RowNorm, a frozen backbone) only transform: nothing

@@ -83,7 +83,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure training steps, epochs and memory beside named baselines; ratios are theirs over ours."""
-    from spela.training.records import write_atomically
+    from spela.files.atomic import write_atomically
 
     if json_file is not None and not json_file.parent.is_dir():
         raise ValueError(f"--json {json_file}: the folder {json_file.parent} does not exist")

@@ -54,8 +54,8 @@ def info(
 
 
 def _show_run(run_dir: Path, card: bool, out: Path | None, as_json: bool) -> None:
+    from spela.files.atomic import write_atomically
     from spela.reports.card import as_markdown, as_text, describe
-    from spela.training.records import write_atomically
 
     check_folder(run_dir)
     facts = describe(run_dir)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from tqdm import tqdm
 from spela.data import epoch_generator
 from spela.estimator.calibration import fit_temperature
 from spela.estimator.fitting import (
-    LARGEST,
     build_rows_network,
     check_range,
     cosine_rate,
@@ -34,6 +32,12 @@ from spela.estimator.fitting import (
     scoring_dtype,
     train_epoch,
 )
+from spela.estimator.parameters import (
+    check_goes_on,
+    check_parameters,
+    input_share,
+    layer_sizes,
+)
 from spela.optim import LocalAdam
 from spela_kernels.precision import without_inference
 
@@ -41,10 +45,6 @@ __all__ = ["SpelaClassifier"]
 
 # Rows whose scores `partial_fit` keeps for the temperature.
 _RECENT = 1000
-
-
-def _is(kind: type, value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class SpelaClassifier(ClassifierMixin, BaseEstimator):
@@ -60,6 +60,9 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         objective: log, cosine, angular, euclidean, mse, or softmax (over all classes).
         activation: leaky_relu, relu, tanh, elu, gelu, identity, or prelu.
         scale: Factor of the cosines in `softmax`.
+        input_dropout: Share of the features, once standardised, that `fit` leaves out of each sample of a
+            batch, in [0, 1); "auto": 0.1 of ten features or more, and none of fewer, where one alone may tell
+            the class. `partial_fit`, which sees a sample once, leaves out none.
         learning_rate: Of Adam; falls to zero over `max_iter` epochs along half a cosine. `partial_fit`
             holds it constant.
         batch_size: Samples a step; "auto": in `fit` a tenth of them but 16 at least and 100 at most, so
@@ -71,15 +74,17 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             weights of the best epoch, and fit the temperature on it.
         validation_fraction: Share held out, in (0, 1); by class where every class has enough samples.
         standardize: Centre the features and divide them by their deviation; False takes them as they are.
-        random_state: Seed, RandomState or None: class vectors, weights, order and validation part.
+        random_state: Seed, RandomState or None: class vectors, weights, order, dropout and validation part.
         verbose: Show a progress bar.
+        warm_start: Let `fit` go on from what the call before learnt, for up to `max_iter` epochs more with a
+            schedule of their own; features keep the scale of the first call.
         device: Where to train and predict; None: the CPU.
 
     Attributes:
         classes_: (C,) labels, sorted.
         n_features_in_: Features seen in fit.
         feature_names_in_: Their names, where X has string column names.
-        n_iter_: Epochs done; a call of `partial_fit` counts as one.
+        n_iter_: Epochs done since the start; a call of `partial_fit` counts as one.
         loss_curve_: Mean training loss of the layers in every epoch.
         validation_scores_: Accuracy on the part held out after every epoch; None without one.
         temperature_: T of predict_proba = softmax(decision / T), fitted by maximum likelihood on labels
@@ -101,6 +106,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         True
     """
 
+    _recent: tuple[Tensor, Tensor] | None  # scores and labels of the last samples
+
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100, 100),
@@ -108,6 +115,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         objective: str = "softmax",
         activation: str = "gelu",
         scale: float = 20.0,
+        input_dropout: float | str = "auto",
         learning_rate: float = 5e-3,
         batch_size: int | str = "auto",
         max_iter: int = 100,
@@ -118,12 +126,14 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         standardize: bool = True,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
+        warm_start: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.objective = objective
         self.activation = activation
         self.scale = scale
+        self.input_dropout = input_dropout
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -134,11 +144,12 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         self.standardize = standardize
         self.random_state = random_state
         self.verbose = verbose
+        self.warm_start = warm_start
         self.device = device
 
     @without_inference
     def fit(self, X: Any, y: Any) -> SpelaClassifier:
-        """Train from the start.
+        """Train from the start, or with `warm_start` from where the call before ended.
 
         Args:
             X: (N, I) numbers.
@@ -148,23 +159,30 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             The estimator. Where it ends otherwise, by an error or Ctrl-C, the estimator is as it was.
 
         Raises:
-            ValueError: If a parameter or the data does not fit, or the loss is no longer finite.
+            ValueError: If a parameter or the data does not fit, the loss is no longer finite, or `warm_start`
+                finds other settings, features or classes than those that it would go on from.
         """
-        self._check_parameters()
+        check_parameters(self)
+        goes_on = bool(self.warm_start) and hasattr(self, "net_")
         with self._whole_or_not_at_all(), plain_mode():
-            X, y = self._checked_data(X, y, reset=True)
-            self._start(X.shape[1], y)
+            X, y = self._checked_data(X, y, reset=not goes_on)
+            if goes_on:
+                check_goes_on(self, y)
+                self.net_.float()
+                self._recent = None  # scores of other weights
+            else:
+                self._start(X.shape[1], y)
             labels, held = self.encoder_.transform(y), None
             if self.early_stopping:
                 X, X_held, labels, labels_held = held_out(
                     X, labels, float(self.validation_fraction), self.seed_
                 )
-            if self.scaler_ is not None:
+            if self.scaler_ is not None and not goes_on:
                 self.scaler_.fit(X)
             if self.early_stopping:
                 held = self._inputs(X_held), self._targets(labels_held)
             x, target = self._inputs(X), self._targets(labels)
-            self._train(x, target, held)
+            self._train(x, target, held, goes_on)
             self._score_precisely()
             self._calibrate(*((x, target) if held is None else held))
         return self
@@ -187,7 +205,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: If a parameter or the data does not fit, or classes are missing or other ones.
         """
-        self._check_parameters()
+        check_parameters(self)
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
@@ -245,45 +263,6 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         scores = torch.from_numpy(self._scores_of(X))
         return torch.log_softmax(scores / self.temperature_, dim=1).numpy()
 
-    def _sizes(self) -> tuple[int, ...]:
-        sizes = self.hidden_layer_sizes
-        if isinstance(sizes, np.ndarray):
-            sizes = sizes.tolist()
-        sizes = sizes if isinstance(sizes, Sequence) else (sizes,)
-        return tuple(int(size) if _is(Integral, size) else size for size in sizes)
-
-    def _check_parameters(self) -> None:
-        if not self._sizes() or not all(
-            _is(Integral, size) and size >= 1 for size in self._sizes()
-        ):
-            raise ValueError(
-                "hidden_layer_sizes must hold at least one size, all at least 1, got "
-                f"{self.hidden_layer_sizes}"
-            )
-        for name in ("batch_size", "max_iter", "n_iter_no_change"):
-            value = getattr(self, name)
-            if name == "batch_size" and isinstance(value, str) and value == "auto":
-                continue
-            if not _is(Integral, value) or value < 1:
-                choice = " or 'auto'" if name == "batch_size" else ""
-                raise ValueError(
-                    f"{name} must be a whole number of at least 1{choice}, got {value!r}"
-                )
-        for name, low, high in (
-            ("learning_rate", 0, LARGEST),
-            ("scale", 0, LARGEST),
-            ("validation_fraction", 0, 1),
-        ):
-            value = getattr(self, name)
-            if not _is(Real, value) or not low < value < high:
-                raise ValueError(f"{name} must be a number in ({low}, {high:g}), got {value!r}")
-        if not _is(Real, self.tol) or math.isnan(self.tol):
-            raise ValueError(f"tol must be a number, got {self.tol!r}")
-        try:
-            torch.empty(0, device=self.device or "cpu")
-        except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
-            raise ValueError(f"device {self.device!r}: {str(error).splitlines()[0]}") from None
-
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Put back what was learnt before if the block ends by an exception."""
@@ -324,7 +303,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         self.scaler_ = StandardScaler() if self.standardize else None
         self.net_ = build_rows_network(
             features,
-            self._sizes(),
+            layer_sizes(self.hidden_layer_sizes),
             len(self.classes_),
             self.seed_,
             activation=self.activation,
@@ -335,7 +314,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         self.n_iter_ = 0
         self.loss_curve_: list[float] = []
         self.validation_scores_: list[float] | None = None
-        self._recent: tuple[Tensor, Tensor] | None = None
+        self._recent = None
 
     def _inputs(self, X: np.ndarray) -> Tensor:
         """Standardised features (N, I) in the dtype that scores, on the device."""
@@ -348,7 +327,12 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         return torch.tensor(labels, device=next(self.net_.parameters()).device)
 
     def _epoch(
-        self, x: Tensor, target: Tensor, batch_size: int, rate: Callable[[float], float]
+        self,
+        x: Tensor,
+        target: Tensor,
+        batch_size: int,
+        rate: Callable[[float], float],
+        dropout: float = 0.0,
     ) -> None:
         loss = train_epoch(
             self.net_,
@@ -358,27 +342,33 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             batch_size=batch_size if isinstance(self.batch_size, str) else self.batch_size,
             generator=epoch_generator(self.seed_, self.n_iter_),
             rate=rate,
+            dropout=dropout,
         )
         self.loss_curve_.append(loss)
         self.n_iter_ += 1
 
-    def _train(self, x: Tensor, target: Tensor, held: tuple[Tensor, Tensor] | None) -> None:
+    def _train(
+        self, x: Tensor, target: Tensor, held: tuple[Tensor, Tensor] | None, goes_on: bool
+    ) -> None:
         """Epochs until `max_iter` or until nothing improves; the best weights where some are held out."""
         best, since, weights = -math.inf, 0, None
         if held is not None:
-            self.validation_scores_ = []
+            self.validation_scores_ = self.validation_scores_ or []
+            if goes_on:  # what was learnt before may stay the best
+                best, weights = self._right(held), copy.deepcopy(self.net_.state_dict())
+        top = best
         x, batch_size = x.float(), max(16, min(100, len(x) // 10))
+        dropout = input_share(self.input_dropout, x.shape[1])
         with tqdm(total=self.max_iter, desc="SpelaClassifier", disable=not self.verbose) as bar:
             for epoch in range(self.max_iter):
                 rate = partial(cosine_rate, float(self.learning_rate), self.max_iter, epoch)
-                self._epoch(x, target, batch_size, rate)
+                self._epoch(x, target, batch_size, rate, dropout)
                 reached = -self.loss_curve_[-1]
                 if held is not None and self.validation_scores_ is not None:
-                    right = mean_scores(self.net_, held[0].float()).argmax(dim=1) == held[1]
-                    reached = float(right.double().mean())
+                    reached = self._right(held)
                     self.validation_scores_.append(reached)
-                    if reached >= max(self.validation_scores_):
-                        weights = copy.deepcopy(self.net_.state_dict())
+                    if reached >= top:
+                        top, weights = reached, copy.deepcopy(self.net_.state_dict())
                 bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4f}", refresh=False)
                 bar.update()
                 since = 0 if reached > best + self.tol else since + 1
@@ -387,6 +377,11 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
                     break
         if weights is not None:
             self.net_.load_state_dict(weights)
+
+    def _right(self, held: tuple[Tensor, Tensor]) -> float:
+        """Accuracy on samples held out."""
+        named = mean_scores(self.net_, held[0].float()).argmax(dim=1)
+        return float((named == held[1]).double().mean())
 
     def _score_precisely(self) -> None:
         """Cast the network to its scoring dtype; parameters stay the objects that the optimizer holds."""

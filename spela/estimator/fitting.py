@@ -24,6 +24,7 @@ __all__ = [
     "build_rows_network",
     "check_range",
     "cosine_rate",
+    "drop_features_",
     "features_as_given",
     "held_out",
     "mean_scores",
@@ -203,6 +204,7 @@ def train_epoch(
     batch_size: int,
     generator: torch.Generator,
     rate: Callable[[float], float],
+    dropout: float = 0.0,
 ) -> float:
     """One pass over the rows in a new order.
 
@@ -212,8 +214,9 @@ def train_epoch(
         x: (N, I) float rows.
         target: (N,) int64 labels.
         batch_size: Rows a step.
-        generator: CPU source of the order.
+        generator: CPU source of the order, and of what dropout leaves out.
         rate: Learning rate by the share of the epoch done, in [0, 1).
+        dropout: Share of the features that each row goes without, in [0, 1).
 
     Returns:
         The mean loss of the layers.
@@ -227,6 +230,8 @@ def train_epoch(
     # As many steps' rows at once as one call takes.
     several = Batches(x, target, calls * batch_size, shuffle=True, generator=generator)
     for rows, labels in several:
+        if dropout > 0:
+            drop_features_(rows, dropout, generator)  # gathered for this epoch: nobody else's
         count = -(-len(labels) // batch_size)
         rates = [rate(step / steps) for step in range(first, first + count)]
         losses = net.local_steps(rows, labels, optimizer, batch_size, rates).mean(dim=1)
@@ -238,6 +243,32 @@ def train_epoch(
     if loss - loss != 0:
         raise TrainingDivergedError(f"the loss became {loss}: lower the learning rate")
     return loss
+
+
+def drop_features_(rows: Tensor, share: float, generator: torch.Generator) -> None:
+    """Set a share of the numbers to zero, drawn anew for each row, and scale the others to the same mean.
+
+    In front of the network, whose steps stay one compiled call that nn.Dropout would keep it from.
+
+    Args:
+        rows: (N, I) float32, changed in place.
+        share: In [0, 1), to 16 bits.
+        generator: CPU source.
+
+    Source: Srivastava et al., "Dropout", JMLR 2014, on the inputs alone.
+
+    Example:
+        >>> rows = torch.ones(100, 50)
+        >>> drop_features_(rows, 0.5, torch.Generator().manual_seed(0))
+        >>> rows.unique()
+        tensor([0., 2.])
+    """
+    count, dropped = rows.numel(), min(round(share * 2**16), 2**16 - 1)
+    # Four lots of 16 bits a draw, compared as floats: a tenth of the time of torch's bernoulli_.
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu")
+    lots = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+    kept = lots.to(rows.device).float().ge_(dropped - 2**15).view(rows.shape)
+    rows.mul_(kept).mul_(2**16 / (2**16 - dropped))
 
 
 def cosine_rate(first: float, epochs: int, epoch: int, share: float) -> float:

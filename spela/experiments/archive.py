@@ -10,8 +10,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from spela.files.atomic import write_atomically
 from spela.training import RunFolder, read_evidence
-from spela.training.records import write_atomically
 
 __all__ = ["ArchivedRun", "find_run", "read_archives", "write_archive"]
 

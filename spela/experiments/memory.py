@@ -11,7 +11,7 @@ import torch
 
 from spela.benchmarks.memory import SHAPES, memory_points
 from spela.experiments.plan import Options
-from spela.training.records import write_atomically
+from spela.files.atomic import write_atomically
 
 __all__ = ["MEMORY_FILE", "measure_memory"]
 

@@ -11,8 +11,8 @@ from typing import Any
 from spela.experiments.declare import LAST, Experiment, Figure, Row
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
+from spela.files.atomic import write_atomically
 from spela.training import RunFolder
-from spela.training.records import write_atomically
 
 __all__ = ["build_table", "mean_and_deviation", "read_tables", "table_path", "write_table"]
 

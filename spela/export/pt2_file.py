@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from spela.export.program import Program
-from spela.training.records import write_atomically
+from spela.files.atomic import write_atomically
 
 __all__ = ["write_pt2"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spela.export.program import Program
-from spela.training.records import write_atomically
+from spela.files.atomic import write_atomically
 
 __all__ = ["write_pte"]
 

@@ -11,7 +11,7 @@ from spela.data import Dataset, PhotoSet, read_tensor_facts
 from spela.data.tensor_file import FEATURES_FORMAT, TENSOR_SUFFIX
 from spela.features.backbones import Backbone
 from spela.features.extract import Selection
-from spela.training.tensors import save_tensors
+from spela.files.tensors import save_tensors
 
 __all__ = ["describe", "feature_file", "is_cached", "save_features"]
 

@@ -123,6 +123,8 @@ class SpelaBlock(ProjectedLayer):
         self.checkpoint = checkpoint
         y = _sample_output(body, sample_input)
         self.output_shape = y.shape[1:]
+        # Of the body's input: whoever builds such a block anew needs a sample.
+        self.sample_shape, self.sample_dtype = tuple(sample_input.shape[1:]), sample_input.dtype
         self.body = body
         # In the parameters' dtype: of a body that autocast runs, the output's is narrower.
         first = next((p for p in body.parameters() if p.is_floating_point()), y)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from spela.training.records import write_atomically
+from spela.files.atomic import write_atomically
 
 __all__ = ["render", "write_bytes"]
 

@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from spela.files.tensors import read_tensors, save_tensors
 from spela.streaming.classes import Label
 from spela.training.checkpoint import load_state_tensors, state_tensors
 from spela.training.lock import locked
-from spela.training.tensors import read_tensors, save_tensors
 
 __all__ = ["FileState", "Stream", "file_state", "read_stream", "write_stream"]
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from spela.files.tensors import read_tensors, save_tensors
 from spela.training.config import RunConfig
-from spela.training.tensors import read_tensors, save_tensors
 
 __all__ = [
     "Checkpoint",

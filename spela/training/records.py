@@ -1,50 +1,19 @@
-"""The run folder: what is in it, and writes that are whole or absent."""
+"""The run folder: what is in it."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from spela.files.atomic import write_atomically
 from spela.training.lock import LOCK_FILE, only_writer
 
-__all__ = ["RunFolder", "write_atomically"]
-
-
-def write_atomically(path: Path, write: Callable[[str], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it into place.
-
-    Its mode is that of the file it replaces, or the umask's, whatever `write` made of it.
-
-    Args:
-        path: The file to create or replace.
-        write: Called with the temporary file's name.
-
-    Raises:
-        OSError: Naming `path`, if the disk is full or the folder is not there or not writable; `path` is then
-            as it was before.
-    """
-    # Process ids repeat, on other machines and in containers that share the folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
-        write(str(temporary))
-        os.chmod(temporary, mode)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # the temporary file's name would tell a user nothing
-            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
+__all__ = ["RunFolder"]
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -239,6 +239,8 @@ WRONG = {
     "hidden_layer_sizes as a fraction": ((5.5,), "all at least 1, got \\(5.5,\\)"),
     "hidden_layer_sizes as nothing": (None, "must hold at least one size"),
     "scale": (0.0, r"scale must be a number in \(0, 3.40282e\+38\), got 0.0"),
+    "input_dropout": (1.0, r"input_dropout must be a number in \[0, 1\) or 'auto', got 1.0"),
+    "input_dropout as text": ("some", r"in \[0, 1\) or 'auto', got 'some'"),
     "learning_rate": (-1.0, r"learning_rate must be a number in \(0, 3.40282e\+38\), got -1.0"),
     "learning_rate beyond float32": (1e39, r"learning_rate must be a number in .*, got 1e\+39"),
     "learning_rate as text": (

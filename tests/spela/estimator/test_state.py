@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,10 @@ import pytest
 import sklearn
 import torch
 from sklearn.datasets import load_iris
+from sklearn.ensemble import AdaBoostClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
 
 from spela import SpelaClassifier, SpelaSequential
 from tests.spela.torch_settings import default_dtype, warnings_are_errors
@@ -275,3 +280,37 @@ def test_an_array_that_could_mask_and_does_not_is_an_array() -> None:
     model = _online()
     whole = np.ma.masked_less(X, -1)
     np.testing.assert_array_equal(model.predict_proba(whole), model.predict_proba(X))
+
+
+def test_names_come_through_set_output_and_are_held_to() -> None:
+    frame = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
+    scaled = make_pipeline(MinMaxScaler(), SpelaClassifier(16, max_iter=3, random_state=0))
+    plain = scaled.fit(frame, Y).predict_proba(frame)
+    assert not hasattr(scaled[-1], "feature_names_in_")
+    scaled.set_output(transform="pandas").fit(frame, Y)
+    assert scaled[-1].feature_names_in_.tolist() == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(scaled.predict_proba(frame), plain)
+    with pytest.raises(ValueError, match="feature names should match"):
+        scaled[-1].predict(frame[["b", "a", "c", "d"]])
+
+
+def test_weights_of_samples_are_no_argument_and_scikit_learn_says_so() -> None:
+    weights = np.ones(len(Y))
+    with pytest.raises(TypeError, match="sample_weight"):
+        SpelaClassifier().fit(X, Y, sample_weight=weights)
+    boosted = AdaBoostClassifier(SpelaClassifier(8, max_iter=1), n_estimators=2)
+    with pytest.raises(ValueError, match="SpelaClassifier doesn't support sample_weight"):
+        boosted.fit(X, Y)
+
+
+def test_joblib_brings_all_of_it_back(tmp_path: Path) -> None:
+    """What the documentation says to save it with; nothing of ours ever loads one."""
+    joblib = importlib.import_module("joblib")
+    model = SpelaClassifier(16, max_iter=3, random_state=0).fit(X, np.array(["x", "y", "z"])[Y])
+    joblib.dump(model, tmp_path / "model.joblib")
+    loaded = joblib.load(tmp_path / "model.joblib")
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+    for one in (model, loaded):
+        one.partial_fit(X, np.array(["x", "y", "z"])[Y])
+    np.testing.assert_array_equal(loaded.decision_function(X), model.decision_function(X))

@@ -24,8 +24,8 @@ from spela.experiments.plan import Options, plan
 from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import run_folder, run_jobs
 from spela.features import save_features
+from spela.files.atomic import write_atomically
 from spela.training import InUseError, RunFolder
-from spela.training.records import write_atomically
 
 TRAIN = ("train", "--data", "digits", "--layers", "16,12", "--epochs", "2")
 CONFIG = make_config("little", "best", 1, layers=(6,), epochs=1, batch_size=8)

@@ -9,9 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spela.training.records import write_atomically
+from spela.files.atomic import write_atomically
 
-__all__ = ["read_tensors", "save_tensors"]
+__all__ = ["fill_tensors", "read_tensors", "save_tensors"]
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -26,14 +26,25 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         OSError: If the disk is full or the folder not writable; an older file then stays.
     """
 
-    def write(name: str) -> None:
-        try:
-            save_file(tensors, name, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None  # `write_atomically` names the file
-        _sort_metadata(name)
+    write_atomically(path, lambda name: fill_tensors(name, tensors, metadata))
 
-    write_atomically(path, write)
+
+def fill_tensors(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """What `save_tensors` lets `write_atomically` do, for a file that is written beside others.
+
+    Args:
+        name: The temporary file.
+        tensors: By name, contiguous.
+        metadata: Texts by name.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        save_file(tensors, name, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None  # `write_atomically` names the file
+    _sort_metadata(name)
 
 
 def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,127 @@
+"""The settings of SpelaClassifier, checked: each alone, and against a network that goes on learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from spela.estimator.fitting import LARGEST
+
+__all__ = ["check_goes_on", "check_parameters", "input_share", "layer_sizes"]
+
+# Found on held-out parts of the training data of `bench.estimator_table`.
+_DROPOUT, _FEW = 0.1, 10
+
+
+def _is(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def layer_sizes(sizes: Any) -> tuple[Any, ...]:
+    """`hidden_layer_sizes` as a tuple, whole numbers as int.
+
+    Example:
+        >>> layer_sizes(5), layer_sizes(np.array([3, 4]))
+        ((5,), (3, 4))
+    """
+    if isinstance(sizes, np.ndarray):
+        sizes = sizes.tolist()
+    sizes = sizes if isinstance(sizes, Sequence) else (sizes,)
+    return tuple(int(size) if _is(Integral, size) else size for size in sizes)
+
+
+def input_share(share: float | str, features: int) -> float:
+    """`input_dropout` as a share: "auto" goes by the number of features.
+
+    Example:
+        >>> input_share("auto", 64), input_share("auto", 4), input_share(0.3, 4)
+        (0.1, 0.0, 0.3)
+    """
+    if isinstance(share, str):
+        return _DROPOUT if features >= _FEW else 0.0
+    return float(share)
+
+
+def check_parameters(model: Any) -> None:
+    """Refuse a setting that is out of range.
+
+    Args:
+        model: A `SpelaClassifier`.
+
+    Raises:
+        ValueError: Naming the setting, what it must be and what it is.
+    """
+    sizes = layer_sizes(model.hidden_layer_sizes)
+    if not sizes or not all(_is(Integral, size) and size >= 1 for size in sizes):
+        raise ValueError(
+            "hidden_layer_sizes must hold at least one size, all at least 1, got "
+            f"{model.hidden_layer_sizes}"
+        )
+    for name in ("batch_size", "max_iter", "n_iter_no_change"):
+        value = getattr(model, name)
+        if name == "batch_size" and isinstance(value, str) and value == "auto":
+            continue
+        if not _is(Integral, value) or value < 1:
+            choice = " or 'auto'" if name == "batch_size" else ""
+            raise ValueError(f"{name} must be a whole number of at least 1{choice}, got {value!r}")
+    for name, low, high in (
+        ("learning_rate", 0, LARGEST),
+        ("scale", 0, LARGEST),
+        ("validation_fraction", 0, 1),
+    ):
+        value = getattr(model, name)
+        if not _is(Real, value) or not low < value < high:
+            raise ValueError(f"{name} must be a number in ({low}, {high:g}), got {value!r}")
+    share = model.input_dropout
+    is_auto = isinstance(share, str) and share == "auto"
+    if not is_auto and (not _is(Real, share) or not 0 <= share < 1):
+        raise ValueError(f"input_dropout must be a number in [0, 1) or 'auto', got {share!r}")
+    if not _is(Real, model.tol) or math.isnan(model.tol):
+        raise ValueError(f"tol must be a number, got {model.tol!r}")
+    try:
+        torch.empty(0, device=model.device or "cpu")
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
+        raise ValueError(f"device {model.device!r}: {str(error).splitlines()[0]}") from None
+
+
+def check_goes_on(model: Any, labels: np.ndarray) -> None:
+    """Refuse to go on with a network that was built otherwise than the settings say, or for other classes.
+
+    Args:
+        model: A `SpelaClassifier` that has learnt.
+        labels: (N,) of the samples to come.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    layers = model.net_.local_layers
+    first = layers[0]
+    device = torch.empty(0, device=model.device or "cpu").device
+    for name, built, asked in (
+        (
+            "hidden_layer_sizes",
+            tuple(layer.out_features for layer in layers),
+            layer_sizes(model.hidden_layer_sizes),
+        ),
+        ("activation", first.activation, model.activation),
+        ("objective", first.objective, model.objective),
+        ("scale", first.scale, float(model.scale)),
+        ("standardize", model.scaler_ is not None, bool(model.standardize)),
+        ("device", str(first.weight.device), str(device)),
+    ):
+        if built != asked:
+            raise ValueError(
+                f"warm_start goes on with the network of the fit before, whose {name} is {built!r}, not "
+                f"{asked!r}: put that back, or fit with warm_start=False"
+            )
+    if not np.array_equal(np.unique(labels), model.classes_):
+        raise ValueError(
+            "warm_start goes on with the classes of the fit before, "
+            f"{model.classes_.tolist()}, but y holds {np.unique(labels).tolist()}: use partial_fit for a "
+            "part of them, or fit with warm_start=False"
+        )

@@ -1,0 +1,61 @@
+"""Writes that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+__all__ = ["write_all_atomically", "write_atomically"]
+
+Write = Callable[[str], object]
+
+
+def write_atomically(path: Path, write: Write) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it into place.
+
+    Its mode is that of the file it replaces, or the umask's, whatever `write` made of it.
+
+    Args:
+        path: The file to create or replace.
+        write: Called with the temporary file's name.
+
+    Raises:
+        OSError: Naming `path`, if the disk is full or the folder is not there or not writable; `path` is then
+            as it was before.
+    """
+    write_all_atomically({path: write})
+
+
+def write_all_atomically(files: Mapping[Path, Write]) -> None:
+    """Fill a temporary file beside each of several, and rename them into place once all are on the disk.
+
+    Args:
+        files: What `write_atomically` takes, for each file.
+
+    Raises:
+        OSError: Naming the file, as `write_atomically`; if one could not be filled, all are as before.
+    """
+    filled: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, write in files.items():
+            # Process ids repeat, on other machines and in containers that share the folder.
+            temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+            filled[path] = temporary
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
+            write(str(temporary))
+            os.chmod(temporary, mode)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        for path, temporary in filled.items():
+            os.replace(temporary, path)
+    except BaseException as error:
+        for temporary in filled.values():
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # the temporary file's name would tell a user nothing
+            raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        raise

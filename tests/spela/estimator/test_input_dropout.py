@@ -1,0 +1,88 @@
+"""`input_dropout`: what it draws, when it does, and that digits are told better for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_iris
+from sklearn.model_selection import train_test_split
+
+from spela import SpelaClassifier
+from spela.estimator.fitting import drop_features_
+
+IRIS = load_iris(return_X_y=True)
+DIGITS = load_digits(return_X_y=True)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_the_share_is_that_and_the_mean_stays(share: float) -> None:
+    rows = torch.full((1001, 997), 3.0)
+    drop_features_(rows, share, torch.Generator().manual_seed(0))
+    dropped = rows == 0
+    deviation = (share * (1 - share) / rows.numel()) ** 0.5
+    assert abs(float(dropped.double().mean()) - share) < 5 * deviation + 2**-17
+    assert rows.double().mean() == pytest.approx(3.0, rel=0.03 if share > 0.9 else 0.005)
+    assert len(rows[~dropped].unique()) == 1
+    # Every feature, every row and every place in a draw of 64 bits alike.
+    for lots in (dropped.double().mean(0), dropped.double().mean(1)):
+        assert (lots - share).abs().max() < 6 * (share * (1 - share) / 997) ** 0.5 + 2**-17
+    places = dropped.flatten()[: 4 * (dropped.numel() // 4)].view(-1, 4).double().mean(0)
+    assert (places - share).abs().max() < 12 * deviation + 2**-17
+
+
+def test_the_generator_decides() -> None:
+    found = []
+    for seed in (0, 0, 1):
+        rows = torch.ones(10, 7)
+        drop_features_(rows, 0.5, torch.Generator().manual_seed(seed))
+        found.append(rows)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def _scores(data: Any, **settings: Any) -> np.ndarray:
+    x, y = data
+    model = SpelaClassifier(16, max_iter=2, random_state=0, **settings)
+    return model.fit(x, y).decision_function(x)
+
+
+def test_auto_goes_by_the_number_of_features() -> None:
+    np.testing.assert_array_equal(_scores(IRIS), _scores(IRIS, input_dropout=0))
+    np.testing.assert_array_equal(_scores(DIGITS), _scores(DIGITS, input_dropout=0.1))
+    assert not np.array_equal(_scores(DIGITS), _scores(DIGITS, input_dropout=0))
+
+
+def test_partial_fit_leaves_nothing_out() -> None:
+    found = []
+    for share in (0, 0.5):
+        model = SpelaClassifier(16, random_state=0, input_dropout=share)
+        model.partial_fit(*DIGITS, classes=range(10))
+        found.append(model.decision_function(DIGITS[0]))
+    np.testing.assert_array_equal(*found)
+
+
+def test_it_leaves_the_users_features_alone() -> None:
+    x, y = DIGITS
+    before = x.copy()
+    SpelaClassifier(16, max_iter=2, standardize=False).fit(x, y)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_it_generalises_better_on_digits() -> None:
+    """Nine splits, which `bench.estimator_table` does not use: 0.4 points with a deviation of 0.1."""
+    ahead = []
+    for seed in range(100, 109):
+        x, x_test, y, y_test = train_test_split(
+            *DIGITS, test_size=0.3, stratify=DIGITS[1], random_state=seed
+        )
+        scores = [
+            SpelaClassifier(input_dropout=share, random_state=seed, max_iter=50)
+            .fit(x, y)
+            .score(x_test, y_test)
+            for share in ("auto", 0.0)
+        ]
+        ahead.append(scores[0] - scores[1])
+    assert np.mean(ahead) > 0.001

@@ -1,0 +1,120 @@
+"""`warm_start`: fit goes on from what was learnt, keeps the best of it, and refuses what does not fit it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+
+from spela import SpelaClassifier
+from spela.data import epoch_generator
+from spela.estimator.fitting import cosine_rate, held_out, train_epoch
+
+X, Y = load_iris(return_X_y=True)
+
+
+def _fitted(**settings: Any) -> SpelaClassifier:
+    return SpelaClassifier(16, max_iter=3, random_state=0, warm_start=True, **settings).fit(X, Y)
+
+
+def test_it_goes_on_with_weights_moments_order_and_curve() -> None:
+    model = _fitted()
+    net, optimizer, curve = copy.deepcopy((model.net_, model.optimizer_, model.loss_curve_))
+    net.float()
+    x, y = torch.tensor(model.scaler_.transform(X)).float(), torch.tensor(Y)
+    losses = [
+        train_epoch(
+            net, optimizer, x, y,
+            batch_size=16,  # "auto" of 150 samples
+            generator=epoch_generator(model.seed_, 3 + epoch),
+            rate=lambda share, epoch=epoch: cosine_rate(5e-3, 3, epoch, share),
+        )
+        for epoch in range(3)
+    ]  # fmt: skip
+    optimizer_before = model.optimizer_
+    assert model.fit(X, Y).optimizer_ is optimizer_before
+    assert model.n_iter_ == 6
+    assert model.loss_curve_ == curve + losses
+    for ours, theirs in zip(model.net_.parameters(), net.double().parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_its_temperature_is_of_the_last_weights() -> None:
+    model = _fitted().fit(X, Y)
+    from spela.estimator.calibration import fit_temperature
+
+    scores = torch.from_numpy(model.decision_function(X))
+    assert model.temperature_ == pytest.approx(fit_temperature(scores, torch.tensor(Y)), rel=1e-9)
+
+
+def test_without_it_each_fit_starts_anew() -> None:
+    model = _fitted().set_params(warm_start=False)
+    first = model.decision_function(X)
+    np.testing.assert_array_equal(model.fit(X, Y).decision_function(X), first)
+    assert model.n_iter_ == len(model.loss_curve_) == 3
+
+
+def test_the_first_call_starts_as_any_other() -> None:
+    cold = clone(_fitted()).set_params(warm_start=False).fit(X, Y)
+    np.testing.assert_array_equal(_fitted().decision_function(X), cold.decision_function(X))
+
+
+def test_it_goes_on_after_partial_fit() -> None:
+    model = SpelaClassifier(16, max_iter=3, random_state=0, warm_start=True)
+    model.partial_fit(X, Y, classes=[0, 1, 2])
+    scale = model.scaler_.mean_.copy()
+    model.fit(X[:75] + 1, np.resize([0, 1, 2], 75))
+    assert model.n_iter_ == 4
+    np.testing.assert_array_equal(model.scaler_.mean_, scale)
+
+
+def test_early_stopping_keeps_what_was_better_before() -> None:
+    model = _fitted(early_stopping=True, n_iter_no_change=2)
+    before, scores = model.decision_function(X), list(model.validation_scores_)
+    model.set_params(learning_rate=1e4, max_iter=50).fit(X, Y)
+    assert model.validation_scores_[: len(scores)] == scores
+    assert len(model.validation_scores_) == model.n_iter_
+    _, part, _, labels = held_out(X, Y, 0.1, model.seed_)
+    assert max(model.validation_scores_[3:]) < model.score(part, labels)
+    np.testing.assert_array_equal(model.decision_function(X), before)
+    assert model.n_iter_ == 5  # two epochs without a better one
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hidden_layer_sizes", (16, 8), r"whose hidden_layer_sizes is \(16,\), not \(16, 8\)"),
+        ("activation", "relu", "whose activation is 'gelu', not 'relu'"),
+        ("objective", "log", "whose objective is 'softmax', not 'log'"),
+        ("scale", 5, "whose scale is 20.0, not 5.0"),
+        ("standardize", False, "whose standardize is True, not False"),
+        ("device", "meta", "whose device is 'cpu', not 'meta'"),
+    ],
+)
+def test_other_settings_are_refused(name: str, value: Any, message: str) -> None:
+    model = _fitted()
+    before = model.decision_function(X)
+    with pytest.raises(ValueError, match=message):
+        model.set_params(**{name: value}).fit(X, Y)
+    np.testing.assert_array_equal(model.decision_function(X), before)
+
+
+def test_other_data_are_refused() -> None:
+    model = _fitted()
+    before = model.decision_function(X)
+    few = Y < 2
+    with pytest.raises(
+        ValueError, match=r"classes of the fit before, \[0, 1, 2\], but y holds \[0, 1\]"
+    ):
+        model.fit(X[few], Y[few])
+    with pytest.raises(ValueError, match="but y holds"):
+        model.fit(X, np.array(["a", "b", "c"])[Y])
+    with pytest.raises(ValueError, match="expecting 4 features"):
+        model.fit(X[:, :3], Y)
+    np.testing.assert_array_equal(model.decision_function(X), before)
+    assert model.n_iter_ == 3
