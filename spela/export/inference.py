@@ -55,7 +55,7 @@ class _Scores(nn.Module):
     def forward(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
         if weights:
             named = {f"net.{name}": value for name, value in weights.items()}
-            return torch.func.functional_call(self, named, (x,))  # type: ignore[no-any-return]
+            return torch.func.functional_call(self, named, (x,))
         if not isinstance(self.net, SpelaSequential):
             return tuple(self.net.layer_scores(x))  # type: ignore[operator]
         scores = []
