@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-slow test-oldest check docs bench setup
+.PHONY: demo browser-demo test test-slow test-oldest check docs bench setup
 
 setup: $(READY)
 
@@ -15,6 +15,16 @@ $(READY): pyproject.toml setup.py $(wildcard spela_kernels/*/*.[ch])
 
 demo: $(READY)
 	$(BIN)/spela demo
+
+# A page that learns in a browser. DATA=mnist DATA_ROOT=folder trains on MNIST's idx files instead of the bundled digits.
+DATA ?= digits
+PORT ?= 8000
+BROWSER := build/browser
+browser-demo: $(READY)
+	npm ci --prefix examples/browser --omit=dev --ignore-scripts --no-audit --no-fund
+	$(BIN)/python examples/browser/build.py --out $(BROWSER) --data $(DATA) $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+	@echo "Open http://localhost:$(PORT) (Ctrl-C ends the server)"
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(BROWSER) $(PORT)
 
 # Two processes, a file at a time: tests compute on one thread.
 test: $(READY)

@@ -39,6 +39,14 @@ def export(
             "runtimes need a lower one."
         ),
     ] = None,
+    weights_apart: Annotated[
+        bool | None,
+        typer.Option(
+            "--weights-apart",
+            help="Write the weights of an onnx file beside it, as .safetensors, for every call to feed: "
+            "onnxruntime-web needs it to train.",
+        ),
+    ] = None,
 ) -> None:
     """Write a trained network, or its training step, as a file that runs without SPELA."""
     from spela.export import export_run
@@ -47,7 +55,7 @@ def export(
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
     if format != "onnx":
-        refuse_unread(f"format {format}", opset=opset)
+        refuse_unread(f"format {format}", opset=opset, weights_apart=weights_apart)
     program = export_run(
         run_dir,
         out,
@@ -56,11 +64,14 @@ def export(
         batch_size=batch_size,
         untrained=untrained,
         opset=OPSET if opset is None else opset,
+        weights_apart=bool(weights_apart),
     )
     given = [name for name in program.inputs if name not in program.defaults]
     answers = [name for name in program.outputs if not name.startswith("new.")]
     typer.echo(f"{out}: {out.stat().st_size:,} bytes")
     typer.echo(f"inputs: {', '.join(given)}")
     if program.defaults:
-        typer.echo(f"and {len(program.defaults)} weights and states, each back as new.NAME")
+        beside = f", first values in {out.with_suffix('.safetensors')}" if weights_apart else ""
+        back = ", each back as new.NAME" if what == "train-step" else ""
+        typer.echo(f"and {len(program.defaults)} weights and states{back}{beside}")
     typer.echo(f"outputs: {', '.join(answers)}")

@@ -52,7 +52,10 @@ class _Scores(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, weights: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        if weights:
+            named = {f"net.{name}": value for name, value in weights.items()}
+            return torch.func.functional_call(self, named, (x,))
         if not isinstance(self.net, SpelaSequential):
             return tuple(self.net.layer_scores(x))  # type: ignore[operator]
         scores = []
@@ -68,6 +71,7 @@ def inference_program(
     sample_shape: tuple[int, ...],
     *,
     batch_size: int | None = None,
+    weights_as_inputs: bool = False,
     facts: dict[str, Any] | None = None,
 ) -> Program:
     """Trace a network in eval mode.
@@ -76,10 +80,15 @@ def inference_program(
     gives, and a caller that stops at the first layer whose best score leads by a threshold has early
     exit's labels.
 
+    With `weights_as_inputs` the parameters and the batch norms' running statistics are inputs under the names
+    that a training step gives them, with their present values as defaults: so it answers with weights
+    that a step has reached.
+
     Args:
         net: A `SpelaSequential`, or a baseline with `layer_scores`.
         sample_shape: Shape of one input.
         batch_size: None for any batch; a number for runtimes that want a fixed one.
+        weights_as_inputs: Whether a caller may feed the weights.
         facts: Plain JSON values to keep with the program.
 
     Returns:
@@ -106,11 +115,23 @@ def inference_program(
     with in_eval_mode(net), torch.no_grad():
         module = _Scores(net).eval()
         layers = len(module(x))
-        exported = torch.export.export(module, (x,), dynamic_shapes=(axis,))
+        weights = _weights(net) if weights_as_inputs else {}
+        exported = torch.export.export(
+            module, (x, weights), dynamic_shapes=(axis, dict.fromkeys(weights))
+        )
         exported = exported.run_decompositions()
     return Program(
         without_paths(exported),
-        ("x",),
+        ("x", *weights),
         tuple(f"scores.{layer}" for layer in range(1, layers + 1)),
+        defaults=weights,
         facts={"what": "inference", **(facts or {})},
     )
+
+
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    """What training moves: parameters, and the running moments of batch norms."""
+    moments = {
+        k: v for k, v in net.named_buffers() if k.endswith((".running_mean", ".running_var"))
+    }
+    return {k: v.detach().clone() for k, v in (dict(net.named_parameters()) | moments).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from spela.choices import OLDEST_OPSET, OPSET
 from spela.export.program import Program
 from spela.files.atomic import write_atomically
+from spela.files.tensors import save_tensors
 
 __all__ = ["write_onnx"]
 
@@ -22,40 +24,58 @@ __all__ = ["write_onnx"]
 MOST_BYTES = 2**31 - 2**20
 
 
-def write_onnx(program: Program, path: Path, *, opset: int = OPSET) -> None:
+def write_onnx(
+    program: Program, path: Path, *, opset: int = OPSET, weights_apart: bool = False
+) -> None:
     """Write a program as one ONNX file, whole or not at all.
 
     Inputs with a default become initializers of the same name: a caller that leaves them out gets the
     default, a caller that feeds them overrides it. The program's facts are in the file's metadata
     under the key `spela`.
 
+    With `weights_apart` they have no value in the file, which every caller then feeds; the first values
+    go to a safetensors file of the same name. Some runtimes cannot feed an initializer (onnxruntime-web
+    among them): there a step would begin anew at every call.
+
     Args:
         program: From `inference_program` or `train_step_program`.
         path: The file to create or replace.
         opset: Version of the operator set, 20 to 25; older runtimes need a lower one.
+        weights_apart: Write the defaults beside the ONNX file, as `path` with the ending .safetensors.
 
     Raises:
-        ValueError: If onnx or onnxscript is missing, the opset is out of range, or the file would
-            pass ONNX's limit of 2 GiB.
-        OSError: If the file cannot be written.
+        ValueError: If onnx or onnxscript is missing, the opset is out of range, the file would
+            pass ONNX's limit of 2 GiB, or weights are to be apart that the program does not take as inputs.
+        OSError: If a file cannot be written.
     """
     if not OLDEST_OPSET <= opset <= OPSET:
         raise ValueError(f"the opset must be in {OLDEST_OPSET}..{OPSET}, got {opset}")
     for name in ("onnx", "onnxscript"):
         if find_spec(name) is None:
             raise ValueError(f"{name} is not installed: pip install 'torch-spela[export]'")
+    beside = path.with_suffix(".safetensors")
+    if weights_apart and not program.defaults:
+        raise ValueError(
+            "this program has its weights inside: make it with weights_as_inputs=True to have them apart"
+        )
+    if weights_apart and beside == path:
+        raise ValueError(f"{path} is where the weights would go: give the ONNX file another ending")
     if any(value.dtype == torch.bfloat16 for value in program.defaults.values()):
         raise ValueError(
             "weights in bfloat16 have no ONNX file here: call float() first, or write a pt2 file"
         )
-    tensors = [*program.exported.state_dict.values(), *program.defaults.values()]
+    inside = {} if weights_apart else program.defaults
+    tensors = [*program.exported.state_dict.values(), *inside.values()]
     if sum(t.numel() * t.element_size() for t in tensors) > MOST_BYTES:
         raise ValueError("an ONNX file ends at 2 GiB and this network is larger: use --format pt2")
-    content = _model(program, opset).SerializeToString()
+    content = _model(program, opset, inside).SerializeToString()
+    if weights_apart:
+        defaults = {name: value.detach().contiguous() for name, value in program.defaults.items()}
+        save_tensors(beside, defaults, {"format": "spela-weights"})
     write_atomically(path, partial(_write_bytes, content))
 
 
-def _model(program: Program, opset: int) -> Any:
+def _model(program: Program, opset: int, defaults: Mapping[str, Tensor]) -> Any:
     import onnx  # here because it is an extra
 
     with warnings.catch_warnings():
@@ -76,7 +96,7 @@ def _model(program: Program, opset: int) -> Any:
     if converted is None:
         raise ValueError("torch's ONNX exporter gave no model: update torch")
     model = converted.model_proto
-    for name, value in program.defaults.items():
+    for name, value in defaults.items():
         model.graph.initializer.append(_constant(name, value))
     # torch's notes on how each node came about: a third of the file, and of no use to an engine.
     for entry in (model.graph, *model.graph.node, *model.graph.value_info):

@@ -27,6 +27,7 @@ def export_run(
     batch_size: int | None = None,
     untrained: bool = False,
     opset: int = OPSET,
+    weights_apart: bool = False,
 ) -> Program:
     """Write the network of a run's checkpoint, or its training step, to a file.
 
@@ -38,6 +39,8 @@ def export_run(
         batch_size: None for any batch.
         untrained: Start from the weights the run started from, not from those it reached.
         opset: Of an ONNX file.
+        weights_apart: Weights as inputs of an ONNX file that every call feeds, and their first values in a
+            .safetensors file beside it.
 
     Returns:
         What was written.
@@ -50,13 +53,15 @@ def export_run(
     for name, value, choices in (("what", what, EXPORTS), ("format", format, FORMATS)):
         if value not in choices:
             raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(choices)}")
+    if weights_apart and format != "onnx":
+        raise ValueError(f"weights_apart is for onnx files, got format {format}: leave it out")
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"cannot write {out}: give --out a file in a folder that exists")
     _, checkpoint = read_checkpoint(RunFolder(path))
-    program = _program(checkpoint, what, batch_size, untrained)
+    program = _program(checkpoint, what, batch_size, untrained, weights_apart)
     if format == "onnx":
-        write_onnx(program, out, opset=opset)
+        write_onnx(program, out, opset=opset, weights_apart=weights_apart)
     elif format == "pt2":
         write_pt2(program, out)
     else:
@@ -64,7 +69,9 @@ def export_run(
     return program
 
 
-def _program(checkpoint: Checkpoint, what: str, batch_size: int | None, untrained: bool) -> Program:
+def _program(
+    checkpoint: Checkpoint, what: str, batch_size: int | None, untrained: bool, weights_apart: bool
+) -> Program:
     config, shape = checkpoint.config, checkpoint.sample_shape
     net = build_network(config, shape, len(checkpoint.class_names))
     optimizer = build_optimizer(config, net)
@@ -81,7 +88,9 @@ def _program(checkpoint: Checkpoint, what: str, batch_size: int | None, untraine
         "config": config.to_dict(),
     }
     if what == "inference":
-        return inference_program(net, shape, batch_size=batch_size, facts=facts)
+        return inference_program(
+            net, shape, batch_size=batch_size, weights_as_inputs=weights_apart, facts=facts
+        )
     if not isinstance(net, SpelaSequential):
         raise ValueError(
             f"a {config.method} run has no training step without autograd: use --what inference"

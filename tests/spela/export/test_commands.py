@@ -63,6 +63,21 @@ def test_it_writes_one_file(what, format, trained, tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_weights_apart_are_a_second_file_that_the_command_names(
+    trained, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "net.onnx"
+    assert _spela(monkeypatch, "export", trained, "--weights-apart", "--out", out) == 0
+    beside = tmp_path / "net.safetensors"
+    assert f"weights and states, first values in {beside}" in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == [out, beside]
+    assert (
+        _spela(monkeypatch, "export", trained, "--format", "pt2", "--weights-apart", "--out", out)
+        == 2
+    )
+    assert "--weights-apart is not for format pt2" in capsys.readouterr().err
+
+
 # Stands in for a machine without PyTorch: an import of it is an error.
 WITHOUT_TORCH = """
 import runpy, sys
