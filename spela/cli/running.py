@@ -13,7 +13,6 @@ from spela.data import Dataset
 from spela.distributed import Ranks, SharedRunFolder, run_parallel
 from spela.experiments import load_run
 from spela.experiments import run as run_training
-from spela.reports.run import write_report
 from spela.training import (
     Listener,
     Listeners,
@@ -102,6 +101,9 @@ def train_run(
         if note:
             typer.echo(note)
         typer.echo(f"run folder: {out}")
+        # Here, because it imports matplotlib: training need not wait for that.
+        from spela.reports.run import write_report
+
         try:
             report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
         except OSError as error:
