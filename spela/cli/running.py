@@ -14,7 +14,6 @@ from spela.distributed import Ranks, SharedRunFolder, run_parallel
 from spela.experiments import load_run
 from spela.experiments import run as run_training
 from spela.process import multiplies_bf16
-from spela.reports.run import write_report
 from spela.training import (
     Listener,
     Listeners,
@@ -107,6 +106,9 @@ def train_run(
         if note:
             typer.echo(note)
         typer.echo(f"run folder: {out}")
+        # Here, because it imports matplotlib: training need not wait for that.
+        from spela.reports.run import write_report
+
         try:
             report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "COLUMNS",
@@ -31,6 +31,7 @@ COLUMNS = (
     "peak MB",
 )
 _SHOWN_LAYERS = 3
+_Figure = TypeVar("_Figure")
 
 
 def deviation_text(mean: float, deviation: float | None) -> str:
@@ -141,7 +142,7 @@ def _words(rows: list[str]) -> str:
     return rows[0] if len(rows) == 1 else f"{len(rows)} rows ({rows[0]}, ... {rows[-1]})"
 
 
-def by_layer(accuracy: list[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> str:
+def by_layer(accuracy: list[_Figure], text: Callable[[_Figure], str]) -> str:
     """A text a layer, first layer first; of deep networks the first three and the last.
 
     Example:

@@ -54,7 +54,8 @@ def layers_figure(runs: Path, key: str, data_root: Path | None, quick: bool) -> 
     config = loaded.checkpoint.config
     dataset = load_data(config, data_root)
     count = min(_QUICK_SAMPLES if quick else _SAMPLES, len(dataset.test_y))
-    x, labels = prepare(dataset.test_x[:count]), dataset.test_y[:count]
+    dataset = dataset.subset(test=count)  # at equal distances: files are often sorted by class
+    x, labels = prepare(dataset.test_x), dataset.test_y
     untrained = build_network(config, dataset.sample_shape, dataset.num_classes).eval()
     before, after = _outputs(untrained, x), _outputs(loaded.net, x)
     chosen = sorted({0, len(after) // 2, len(after) - 1})[:_COLUMNS]

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import statistics
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spela.experiments.archive import find_run
 from spela.experiments.registry import EXPERIMENTS
-from spela.reports.run import diagnostics_figure
+from spela.reports.lines import epoch_axis, line_style, say_start
+from spela.reports.memory_plots import against_memory, memory_figure
+from spela.reports.run_figures import diagnostics_figure
 from spela.training import read_evidence
 
 __all__ = ["table_figures"]
 
-_CROSSES = "crosses are published or measured figures"
-_OUTPUT = "0.45"  # grey: of a network with one answer
+# Of a network with one answer.
+_OUTPUT = {"color": "0.45", "marker": "o", "markerfacecolor": "none", "linestyle": ""}
 Rows = list[dict[str, Any]]
 
 
@@ -47,7 +47,7 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
             figures.append(
                 (
                     f"{name}-{data}-sweeps",
-                    f"{data}: last layer, mean and deviation over seeds; {_CROSSES}",
+                    f"{data}: last layer, mean and deviation over seeds{_crosses(mine)}",
                     _sweeps(sweeps, table["panels"]),
                 )
             )
@@ -55,7 +55,7 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
             figures.append(
                 (
                     f"{name}-{data}-{panel}",
-                    f"{data}, {panel}: mean and deviation over seeds of every layer; {_CROSSES}",
+                    f"{data}, {panel}: mean and deviation over seeds of every layer{_crosses(chosen)}",
                     _layers(chosen),
                 )
             )
@@ -67,7 +67,7 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
                         f"{name}-{data}-{panel}-memory",
                         f"{data}, {panel}: last layer against a training step's peak memory beside weights, "
                         "optimizer state and batch; mean and deviation over seeds",
-                        _against_memory(chosen),
+                        against_memory(chosen),
                     )
                 )
         main = EXPERIMENTS[name].main
@@ -97,11 +97,16 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
     if table["measured"].get("points"):
         if table["measure"] == "memory":
             points = table["measured"]["points"]
-            figures.append((f"{name}-depth", "Against depth", _memory(points)))
+            figures.append((f"{name}-depth", "Against depth", memory_figure(points)))
         else:
             caption = "Early exit: thresholds against accuracy, and accuracy against multiply-adds"
             figures.append((f"{name}-exits", caption, _exits(table["measured"])))
     return figures
+
+
+def _crosses(rows: Rows) -> str:
+    shown = any("published" in figures for row in rows for figures in row["accuracy"])
+    return "; crosses are published or measured figures" if shown else ""
 
 
 def _panels(rows: Rows, panels: dict[str, str], with_x: bool) -> dict[str, Rows]:
@@ -115,27 +120,31 @@ def _panels(rows: Rows, panels: dict[str, str], with_x: bool) -> dict[str, Rows]
 def _sweeps(panels: dict[str, Rows], labels: dict[str, str]) -> Figure:
     figure = Figure(figsize=(max(4.6 * len(panels), 6), 3.8), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    drawn: dict[str, Any] = {}  # a series is the same line in every panel, and named once
     for axes, (panel, rows) in zip(grid, panels.items(), strict=True):
         values = [row["x"] for row in rows]
         for series in dict.fromkeys(row["series"] for row in rows):
+            style = line_style(list(drawn).index(series) if series in drawn else len(drawn))
             line = sorted((r for r in rows if r["series"] == series), key=lambda r: r["x"])
             last = [row["accuracy"][-1] for row in line]
             places = [row["x"] for row in line]
             means = [f["mean"] for f in last]
             spread = [f["sd"] or 0.0 for f in last]
-            bars = axes.errorbar(places, means, yerr=spread, marker="o", capsize=3, label=series)
+            bars = axes.errorbar(places, means, yerr=spread, capsize=3, label=series, **style)
+            drawn.setdefault(series, bars)
             known = [
                 (x, f["published"]) for x, f in zip(places, last, strict=True) if "published" in f
             ]
             if known:
-                colour = bars.lines[0].get_color()
+                colour = style["color"]
                 axes.scatter(*zip(*known, strict=True), marker="x", color=colour, zorder=3)
         if min(values) > 0 and max(values) / min(values) > 20:
             axes.set_xscale("log")
         axes.set_xlabel(labels[panel])
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        say_start(axes, "y")
+    figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -152,17 +161,17 @@ def _layers(rows: Rows) -> Figure:
         for layer, (found, known) in enumerate(zip(ours, layers, strict=True)):
             # Layers one below the other: their points often lie on each other.
             height = place + 0.5 * ((layer + 0.5) / len(layers) - 0.5)
-            spread, colour = found["sd"] or 0, f"C{layer}" if len(layers) > 1 else _OUTPUT
-            axes.errorbar(
-                found["mean"], height, xerr=spread, fmt="o", ms=4, capsize=2, color=colour
-            )
+            style = _OUTPUT if len(layers) == 1 else line_style(layer) | {"linestyle": ""}
+            axes.errorbar(found["mean"], height, xerr=found["sd"] or 0, ms=4.5, capsize=2, **style)
             if "published" in known:
                 axes.plot(known["published"], height, "x", color="black", zorder=3)
     if depth > 1:
-        named = [(f"C{layer}", f"layer {layer + 1}") for layer in range(depth)]
+        named = [
+            (line_style(layer) | {"linestyle": ""}, f"layer {layer + 1}") for layer in range(depth)
+        ]
         if any(len(row["accuracy"]) == 1 for row in rows):
             named.append((_OUTPUT, "output"))
-        handles = [axes.plot([], [], "o", ms=4, color=c, label=label)[0] for c, label in named]
+        handles = [axes.plot([], [], ms=4.5, label=label, **style)[0] for style, label in named]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(depth + 1, 6), fontsize=8
         )
@@ -170,42 +179,7 @@ def _layers(rows: Rows) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("test accuracy, %")
     axes.grid(alpha=0.3)
-    return figure
-
-
-def _against_memory(rows: Rows) -> Figure:
-    """One point a row; a series of several rows is joined by a line."""
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for place, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
-        mine = sorted(
-            (row for row in rows if row["series"] == series), key=lambda r: r["peak_memory_bytes"]
-        )
-        x = [row["peak_memory_bytes"] / 1e6 for row in mine]
-        last = [row["accuracy"][-1] for row in mine]
-        joined = "o-" if series == "SPELA" else "o"
-        axes.errorbar(
-            x,
-            [figures["mean"] for figures in last],
-            yerr=[figures["sd"] or 0 for figures in last],
-            fmt=joined,
-            capsize=3,
-            color=f"C{place}",
-            label=series,
-        )
-        for across, figures, row in zip(x, last, mine, strict=True):
-            axes.annotate(
-                row["row"],
-                (across, figures["mean"]),
-                xytext=(4, 5),
-                textcoords="offset points",
-                fontsize=7,
-            )
-    axes.set_xlim(0, 1.15 * max(row["peak_memory_bytes"] for row in rows) / 1e6)  # room for names
-    axes.set_xlabel("peak memory of a training step, MB")
-    axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    say_start(axes, "x")
     return figure
 
 
@@ -233,6 +207,9 @@ def _curves(rows: Rows, runs: Path) -> Figure:
         axes.set_visible(False)
     for axes, row in zip(grid.flat, rows, strict=False):
         _row_curve(axes, row, _records(row, runs))
+    for axes in grid[:, 0]:  # the same for all
+        axes.set_ylabel("test accuracy, %", fontsize=8)
+        say_start(axes, "y")
     return figure
 
 
@@ -245,74 +222,45 @@ def _row_curve(axes: Axes, row: dict[str, Any], seeds: list[list[dict[str, Any]]
         epochs = [record["epoch"] for record in seeds[0][start:]]
         curves = [[100 * r["test_accuracy"][layer] for r in seed[start:]] for seed in seeds]
         means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
-        dots = "o" if len(epochs) < 10 else None
         label = "head" if is_head else f"layer {layer + 1}" if layers > 1 else "output"
-        (line,) = axes.plot(epochs, means, marker=dots, markersize=3, label=label)
+        dots = max(1, len(epochs) // 8)
+        style = line_style(layer)
+        axes.plot(epochs, means, markersize=3.5, markevery=dots, label=label, **style)
         if len(curves) > 1:
             low, high = ([pick(v) for v in zip(*curves, strict=True)] for pick in (min, max))
-            axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+            axes.fill_between(epochs, low, high, alpha=0.15, color=style["color"])
     axes.set_title(row["row"], fontsize=9)
-    axes.set_xlabel("epoch", fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("test accuracy, %", fontsize=8)
+    epoch_axis(axes, seeds[0][0]["epoch"], seeds[0][-1]["epoch"])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-
-
-def _memory(points: list[dict[str, Any]]) -> Figure:
-    """Against depth at the width with most depths, and against width at the depth with most widths."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    by_depth, by_width, time = figure.subplots(1, 3)
-    width = statistics.mode(p["width"] for p in points)
-    depth = statistics.mode(p["depth"] for p in points)
-    for axes, fixed, value, along, key, scale in (
-        (by_depth, "width", width, "depth", "peak_bytes", 1e-6),
-        (by_width, "depth", depth, "width", "peak_bytes", 1e-6),
-        (time, "width", width, "depth", "step_ms", 1.0),
-    ):
-        for method in dict.fromkeys(p["method"] for p in points):
-            line = sorted(
-                (p for p in points if p["method"] == method and p[fixed] == value),
-                key=lambda p: p[along],
-            )
-            values = [scale * p[key] for p in line]
-            axes.plot([p[along] for p in line], values, marker="o", markersize=3, label=method)
-        axes.set_xlabel("layers" if along == "depth" else "width")
-        what = "peak memory of a step, MB" if key == "peak_bytes" else "time of a step, ms"
-        axes.set_ylabel(what, fontsize=8)
-        axes.set_title(f"{fixed} {value:g}", fontsize=9)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    by_depth.legend(fontsize=7)
-    return figure
 
 
 def _exits(measured: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     by_threshold, by_cost = figure.subplots(1, 2)
     points = measured["points"]
-    for row, data in dict.fromkeys((p["row"], p["data"]) for p in points):
+    for place, (row, data) in enumerate(dict.fromkeys((p["row"], p["data"]) for p in points)):
         mine = [p for p in points if (p["row"], p["data"]) == (row, data)]
         thresholds = sorted({p["threshold"] for p in mine})
         accuracy, cost = (
             [_mean([p[key] for p in mine if p["threshold"] == t]) for t in thresholds]
             for key in ("accuracy", "multiply_adds")
         )
-        (line,) = by_threshold.plot(
-            thresholds, accuracy, marker="o", markersize=3, label=f"{row}, {data}"
-        )
-        by_cost.plot([100 * c for c in cost], accuracy, marker="o", markersize=3, label=row)
+        style = line_style(place)
+        by_threshold.plot(thresholds, accuracy, markersize=4, label=f"{row}, {data}", **style)
+        by_cost.plot([100 * c for c in cost], accuracy, markersize=4, **style)
         for chosen in measured["calibrated"]:
             if (chosen["row"], chosen["data"]) != (row, data):
                 continue
-            place = 100 * chosen["multiply_adds"]
-            by_cost.plot(place, chosen["accuracy"], "*", color=line.get_color(), markersize=11)
+            spent = 100 * chosen["multiply_adds"]
+            by_cost.plot(spent, chosen["accuracy"], "*", color=style["color"], markersize=11)
     by_threshold.set_xlabel("threshold (margin in cosine), the same at every layer")
     by_cost.set_xlabel("multiply-adds, % of the whole network (stars: calibrated thresholds)")
     for axes in (by_threshold, by_cost):
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        say_start(axes, "y")
+    by_threshold.legend(fontsize=8)
     return figure
 
 

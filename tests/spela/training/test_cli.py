@@ -75,9 +75,10 @@ def test_summary_and_records(trained: Path) -> None:
 
 def test_report_is_self_contained(trained: Path) -> None:
     page = (trained / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    names = ("accuracy", "loss", "weight-norm", "confusion", "geometry-layer-1", "geometry-layer-2")
+    assert page.count("data:image/png;base64,") == len(names) + 12  # test images
     assert "http" not in page
-    for name in ("curves", "confusion", "geometry"):
+    for name in names:
         assert (trained / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

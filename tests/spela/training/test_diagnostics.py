@@ -19,7 +19,7 @@ from spela.experiments import build_network, load_run, make_config
 from spela.experiments import run as run_training
 from spela.layers import SpelaBlock, SpelaLinear
 from spela.network import SpelaSequential
-from spela.reports.run import diagnostics_figure
+from spela.reports.run_figures import diagnostic_figures, diagnostics_figure
 from spela.training import Probe, diagnose
 
 METHODS = ("best", "tmlr", "backprop", "ff", "pepita", "mono")
@@ -260,8 +260,8 @@ def test_diagnostics_are_plotted_and_written_for_tensorboard(tmp_path: Path) -> 
     pytest.importorskip("tensorboard")
     out = tmp_path / "run"
     assert _main(f"{TRAIN} {out}") == 0
-    assert (out / "plots" / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "report.html").read_text().count("data:image/png;base64,") == 4
+    assert len(list((out / "plots").glob("diagnostics-*.png"))) == 5
+    assert "share of dead units by epoch" in (out / "report.html").read_text()
     files = list((out / "tensorboard").iterdir())
     content = b"".join(file.read_bytes() for file in files)
     for tag in (b"test_accuracy/layer_2", b"diagnostics/alignment/layer_1", b"vote_accuracy"):
@@ -283,7 +283,17 @@ def test_a_run_of_blocks_shows_its_diagnostics(tmp_path: Path) -> None:
     assert [len(drawn) for drawn in lines] == [3] * 5
     noted = [record["diagnostics"][1]["cosine_margin"] for record in records]
     assert list(lines[3][1].get_ydata()) == noted
-    assert (out / "report.html").read_text().count("data:image/png;base64,") == 4
+    shown = diagnostic_figures(records, ["block 1", "block 2", "block 3"])
+    for (_, _, alone), axes in zip(shown, figure.axes, strict=True):
+        for line, name, other in zip(
+            alone.axes[0].get_lines(),
+            ("block 1", "block 2", "block 3"),
+            axes.get_lines(),
+            strict=True,
+        ):
+            assert line.get_label() == name
+            assert list(line.get_ydata()) == list(other.get_ydata())
+    assert "share of dead units by epoch" in (out / "report.html").read_text()
 
 
 def test_without_tensorboard_the_extra_is_named(

@@ -266,7 +266,9 @@ def test_two_identical_runs_leave_the_same_bytes(
             assert _spela("export", "run", "--what", what, "--out", f"run/{what}.onnx") == 0
     first, second = (_timeless(tmp_path / name) for name in ("first", "second"))
     assert first.keys() == second.keys()
-    assert {"run/checkpoint.safetensors", "run/plots/curves.png", "cnn/summary.json"} <= set(first)
+    assert {"run/checkpoint.safetensors", "run/plots/accuracy.png", "cnn/summary.json"} <= set(
+        first
+    )
     for name, content in first.items():
         assert second[name] == content, name
 

@@ -1,0 +1,107 @@
+"""The plots of what a training step takes: accuracy against memory, memory and time against size."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from spela.reports.lines import line_style, say_start
+
+__all__ = ["against_memory", "memory_figure"]
+
+Rows = list[dict[str, Any]]
+
+
+def against_memory(rows: Rows) -> Figure:
+    """Last layer's accuracy against a step's peak memory: a named point a row, SPELA's joined by a line.
+
+    Args:
+        rows: Of a table, with `peak_memory_bytes`.
+    """
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for place, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
+        mine = sorted(
+            (row for row in rows if row["series"] == series), key=lambda r: r["peak_memory_bytes"]
+        )
+        x = [row["peak_memory_bytes"] / 1e6 for row in mine]
+        last = [row["accuracy"][-1] for row in mine]
+        style = line_style(place) | ({} if series == "SPELA" else {"linestyle": ""})
+        # A series of one row that has its name is named at its point.
+        label = None if [row["row"] for row in mine] == [series] else series
+        axes.errorbar(
+            x,
+            [figures["mean"] for figures in last],
+            yerr=[figures["sd"] or 0 for figures in last],
+            capsize=3,
+            label=label,
+            **style,
+        )
+    most = max(row["peak_memory_bytes"] for row in rows) / 1e6
+    axes.set_xlim(0, 1.15 * most)  # room for names
+    axes.set_xlabel("peak memory of a training step, MB")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8)
+    say_start(axes, "y")
+    _name_points(axes, rows, most)
+    return figure
+
+
+def _name_points(axes: Axes, rows: Rows, most: float) -> None:
+    """Names above their points, or below those that lie just under another point."""
+    low, high = axes.get_ylim()
+    places = [(r["peak_memory_bytes"] / 1e6, r["accuracy"][-1]["mean"], r["row"]) for r in rows]
+    for x, y, name in places:
+        crowded = any(
+            abs(x - other) < 0.25 * most and 0 < above - y < 0.07 * (high - low)
+            for other, above, _ in places
+        )
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(5, -11 if crowded else 5),
+            textcoords="offset points",
+            fontsize=7,
+        )
+
+
+def memory_figure(points: list[dict[str, Any]]) -> Figure:
+    """Against depth at the width with most depths, and against width at the depth with most widths.
+
+    Args:
+        points: Of the benchmark: method, depth, width, peak_bytes, step_ms.
+    """
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    by_depth, by_width, time = figure.subplots(1, 3)
+    width = statistics.mode(p["width"] for p in points)
+    depth = statistics.mode(p["depth"] for p in points)
+    for axes, fixed, value, along, key, scale in (
+        (by_depth, "width", width, "depth", "peak_bytes", 1e-6),
+        (by_width, "depth", depth, "width", "peak_bytes", 1e-6),
+        (time, "width", width, "depth", "step_ms", 1.0),
+    ):
+        for place, method in enumerate(dict.fromkeys(p["method"] for p in points)):
+            line = sorted(
+                (p for p in points if p["method"] == method and p[fixed] == value),
+                key=lambda p: p[along],
+            )
+            values = [scale * p[key] for p in line]
+            name = method.replace("_", " ")
+            axes.plot(
+                [p[along] for p in line], values, markersize=4, label=name, **line_style(place)
+            )
+        axes.set_xlabel("layers" if along == "depth" else "width")
+        what = "peak memory of a step, MB" if key == "peak_bytes" else "time of a step, ms"
+        axes.set_ylabel(what, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_title(f"{fixed} {value:g}", fontsize=9)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    by_depth.legend(fontsize=7)
+    return figure
