@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from spela_kernels.gpu.architectures import Architecture, find_architecture
 
-__all__ = ["GPUS", "LAUNCH_US", "Gpu", "find_gpu", "launch_us"]
+__all__ = ["GPUS", "LAUNCH_US", "REPLAY_US", "Gpu", "find_gpu", "launch_us"]
 
 # Assumed, the same for every GPU and every rival: from one kernel's end to the next one's start where
-# the CPU issues each launch itself. In a CUDA graph it is nearer to 1, in a slow Python process to 10.
+# the CPU issues each launch itself; in a slow Python process it is nearer to 10.
 LAUNCH_US = 4.0
+REPLAY_US = 1.0  # likewise, between the kernels of a CUDA graph, which is itself launched once
 
 
 @dataclass(frozen=True)
