@@ -1,8 +1,8 @@
 """The cost model's table: fused steps beside the published ones, on GPUs that need not be here.
 
-Both sides are judged alike: every launch finds nothing of use in the cache and takes the time of
-`spela_kernels.cost.roofline`. Ours is counted from the tile rules, eager PyTorch's by watching its step run
-on tensors without data. The result is a model, not a measurement.
+Every launch finds nothing of use in the cache and takes the time of `spela_kernels.cost.roofline`. Ours is
+counted from the tile rules, eager PyTorch's by watching its step run on tensors without data: its operators
+are taken to fill the GPU and to wait for memory once. The result is a model, not a measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from spela.benchmarks.eager_launches import (
     eager_projection_launches,
 )
 from spela.benchmarks.network import NETWORK_CASES
-from spela_kernels.cost.roofline import LAUNCH_US, REPLAY_US, Gpu, launch_us
+from spela_kernels.cost.roofline import (
+    CACHE_SPEED,
+    LAUNCH_US,
+    REPLAY_US,
+    WAIT_US,
+    Gpu,
+    kernel_us,
+    launch_us,
+)
 from spela_kernels.cost.traffic import LaunchCost
 from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.linear import cost as linear
@@ -169,13 +177,9 @@ def model_steps(
     for subject in _subjects(DTYPES[dtype]):
         for gpu in gpus:
             ours = subject.ours(gpu.arch)
-            moved = [launch.device_bytes(gpu.cache_bytes) for launch in ours]
-            times = [
-                launch_us(gpu, bytes_, launch.flops, launch.product, overhead_us=0)
-                for bytes_, launch in zip(moved, ours, strict=True)
-            ]
+            times = [kernel_us(gpu, launch, overhead_us=0) for launch in ours]
             eager_times = [
-                launch_us(gpu, op.device_bytes, op.flops, eager_product, overhead_us=0)
+                launch_us(gpu, op.device_bytes, op.flops, eager_product, overhead_us=WAIT_US)
                 for op in subject.eager
             ]
             predicted, graph = _steps_us(times, overhead_us)
@@ -186,7 +190,7 @@ def model_steps(
                     name=subject.name,
                     gpu=gpu.name,
                     launches=len(ours),
-                    device_bytes=sum(moved),
+                    device_bytes=sum(launch.device_bytes(gpu.cache_bytes) for launch in ours),
                     compulsory_bytes=subject.compulsory_bytes,
                     predicted_us=predicted,
                     graph_us=graph,
@@ -245,6 +249,8 @@ def to_json(
         "dtype": dtype,
         "assumed_launch_us": overhead_us,
         "assumed_replay_us": min(REPLAY_US, overhead_us),
+        "assumed_wait_us": WAIT_US,
+        "assumed_cache_speed": CACHE_SPEED,
         "gpus": [asdict(gpu) for gpu in gpus],
         "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
     }
