@@ -48,7 +48,7 @@ def rows(itemsize: int, arch: Architecture) -> list[tuple[str, str, str, int]]:
 
     Example:
         >>> rows(4, ARCHITECTURES["sm_80"])[0]
-        ('784 -> 1024', 'forward', 'b 32, o 16, i 64, c 16; 4 warps, 1 stages, tf32x3', 128)
+        ('784 -> 1024', 'forward', 'b 32, o 16, i 256, c 16; 8 warps, 1 stages, tf32x3', 128)
     """
     found = []
     for shape, kernel, problem, config in (*_linear(itemsize, arch), *_projection(itemsize, arch)):

@@ -13,7 +13,7 @@ from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
 from spela_kernels.backend import use_backend
 from spela_kernels.cost.published_step import published_step
-from spela_kernels.cost.roofline import Gpu, launch_us
+from spela_kernels.cost.roofline import REPLAY_US, Gpu, kernel_us
 from spela_kernels.cost.traffic import StepCost
 from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.gpu.launching import architecture_of
@@ -28,7 +28,6 @@ from spela_kernels.proof.parity import counted_launches
 
 __all__ = ["linear_model", "measure", "projection_model"]
 
-REPLAY_US = 1.0  # assumed for a launch inside a graph; `roofline.LAUNCH_US` is of one outside
 # B, I, O: the paper's layers, larger batches, and sizes that fill the GPU.
 _SIZES = (
     (50, 784, 1024), (50, 1024, 10), (50, 1024, 1024), (512, 1024, 1024), (8192, 1024, 1024),
@@ -73,16 +72,7 @@ class _Figures:
         if cost is not None:
             peak = self.gpu.peak_tflops(cost.launches[0].product)
             found["of_peak_tflops_%"] = 100 * flops / times.best / 1e6 / peak
-            found["modelled_us"] = sum(
-                launch_us(
-                    self.gpu,
-                    one.device_bytes(self.gpu.cache_bytes),
-                    one.flops,
-                    one.product,
-                    REPLAY_US,
-                )
-                for one in cost.launches
-            )
+            found["modelled_us"] = sum(kernel_us(self.gpu, one, REPLAY_US) for one in cost.launches)
         return found
 
 

@@ -127,15 +127,18 @@ def _measured(
 
 def _modelled(gpu: str | None, dtype: str, launch_us: float | None) -> dict[str, Any]:
     from spela.benchmarks.modelled import format_table, model_steps, to_json
-    from spela_kernels.cost.roofline import GPUS, LAUNCH_US, find_gpu
+    from spela_kernels.cost.roofline import GPUS, LAUNCH_US, REPLAY_US, WAIT_US, find_gpu
 
     launch_us = LAUNCH_US if launch_us is None else launch_us
     gpus = list(GPUS.values()) if gpu is None else [find_gpu(gpu)]
     rows = model_steps(gpus, dtype, launch_us)
     typer.echo(
-        "A model, not a measurement: one SPELA step (SGD, log loss) of each layer at batch 50, "
-        f"{dtype}; ours / eager PyTorch's.\nTime of a launch = max(bytes / bandwidth, flops / peak) "
-        f"+ {launch_us:g} us, an assumed overhead that decides most rows (--launch-us)."
+        f"A model, not a measurement: one SPELA step (SGD), {dtype}; ours / eager PyTorch's, which takes the "
+        "layers of a network one by one.\nTime of a launch = max(bytes / bandwidth, bytes / the cache's, "
+        f"flops / peak) + its waits for memory, {WAIT_US:g} us each,\n+ {launch_us:g} us, an assumed "
+        "overhead that decides most rows (--launch-us); a graph has it once, and "
+        f"{min(REPLAY_US, launch_us):g} us between kernels.\n"
+        "`of minimum`: our bytes over those that any such step must move."
     )
     typer.echo(format_table(rows))
     for row in gpus:

@@ -1,4 +1,4 @@
-"""A layer's step as the authors published it, in eager PyTorch: the rival that costs compare against."""
+"""Steps of a layer and of a projection as published, in eager PyTorch: the rivals of costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["published_step"]
+__all__ = ["published_projection_step", "published_step"]
 
 
 def published_step(
@@ -80,6 +80,55 @@ def published_step(
         loss.backward()
         update()
         rival.zero_grad()  # frees the gradients
+        return loss.detach()
+
+    return step
+
+
+def published_projection_step(
+    z: Tensor,
+    projection: Tensor,
+    vectors: Tensor,
+    groups: Tensor,
+    target: Tensor,
+    *,
+    lr: float = 0.1,
+) -> Callable[[], Tensor]:
+    """One step of a grouped projection through autograd and torch.optim.SGD, objective `mse`.
+
+    One batched product for all kernels, where the authors' code copies the projections for every sample.
+
+    Args:
+        z: (B, K, D) pooled maps, which get a gradient too.
+        projection: (K, D, d), updated by every call.
+        vectors: (K, G, d) unit group vectors.
+        groups: (K, C) int64, each class's group.
+        target: (B,) int64 labels.
+        lr: Learning rate.
+
+    Returns:
+        A function that takes one step and returns the loss () from before it.
+
+    Source: the authors' CNN notebooks.
+
+    Example:
+        >>> z, eye = torch.eye(2)[None], torch.eye(2).expand(2, 2, 2)
+        >>> groups, target = torch.tensor([[0, 1], [1, 0]]), torch.tensor([0])
+        >>> published_projection_step(z, eye.clone(), eye, groups, target)()
+        tensor(0.)
+    """
+    z.requires_grad_()
+    rival = torch.optim.SGD([projection.requires_grad_()], lr=lr, foreach=True)
+    kernel = torch.arange(len(groups), device=groups.device)
+
+    def step() -> Tensor:
+        p = torch.bmm(z.transpose(0, 1), projection).transpose(0, 1)
+        own = vectors[kernel, groups[:, target].T]  # (B, K, d)
+        loss = (1 - torch.nn.functional.cosine_similarity(p, own, dim=2)).square().mean()
+        loss.backward()
+        rival.step()
+        rival.zero_grad()  # frees the gradients
+        z.grad = None
         return loss.detach()
 
     return step

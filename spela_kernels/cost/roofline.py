@@ -1,20 +1,38 @@
 """From bytes and flops to a predicted time: a roofline model with one overhead a launch. Pure Python.
 
-A model, not a measurement: peak rates are the makers' and no kernel reaches them, and the overhead of a
-launch is an assumption. It orders alternatives and says what bounds them; it does not replace a clock.
+A model, not a measurement: peak rates are the makers' and no kernel reaches them; the overhead of a launch,
+the wait for memory and the shared cache's speed are assumptions. It orders alternatives and says what bounds
+them; it does not replace a clock.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spela_kernels.cost.traffic import LaunchCost
 from spela_kernels.gpu.architectures import Architecture, find_architecture
 
-__all__ = ["GPUS", "LAUNCH_US", "Gpu", "find_gpu", "launch_us"]
+__all__ = [
+    "CACHE_SPEED",
+    "GPUS",
+    "LAUNCH_US",
+    "REPLAY_US",
+    "WAIT_US",
+    "Gpu",
+    "find_gpu",
+    "kernel_us",
+    "launch_us",
+]
 
 # Assumed, the same for every GPU and every rival: from one kernel's end to the next one's start where
-# the CPU issues each launch itself. In a CUDA graph it is nearer to 1, in a slow Python process to 10.
+# the CPU issues each launch itself; in a slow Python process it is nearer to 10.
 LAUNCH_US = 4.0
+REPLAY_US = 1.0  # likewise, between the kernels of a CUDA graph, which is itself launched once
+# Assumed, the same for every GPU: a load takes 200 cycles from the shared cache and 400 from memory where
+# nothing queues before it (0.14 to 0.28 us), and the shared cache gives 2.7 to 4.6 times memory's bytes
+# (V100 to H100: Ultrasonics Sonochemistry 99, 2023, 106546, Table 3).
+WAIT_US = 0.25
+CACHE_SPEED = 3.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +131,7 @@ def launch_us(
     product: str = "fp32",
     overhead_us: float = LAUNCH_US,
 ) -> float:
-    """Predicted time of one launch: the slower of memory and arithmetic, and the overhead.
+    """Predicted time of one launch that fills the GPU: the slower of memory and arithmetic, and the overhead.
 
     Args:
         gpu: Its figures.
@@ -132,3 +150,35 @@ def launch_us(
     memory = device_bytes / gpu.bandwidth / 1e3
     arithmetic = flops / gpu.peak_tflops(product) / 1e6 if flops else 0.0
     return max(memory, arithmetic) + overhead_us
+
+
+def kernel_us(gpu: Gpu, launch: LaunchCost, overhead_us: float = LAUNCH_US) -> float:
+    """Predicted time of one of our launches, whose programs need not fill the GPU.
+
+    The slowest of device memory, and of the shared cache and arithmetic of the multiprocessor with the most
+    programs; one program's waits for memory, which the others' hide from its second wave on; the overhead.
+
+    Args:
+        gpu: Its figures.
+        launch: From an op's `step_cost`.
+        overhead_us: Added to every launch.
+
+    Returns:
+        Microseconds.
+
+    Example:
+        >>> from spela_kernels.linear.configs import Problem
+        >>> from spela_kernels.linear.cost import Step, step_cost
+        >>> a100 = GPUS["A100"]
+        >>> update = step_cost(Step(Problem(50, 784, 1024, 10, 4, 4)), a100.arch).launches[-1]
+        >>> round(kernel_us(a100, update), 1)
+        8.6
+    """
+    units = gpu.arch.multiprocessors
+    # Of the busiest multiprocessor, over an even share of all work.
+    uneven = -(-launch.programs // units) * units / launch.programs
+    cache = launch.requested / (CACHE_SPEED * gpu.bandwidth) / 1e3
+    arithmetic = launch_us(gpu, 0, launch.flops, launch.product, overhead_us=0)
+    memory = launch_us(gpu, launch.device_bytes(gpu.cache_bytes), 0, overhead_us=0)
+    busy = max(memory, cache * uneven, arithmetic * uneven)
+    return busy + launch.waits * WAIT_US + overhead_us

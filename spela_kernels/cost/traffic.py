@@ -1,8 +1,8 @@
 """What launches cost: bytes and flops, and which bytes reach device memory. Pure Python.
 
-A model, not a measurement: it knows which tile reads what and how often, and nothing of latency, partly
-filled sectors or bank conflicts. `requested` bytes are exact (the interpreter counts the same ones);
-which of them reach device memory is the one rule of `Traffic.device_bytes`.
+A model, not a measurement: it knows which tile reads what and how often, and nothing of partly filled
+sectors or bank conflicts. `requested` bytes are exact (the interpreter counts the same ones); which of them
+reach device memory is the one rule of `Traffic.device_bytes`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ __all__ = [
     "Traffic",
     "covered",
     "fp32_product",
+    "loop_waits",
     "product",
     "read",
     "tiles",
@@ -61,6 +62,7 @@ class LaunchCost:
         flops: Of the products, padding of partly filled tiles included.
         product: What multiplies: fp32, tf32x3 (three tf32 products) or half.
         traffic: A row for each tensor and direction.
+        waits: How often a program waits for memory: its loads, one for those that are in flight together.
     """
 
     name: str
@@ -68,6 +70,12 @@ class LaunchCost:
     flops: int
     product: str
     traffic: tuple[Traffic, ...]
+    waits: int
+
+    @property
+    def requested(self) -> int:
+        """Bytes that all programs together read and write, from or to whatever holds them."""
+        return sum(row.requested for row in self.traffic)
 
     def device_bytes(self, cache_bytes: int) -> int:
         """Bytes from and to device memory, if the cache holds nothing of use at the start."""
@@ -115,6 +123,14 @@ def read(tensor: str, size: int, visits: int = 1, window: int = 0) -> Traffic:
 def write(tensor: str, size: int) -> Traffic:
     """Each of `size` bytes written once."""
     return Traffic(tensor, size, size, 0, write=True)
+
+
+def loop_waits(iterations: int, num_stages: int, chain: int = 1) -> int:
+    """Waits of a loop whose iterations each make `chain` loads that need the one before.
+
+    With stages, the loads of all but one of them are in flight together.
+    """
+    return tiles(iterations, max(num_stages - 1, 1)) * chain
 
 
 def fp32_product(arch: Architecture) -> str:

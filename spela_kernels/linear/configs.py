@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ForwardConfig:
-    """Tile (block_b, block_o) of y, reduced block_i at a time; block_c classes at a time."""
+    """Tile (block_b, block_o) of y, reduced block_i at a time in `parts`; block_c classes at a time."""
 
     block_b: int
     block_o: int
@@ -55,28 +55,34 @@ class ForwardConfig:
     num_stages: int
     precision: str
     prefetch: bool = False
+    parts: int = 1
 
     def programs(self, problem: Problem) -> int:
         """Programs of the launch."""
         return count_tiles(problem.batch, self.block_b) * count_tiles(problem.outputs, self.block_o)
 
     def shared_bytes(self, problem: Problem) -> int:
-        """Upper bound: the pipelined x and W tiles, or the epilogue's y and V tiles if larger."""
+        """Upper bound: the pipelined x and W tiles, the parts' sums, or the epilogue's y and V tiles."""
         # A three-part fp32 product stages both halves of its operands.
         copies = self.num_stages + (self.precision == "tf32x3" and problem.itemsize == 4)
         row_bytes = self.block_b * problem.itemsize + self.block_o * problem.weight_itemsize
         loop = copies * row_bytes * self.block_i
         epilogue = (self.block_b + 2 * self.block_c) * self.block_o + self.block_b * self.block_c
-        return max(loop, 4 * epilogue) + 1024
+        parts = self.parts * self.block_b * self.block_o
+        return max(loop, 4 * parts, 4 * epilogue) + 1024
 
 
 @dataclass(frozen=True)
 class FinaliseConfig:
-    """block_b rows a program, block_c classes at a time, and block_o columns of dL/dz if that is stored."""
+    """block_b rows a program, and block_o columns of dL/dz if that is stored.
+
+    block_c classes at a time, and of their sums those of block_t column tiles.
+    """
 
     block_b: int
     block_o: int
     block_c: int
+    block_t: int
     num_warps: int
     precision: str
     stores_dz: bool
@@ -118,13 +124,17 @@ class UpdateConfig:
 
 
 def _busy(
-    sizes: tuple[int, int], longest: tuple[int, int], limit: int, wanted: float, axis: int
+    sizes: tuple[int, int], longest: tuple[int, int], limit: int, wanted: float, axis: int | None
 ) -> tuple[int, int]:
     """The largest tile of two axes that gives `wanted` programs; of equal ones the longest along `axis`.
 
-    If none gives so many, the smallest. Sides are powers of 2 from 16 to `longest`, no longer than the axes'
-    `sizes` need; a tile has at most `limit` elements.
+    Without `axis` the squarest. If none gives so many, the smallest. Sides are powers of 2 from 16 to
+    `longest`, no longer than the axes' `sizes` need; a tile has at most `limit` elements.
     """
+
+    def along(tile: tuple[int, int]) -> int:
+        return min(tile) if axis is None else tile[axis]
+
     most = [power(size, 16, side) for size, side in zip(sizes, longest, strict=True)]
     tiles = [
         (first, second)
@@ -138,8 +148,8 @@ def _busy(
         if count_tiles(sizes[0], first) * count_tiles(sizes[1], second) >= wanted
     ]
     if full:
-        return max(full, key=lambda tile: (tile[0] * tile[1], tile[axis]))
-    return min(tiles, key=lambda tile: (tile[0] * tile[1], -tile[axis]))
+        return max(full, key=lambda tile: (tile[0] * tile[1], along(tile)))
+    return min(tiles, key=lambda tile: (tile[0] * tile[1], -along(tile)))
 
 
 @lru_cache(maxsize=1024)
@@ -153,26 +163,38 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         16
     """
     wide = problem.itemsize == 4 or not arch.matrix_units
-    # Wide tiles read x and W less often, but come second to work for most multiprocessors: a batch of
-    # 50 has one row tile, so O is cut into narrow columns, and only then the rows.
+    # Large tiles read x and W less often, but come second to work for most multiprocessors; of fp32 ones,
+    # which cannot be cut into parts, several waves are needed to hide their waits.
+    sizes, limit = (problem.batch, problem.outputs), 64 * 32 if wide else 128 * 64
+    waves = count_tiles(problem.batch, 64) * count_tiles(problem.outputs, 32) / arch.multiprocessors
+    if wide and waves < 3:
+        limit = 32 * 32
     block_b, block_o = _busy(
-        (problem.batch, problem.outputs),
+        sizes,
         (64, 64) if wide else (128, 128),
-        64 * 32 if wide else 128 * 64,
-        0.75 * arch.multiprocessors,
-        # Tall tiles read W, the larger operand, less often; wide ones leave fewer partial sums, of which
-        # an all-class objective has C a row.
-        axis=1 if problem.all_classes else 0,
+        limit,
+        # Square tiles read least; an all-class objective has C partial sums a row, of which wide tiles leave
+        # fewer, and so do few programs.
+        (0.4 if problem.all_classes else 0.75) * arch.multiprocessors,
+        axis=1 if problem.all_classes else None,
     )
     block_c = power(problem.classes, 16, 32)
+    elements = block_b * block_o
     loop = reduction_loop(
-        problem.inputs, problem.itemsize, arch, fp32=64 if block_b * block_o <= 64 * 16 else 32
+        problem.inputs, problem.itemsize, arch, fp32=64 if elements <= 1024 else 32
     )
-    warps = 8 if block_b * block_o > 64 * 64 else 4
+    depth, stages, parts = loop.depth, loop.num_stages, 1
+    warps = 8 if elements > 64 * 64 else 4
+    # Rows that no wide load can take need an address for every element, and meet bank conflicts in parts.
+    if arch.matrix_units and elements <= 1024 and problem.inputs > 64 and problem.inputs % 8 == 0:
+        # Few waits for memory, each for many bytes: they are most of a small batch's time. A warp's operands,
+        # of which a three-part product has two halves, share its registers with the next ones.
+        warps = parts = 8
+        depth, stages = parts * (32 if elements <= 512 else 16), min(stages, 3)
     precision = arch.fp32_dot
     configs = [
         ForwardConfig(
-            block_b, block_o, loop.depth, block_c, warps, loop.num_stages, precision, loop.prefetch
+            block_b, block_o, depth, block_c, warps, stages, precision, loop.prefetch, parts
         ),
         ForwardConfig(min(block_b, 32), min(block_o, 32), min(loop.depth, 32), 16, 4, 1, precision),
         ForwardConfig(16, 16, 16, 16, 4, 1, precision),
@@ -190,9 +212,10 @@ def pick_finalise(
     # With dL/dz to write every program sums its rows' partials again: wide tiles, few programs. But y, z
     # and V have 64-bit addresses for each element, and a thread registers for 16 of them.
     block_o = power(problem.outputs, 16, 16 * 128 // block_b if arch.matrix_units else 32)
+    block_t = 4096 // (block_b * block_c) if problem.all_classes else 64
     configs = [
-        FinaliseConfig(block_b, block_o, block_c, 4, arch.fp32_dot, stores_dz),
-        FinaliseConfig(16, 16, 16, 4, arch.fp32_dot, stores_dz),
+        FinaliseConfig(block_b, block_o, block_c, block_t, 4, arch.fp32_dot, stores_dz),
+        FinaliseConfig(16, 16, 16, block_t, 4, arch.fp32_dot, stores_dz),
     ]
     return fitting(configs, problem, arch)
 

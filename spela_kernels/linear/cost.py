@@ -15,6 +15,7 @@ from spela_kernels.cost.traffic import (
     Traffic,
     covered,
     fp32_product,
+    loop_waits,
     product,
     read,
     tiles,
@@ -118,9 +119,10 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
         depth += covered(p.classes, config.block_c)
     programs = config.programs(p)
     flops = 2 * programs * config.block_b * config.block_o * depth
-    return LaunchCost(
-        "forward", programs, flops, product(step.problem.itemsize, arch), tuple(traffic)
-    )
+    # Bias and label come during the loop, then the label's vector or those of all classes.
+    waits = tiles(p.classes, config.block_c) if p.all_classes else 1
+    waits += loop_waits(tiles(p.inputs, config.block_i), config.num_stages)
+    return LaunchCost("forward", programs, flops, product(s, arch), tuple(traffic), waits)
 
 
 def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architecture) -> LaunchCost:
@@ -157,8 +159,14 @@ def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architect
         if step.keeps_input:
             traffic.append(read("z", p.batch * p.outputs * s))
         flops = 2 * config.block_b * config.block_o * covered(p.classes, config.block_c) * programs
+    # Squares, the label, dots of each block of classes; with dL/dz the dots again with V, then y.
+    blocks = tiles(p.classes, config.block_c) if p.all_classes else 1
+    blocks_t = tiles(partials, config.block_t)
+    waits = blocks_t + 1 + blocks * blocks_t
+    if stores_dz:
+        waits += blocks * (blocks_t + 1) + 1
     # q V is multiplied in fp32 whatever the element size.
-    return LaunchCost("finalise", programs, flops, fp32_product(arch), tuple(traffic))
+    return LaunchCost("finalise", programs, flops, fp32_product(arch), tuple(traffic), waits)
 
 
 def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
@@ -199,9 +207,10 @@ def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
             state = size * step.state_itemsize
             traffic += [read(f"{name}.{moment}", state), write(f"{name}.{moment}", state)]
     flops = 2 * programs * config.block_o * config.block_i * covered(p.batch, config.block_b)
-    return LaunchCost(
-        "update", programs, flops, product(step.problem.itemsize, arch), tuple(traffic)
-    )
+    # Label and then vector, or dz alone; after them the parameters.
+    iterations = tiles(p.batch, config.block_b)
+    waits = loop_waits(iterations, config.num_stages, chain=1 if p.all_classes else 2) + 1
+    return LaunchCost("update", programs, flops, product(s, arch), tuple(traffic), waits)
 
 
 def step_cost(step: Step, arch: Architecture) -> StepCost:

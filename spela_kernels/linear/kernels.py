@@ -42,6 +42,19 @@ def _load_columns(rows, stride, mask_rows, start, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _add_product(z, x, weight, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+    """z + x W^T. With parts each warp has a share of the columns, and z a matrix for each part."""
+    weight = weight.to(x.dtype)
+    if PARTS == 1:
+        return tl.dot(x, tl.trans(weight), z, input_precision=PRECISION)
+    else:
+        x = tl.reshape(x, (x.shape[0], PARTS, x.shape[1] // PARTS))
+        weight = tl.reshape(weight, (weight.shape[0], PARTS, weight.shape[1] // PARTS))
+        x, weight = tl.permute(x, (1, 0, 2)), tl.permute(weight, (1, 2, 0))
+        return tl.dot(x, weight, z, input_precision=PRECISION)
+
+
+@triton.jit
 def forward_kernel(
     x_ptr,  # (B, I)
     weight_ptr,  # (O, I)
@@ -57,10 +70,15 @@ def forward_kernel(
     stride_xb, stride_xi, stride_wo, stride_wi, stride_b, stride_vc, stride_vo, stride_t,
     stride_squares, stride_dots, stride_dotb,  # T and T, B axes; rows of dots hold >= C columns
     ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr, ALL_CLASSES: tl.constexpr,
-    PRECISION: tl.constexpr, PREFETCH: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
+    PRECISION: tl.constexpr, PREFETCH: tl.constexpr, PARTS: tl.constexpr,
+    ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One (BLOCK_B, BLOCK_O) tile of y and its share of every row's sums."""
+    """One (BLOCK_B, BLOCK_O) tile of y and its share of every row's sums.
+
+    A small tile has work for one warp. PARTS then cut each BLOCK_I among the warps, so that few programs keep
+    many bytes in flight; their sums are added last.
+    """
     I = I // ALIGN_I * ALIGN_I
     O = O // ALIGN_O * ALIGN_O
     stride_xb = stride_xb // ALIGN_I * ALIGN_I
@@ -74,24 +92,33 @@ def forward_kernel(
     mask_b, mask_o = offs_b < B, offs_o < O
     x_rows = x_ptr + offs_b.to(tl.int64)[:, None] * stride_xb
     weight_rows = weight_ptr + offs_o.to(tl.int64)[:, None] * stride_wo
+    # Asked for here, so that the loop hides the wait.
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + offs_o.to(tl.int64) * stride_b, mask=mask_o, other=0.0)
+    if not ALL_CLASSES and target_ptr is not None:
+        label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
 
-    z = tl.zeros((BLOCK_B, BLOCK_O), tl.float32)
+    if PARTS == 1:
+        z = tl.zeros((BLOCK_B, BLOCK_O), tl.float32)
+    else:
+        z = tl.zeros((PARTS, BLOCK_B, BLOCK_O), tl.float32)
     if PREFETCH:
         x = _load_columns(x_rows, stride_xi, mask_b, 0, I, BLOCK_I)
         weight = _load_columns(weight_rows, stride_wi, mask_o, 0, I, BLOCK_I)
         for start in range(BLOCK_I, I + BLOCK_I, BLOCK_I):
             next_x = _load_columns(x_rows, stride_xi, mask_b, start, I, BLOCK_I)
             next_weight = _load_columns(weight_rows, stride_wi, mask_o, start, I, BLOCK_I)
-            z = tl.dot(x, tl.trans(weight.to(x.dtype)), z, input_precision=PRECISION)
+            z = _add_product(z, x, weight, PARTS, PRECISION)
             x = next_x
             weight = next_weight
     else:
         for start in range(0, I, BLOCK_I):
             x = _load_columns(x_rows, stride_xi, mask_b, start, I, BLOCK_I)
             weight = _load_columns(weight_rows, stride_wi, mask_o, start, I, BLOCK_I)
-            z = tl.dot(x, tl.trans(weight.to(x.dtype)), z, input_precision=PRECISION)
+            z = _add_product(z, x, weight, PARTS, PRECISION)
+    if PARTS > 1:
+        z = tl.sum(z, axis=0)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + offs_o.to(tl.int64) * stride_b, mask=mask_o, other=0.0)
         z += bias.to(tl.float32)[None, :]
     y = activate(z, _layer_slope(slope_ptr, NEGATIVE_SLOPE), ACTIVATION)
     y = y.to(y_ptr.dtype.element_ty)
@@ -119,37 +146,42 @@ def forward_kernel(
             tl.store(dots_ptr + offs_b.to(tl.int64)[:, None] * stride_dotb + offs_c[None, :], dots,
                      mask=mask_b[:, None] & (offs_c < stride_dotb)[None, :])  # fmt: skip
     elif target_ptr is not None:
-        label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
         vectors = tl.load(vector_columns + label[:, None] * stride_vc,
                           mask=valid[:, None] & mask_o[None, :], other=0.0)  # fmt: skip
         tl.store(dots_ptr + offs_b, tl.sum(wide * vectors.to(tl.float32), axis=1), mask=mask_b)
 
 
 @triton.jit
-def _class_cosines(
-    dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T, SAVED: tl.constexpr
-):  # fmt: skip
-    """Cosines of a (rows, classes) tile: the T partial sums in order, over the norm."""
-    offs = offs_b.to(tl.int64)[:, None] * stride_dotb + offs_c[None, :]
-    mask = (offs_b < B)[:, None] & (offs_c < stride_dotb)[None, :]
-    total = tl.load(dots_ptr + offs, mask=mask, other=0.0)
-    if SAVED:
-        return total
-    else:
-        for _ in range(1, T):
-            dots_ptr += stride_dots
-            total += tl.load(dots_ptr + offs, mask=mask, other=0.0)
-        return total * inverse[:, None]
+def _added_up(ptr, T, stride, offs, mask, BLOCK_T: tl.constexpr):
+    """Sums, shaped like the (M, N) offsets, of what T column tiles have left, `stride` apart."""
+    total = tl.zeros(offs.shape, tl.float32)
+    # One wait for BLOCK_T of them.
+    for start in range(0, T, BLOCK_T):
+        offs_t = start + tl.arange(0, BLOCK_T)[:, None, None]
+        shares = tl.load(ptr + offs_t.to(tl.int64) * stride + offs[None, :, :],
+                         mask=(offs_t < T) & mask[None, :, :], other=0.0)  # fmt: skip
+        total += tl.sum(shares, axis=0)
+    return total
 
 
 @triton.jit
-def _added_up(ptr, T, stride, offs_b, mask_b, BLOCK_B: tl.constexpr):
-    """Rows' sums (BLOCK_B,) of what T column tiles have left, `stride` apart; 0 beyond the mask."""
-    total = tl.zeros((BLOCK_B,), tl.float32)
-    for _ in range(T):
-        total += tl.load(ptr + offs_b, mask=mask_b, other=0.0)
-        ptr += stride
-    return total
+def _class_cosines(
+    dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T,
+    SAVED: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Cosines of a (rows, classes) tile: its sums over the norm."""
+    offs = offs_b.to(tl.int64)[:, None] * stride_dotb + offs_c[None, :]
+    mask = (offs_b < B)[:, None] & (offs_c < stride_dotb)[None, :]
+    if SAVED:
+        return tl.load(dots_ptr + offs, mask=mask, other=0.0)
+    else:
+        return _added_up(dots_ptr, T, stride_dots, offs, mask, BLOCK_T) * inverse[:, None]
+
+
+@triton.jit
+def _row_sums(ptr, T, stride, offs_b, mask_b, BLOCK_T: tl.constexpr):
+    """Rows' sums (BLOCK_B,) of what T column tiles have left; 0 beyond the mask."""
+    return tl.sum(_added_up(ptr, T, stride, offs_b[None, :], mask_b[None, :], BLOCK_T), axis=0)
 
 
 @triton.jit
@@ -172,7 +204,7 @@ def finalise_kernel(
     ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr,
     OBJECTIVE: tl.constexpr, SCALE: tl.constexpr, ALL_CLASSES: tl.constexpr,
     SAVED: tl.constexpr, PRECISION: tl.constexpr, ALIGN_O: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Row scalars of a block of rows; with `dz_ptr` also one (BLOCK_B, BLOCK_O) tile of dL/dz.
 
@@ -203,7 +235,7 @@ def finalise_kernel(
     if SAVED:
         norm = tl.load(norm_ptr + offs_b, mask=mask_b, other=0.0)
     else:
-        squares = _added_up(squares_ptr, T, stride_squares, offs_b, mask_b, BLOCK_B)
+        squares = _row_sums(squares_ptr, T, stride_squares, offs_b, mask_b, BLOCK_T)
         norm = tl.sqrt(squares)
         tl.store(norm_ptr + offs_b, norm, mask=mask_write)
     inverse = inverse_norm(norm)
@@ -219,7 +251,7 @@ def finalise_kernel(
         for start in range(0, C, BLOCK_C):
             offs_c = start + tl.arange(0, BLOCK_C)
             cosine = _class_cosines(
-                dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T, SAVED
+                dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T, SAVED, BLOCK_T
             )  # fmt: skip
             if not SAVED:
                 tl.store(cosine_ptr + offs_b.to(tl.int64)[:, None] * C + offs_c[None, :], cosine,
@@ -240,7 +272,7 @@ def finalise_kernel(
         if SAVED:
             own = tl.load(dots_ptr + offs_b, mask=mask_b, other=0.0)
         else:
-            own = _added_up(dots_ptr, T, stride_dots, offs_b, mask_b, BLOCK_B)
+            own = _row_sums(dots_ptr, T, stride_dots, offs_b, mask_b, BLOCK_T)
             own *= inverse
             tl.store(cosine_ptr + offs_b, own, mask=mask_write)
         loss = label_loss(own, OBJECTIVE)
@@ -258,8 +290,9 @@ def finalise_kernel(
             for start in range(0, C, BLOCK_C):
                 offs_c = start + tl.arange(0, BLOCK_C)
                 cosine = _class_cosines(
-                dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T, SAVED
-            )  # fmt: skip
+                    dots_ptr, stride_dots, stride_dotb, offs_b, offs_c, inverse, B, T,
+                    SAVED, BLOCK_T,
+                )  # fmt: skip
                 q = tl.exp(SCALE * cosine - peak[:, None]) / total[:, None]
                 q = SCALE * (q - tl.where(offs_c[None, :] == label[:, None], 1.0, 0.0))
                 q = tl.where((offs_c < C)[None, :], q, 0.0)

@@ -119,7 +119,8 @@ def launch_forward(plan: Plan) -> Projected:
             *x.stride(), *weight.stride(), *strides(bias, 1),
             *vectors.stride(), *strides(target, 1), *_dots_strides(squares, dots),
             settings.activation, settings.negative_slope, plan.all_classes,
-            config.precision, config.prefetch, vector_width(x, weight), vector_width(y, vectors),
+            config.precision, config.prefetch, config.parts,
+            vector_width(x, weight), vector_width(y, vectors),
             config.block_b, config.block_o, config.block_i, config.block_c,
         )  # fmt: skip
 
@@ -157,7 +158,7 @@ def launch_finalise(
             *((0, 0, problem.classes) if saved else _dots_strides(squares, dots)),
             settings.activation, settings.negative_slope, settings.objective, settings.scale,
             plan.all_classes, saved, config.precision, vector_width(y, z, vectors),
-            config.block_b, config.block_o, config.block_c,
+            config.block_b, config.block_o, config.block_c, config.block_t,
         )  # fmt: skip
 
     configs = pick_finalise(problem, plan.arch, stores_dz)

@@ -15,6 +15,7 @@ from spela_kernels.cost.traffic import (
     Traffic,
     covered,
     fp32_product,
+    loop_waits,
     product,
     read,
     tiles,
@@ -131,7 +132,10 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
             write("dp", step.rows * p.dim * s),
         ]
     flops = 2 * programs * config.block_b * config.block_e * depth
-    return LaunchCost("forward", programs, flops, product(s, arch), tuple(traffic))
+    # Label, group, vector; or the vectors of all groups.
+    waits = tiles(p.groups, config.block_g) if step.all_classes else 3
+    waits += loop_waits(tiles(p.size, config.block_d), config.num_stages)
+    return LaunchCost("forward", programs, flops, product(s, arch), tuple(traffic), waits)
 
 
 def _classes(step: Step, config: ClassesConfig) -> LaunchCost:
@@ -146,7 +150,9 @@ def _classes(step: Step, config: ClassesConfig) -> LaunchCost:
         write("shares", p.batch * _FP32),
         write("q", p.batch * p.classes * _FP32),
     )
-    return LaunchCost("classes", p.batch, 0, "fp32", traffic)
+    # The label, and for each block of kernels groups and then cosines.
+    waits = 1 + loop_waits(tiles(p.kernels, config.block_k), config.num_stages, chain=2)
+    return LaunchCost("classes", p.batch, 0, "fp32", traffic, waits)
 
 
 def _gradient(step: Step, config: GradientConfig, arch: Architecture) -> LaunchCost:
@@ -167,8 +173,10 @@ def _gradient(step: Step, config: GradientConfig, arch: Architecture) -> LaunchC
         write("dp", step.rows * p.dim * s),
     )
     flops = 2 * programs * config.block_b * config.block_e * covered(p.classes, config.block_c)
+    # p and its norm, and for each block of classes groups and then vectors.
+    waits = 1 + loop_waits(tiles(p.classes, config.block_c), config.num_stages, chain=2)
     # q U is multiplied in fp32 whatever the element size.
-    return LaunchCost("gradient", programs, flops, fp32_product(arch), traffic)
+    return LaunchCost("gradient", programs, flops, fp32_product(arch), traffic, waits)
 
 
 def _update(step: Step, config: UpdateConfig, shares: int, arch: Architecture) -> LaunchCost:
@@ -196,7 +204,11 @@ def _update(step: Step, config: UpdateConfig, shares: int, arch: Architecture) -
         bytes_ = step.elements * step.state_itemsize
         traffic += [read(moment, bytes_), write(moment, bytes_)]
     dz = covered(p.batch, config.block_b) * config.block_d * covered(p.dim, config.block_e)
-    return LaunchCost("update", programs, 2 * 2 * programs * dz, product(s, arch), tuple(traffic))
+    flops = 2 * 2 * programs * dz
+    # Operands of both products, and before each step the parameters.
+    tiles_e = tiles(p.dim, config.block_e)
+    waits = 2 * loop_waits(tiles_b * tiles_e, config.num_stages) + tiles_e
+    return LaunchCost("update", programs, flops, product(s, arch), tuple(traffic), waits)
 
 
 def step_cost(step: Step, arch: Architecture) -> StepCost:

@@ -9,12 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from spela.benchmarks.modelled import PAPER_LAYERS, eager_launches, format_table, model_steps
+from spela.benchmarks.eager_launches import eager_launches, eager_projection_launches
+from spela.benchmarks.modelled import (
+    PAPER_LAYERS,
+    PAPER_PROJECTIONS,
+    format_table,
+    model_steps,
+)
+from spela.benchmarks.network import NETWORK_CASES
 from spela.cli import main
-from spela_kernels.cost.published_step import published_step
+from spela_kernels.cost.published_step import published_projection_step, published_step
 from spela_kernels.cost.roofline import GPUS
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step
+from spela_kernels.projection.configs import Problem as ProjectionProblem
+from spela_kernels.projection.cost import Step as ProjectionStep
+from spela_kernels.projection.parity import Case as ProjectionCase
 
 
 def test_the_published_step_is_the_reference_step() -> None:
@@ -59,20 +69,63 @@ def test_eager_launches_are_the_ones_that_touch_memory() -> None:
     assert sum(a.device_bytes for a in half) < 0.51 * sum(a.device_bytes for a in launches)
 
 
+def test_the_published_projection_step_is_the_reference_step() -> None:
+    from spela_kernels import projection_sgd_, use_backend
+
+    z, projection, vectors, groups, target = ProjectionCase((6, 3, 9, 5, 4, 7), "mse").tensors(
+        torch.float32
+    )
+    stepped = projection.clone()
+    step = published_projection_step(z.clone(), stepped, vectors, groups, target)
+    with use_backend("reference"):
+        for _ in range(2):  # the second finds no gradient of the first
+            expected, _ = projection_sgd_(z, projection, vectors, groups, target, 0.1)
+            torch.testing.assert_close(step(), expected)
+    torch.testing.assert_close(stepped.detach(), projection)
+
+
+def test_a_projections_eager_launches_have_three_products() -> None:
+    step = ProjectionStep(ProjectionProblem(64, 128, 900, 100, 9, 10, 4))
+    launches = eager_projection_launches(step, torch.float32)
+    products = [launch for launch in launches if launch.name == "bmm"]
+    z, p, projection = 64 * 128 * 900, 64 * 128 * 100, 128 * 900 * 100
+    assert [launch.device_bytes for launch in products] == [4 * (z + p + projection)] * 3
+    assert [launch.flops for launch in products] == [2 * 64 * 128 * 900 * 100] * 3
+    assert sum(launch.device_bytes for launch in launches) > step.compulsory_bytes
+
+
 def test_rows_and_table() -> None:
     gpus = [GPUS["A100"], GPUS["H100"]]
     rows = model_steps(gpus)
-    assert len(rows) == len(PAPER_LAYERS) * 2
+    steps = len(PAPER_LAYERS) + len(PAPER_PROJECTIONS) + len(NETWORK_CASES)
+    assert len(rows) == steps * 2
     for row in rows:
-        assert row.launches == 3 < row.eager_launches
+        layers = row.name.count("-") if row.kind == "network" else 1
+        assert row.launches == (2 if row.kind == "projection" else 3 * layers) < row.eager_launches
         assert row.compulsory_bytes < row.device_bytes < row.eager_device_bytes
-        assert row.predicted_us > 3 * 4.0  # three launches' overhead
+        assert row.predicted_us > row.launches * 4.0  # the launches' overhead
         assert row.eager_predicted_us > row.eager_launches * 4.0
+        # A graph has 4 us once, and 1 for each launch.
+        assert row.predicted_us - row.graph_us == pytest.approx(3 * row.launches - 4)
+        eager = row.eager_predicted_us - row.eager_graph_us
+        assert eager == pytest.approx(3 * row.eager_launches - 4)
     free = model_steps(gpus, overhead_us=0.0)
     assert all(a.ratio < b.ratio for a, b in zip(free, rows, strict=True))
+    assert all(row.predicted_us == row.graph_us for row in free)
     lines = format_table(rows).splitlines()
-    assert len(lines) == 1 + len(PAPER_LAYERS)
-    assert lines[0].split()[:2] == ["layer", "launches"]
+    assert len(lines) == 1 + 2 * steps
+    assert lines[0].split()[:2] == ["step", "launches"]
+
+
+def test_a_networks_row_is_the_sum_of_its_layers() -> None:
+    rows = {row.name: row for row in model_steps([GPUS["H100"]])}
+    whole = rows["784-1024-10/b50"]
+    parts = (rows["784-1024/b50"], rows["1024-10/b50"])
+    for name in ("launches", "device_bytes", "compulsory_bytes", "eager_launches"):
+        assert getattr(whole, name) == sum(getattr(part, name) for part in parts)
+    assert whole.predicted_us == pytest.approx(sum(part.predicted_us for part in parts))
+    # One graph instead of two saves a launch.
+    assert whole.graph_us == pytest.approx(sum(part.graph_us for part in parts) - 4)
 
 
 def _bench(*arguments: str) -> int:
@@ -92,7 +145,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "H100" not in shown
     data = json.loads(file.read_text())
     assert data["kind"] == "model, not a measurement"
-    assert data["rows"][0]["layer"] == "784-1024"
+    assert data["rows"][0]["name"] == "784-1024/b50"
+    assert {row["kind"] for row in data["rows"]} == {"layer", "projection", "network"}
     for arguments, message in {
         ("speed",): "use network_step",
         ("--json", "none/bench.json"): "the folder none does not exist",

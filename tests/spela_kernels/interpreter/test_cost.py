@@ -63,6 +63,7 @@ class _Meter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[Counts] = []
+        self.loads: list[int] = []  # instructions of all programs, of each launch
         builder = interpreter.interpreter_builder
         load, store = builder.create_masked_load, builder.create_masked_store
         self.touched: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
@@ -71,6 +72,7 @@ class _Meter:
         self.ranges: list[tuple[int, int, str]] = []
 
         def loading(ptrs: Any, mask: Any, *rest: Any) -> Any:
+            self.loads[-1] += 1
             self.note(ptrs, mask, False)
             return load(ptrs, mask, *rest)
 
@@ -93,6 +95,7 @@ class _Meter:
     def begin(self, names: list[str], arguments: tuple[Any, ...]) -> None:
         self.touched.clear()
         self.reads.append([])
+        self.loads.append(0)
         named: dict[int, tuple[str, Tensor]] = {}
         for name, tensor in zip(names, arguments, strict=False):
             if isinstance(tensor, Tensor):  # dz is also passed as y: the later name is its own
@@ -191,6 +194,9 @@ def test_the_model_counts_the_bytes_that_the_kernels_ask_for(
     for counted, modelled in zip(meter.launches, model.launches, strict=True):
         expected = {(row.tensor, row.write): (row.size, row.requested) for row in modelled.traffic}
         assert counted == expected, modelled.name
+    for loads, modelled in zip(meter.loads, model.launches, strict=True):
+        # Loads that are in flight together are one wait.
+        assert modelled.waits * modelled.programs <= loads, modelled.name
     assert any(row.requested > row.size for row in model.launches[0].traffic)
     assert all(launch.programs > 1 for launch in (model.launches[0], model.launches[-1]))
 

@@ -23,6 +23,9 @@ PROBLEMS = [
 ]
 
 
+_TILE = ("block_b", "block_o", "block_c")
+
+
 def pick_finalise(problem: Problem, arch: Architecture) -> tuple[configs.FinaliseConfig, ...]:
     return configs.pick_finalise(problem, arch, True)
 
@@ -38,7 +41,21 @@ def test_every_choice_fits_its_gpu(name: str) -> None:
                 assert config.shared_bytes(problem) <= arch.shared_bytes, (config, problem)
                 blocks = [v for k, v in vars(config).items() if k.startswith("block_")]
                 # tl.dot wants 16 or more, arange powers of two.
-                assert all(16 <= b <= 128 and b & (b - 1) == 0 for b in blocks), config
+                assert all(b & (b - 1) == 0 for b in blocks), config
+                tile = {k: v for k, v in vars(config).items() if k in _TILE}
+                assert all(16 <= side <= 128 for side in tile.values()), config
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_parts_of_the_reduced_axis_are_one_a_warp(name: str) -> None:
+    arch = ARCHITECTURES[name]
+    cut = [c for p in PROBLEMS for c in configs.pick_forward(p, arch) if c.parts > 1]
+    assert bool(cut) == arch.matrix_units
+    for config in cut:
+        assert config.parts == config.num_warps
+        assert config.block_i // config.parts in (16, 32)  # tl.dot wants 16
+    whole = [c for p in PROBLEMS for c in configs.pick_forward(p, arch) if c.parts == 1]
+    assert all(16 <= config.block_i <= 64 for config in whole)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from spela_kernels.contracts import Settings
-from spela_kernels.cost.roofline import GPUS, find_gpu, launch_us
-from spela_kernels.cost.traffic import StepCost, Traffic
+from spela_kernels.cost.roofline import CACHE_SPEED, GPUS, WAIT_US, find_gpu, kernel_us, launch_us
+from spela_kernels.cost.traffic import LaunchCost, StepCost, Traffic, read
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step, step_cost
 from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
@@ -44,7 +44,7 @@ def test_a_paper_layer_moves_little_more_than_it_must(
 def test_softmax_over_a_hundred_classes_still_writes_too_many_partials(gpu: str) -> None:
     """The known gap: (T, B, C) partial sums, which SGD has no optimizer state to hide behind."""
     problem = Problem(50, 784, 1024, 100, 4, 4, all_classes=True)
-    assert BAR < _ratio(Step(problem), gpu) < 1.3
+    assert BAR < _ratio(Step(problem), gpu) < 1.16
     assert _ratio(Step(problem, moments=2), gpu) <= BAR
 
 
@@ -119,6 +119,34 @@ def test_the_slower_of_memory_and_arithmetic_decides() -> None:
     assert launch_us(gpu, 0, 494_700_000, "tf32x3", overhead_us=0) == pytest.approx(3)
     with pytest.raises(ValueError, match="use one of T4, A100"):
         find_gpu("V100")
+
+
+def test_the_busiest_multiprocessor_and_the_waits_decide() -> None:
+    gpu = find_gpu("a100")  # 108 multiprocessors
+    traffic = (read("x", 2_039_000, visits=6),)
+
+    def us(programs: int, flops: int = 0, waits: int = 0) -> float:
+        launch = LaunchCost("forward", programs, flops, "half", traffic, waits)
+        return kernel_us(gpu, launch, overhead_us=0)
+
+    # 1 us of memory, and the cache gives the six visits in twice that; of 109 programs two share one.
+    assert us(108) == pytest.approx(6 / CACHE_SPEED)
+    assert us(109) == pytest.approx(6 / CACHE_SPEED * 216 / 109)
+    assert us(27) == pytest.approx(6 / CACHE_SPEED * 4)
+    assert us(27, flops=312_000_000) == pytest.approx(max(6 / CACHE_SPEED, 1) * 4)
+    assert us(27, flops=3_120_000_000) == pytest.approx(10 * 4)
+    assert us(108, waits=10) == pytest.approx(6 / CACHE_SPEED + 10 * WAIT_US)
+
+
+@pytest.mark.parametrize("gpu", ["A100", "H100", "B200"])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_programs_of_a_small_batch_wait_few_times(gpu: str, itemsize: int) -> None:
+    for batch, inputs, outputs in product((50, 128), (784, 1024), (10, 1024)):
+        step = Step(Problem(batch, inputs, outputs, 10, itemsize, itemsize))
+        forward, finalise, update = step_cost(step, GPUS[gpu].arch).launches
+        assert forward.waits <= 9, (batch, inputs, outputs)
+        assert finalise.waits == 3  # squares, labels, dots: of all column tiles together
+        assert update.waits <= 9
 
 
 def test_every_gpu_names_its_source_and_has_tiles() -> None:
