@@ -117,7 +117,7 @@ def _gathered(x: Tensor, index: Tensor) -> Tensor:
     where other processes hold the cores."""
     if x.device.type != "cpu" or x.dtype not in _NUMPY or x.requires_grad:
         return x.index_select(0, index)
-    rows = torch.empty((len(index), *x.shape[1:]), dtype=x.dtype)
+    rows = x.new_empty((len(index), *x.shape[1:]))
     # The indices are a permutation's; "raise" would copy through a buffer to check them.
     np.take(x.numpy(), index.numpy(), axis=0, out=rows.numpy(), mode="clip")
     return rows
