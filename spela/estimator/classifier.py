@@ -33,6 +33,7 @@ from spela.estimator.fitting import (
     train_epoch,
 )
 from spela.estimator.parameters import (
+    batch_rows,
     check_goes_on,
     check_parameters,
     input_share,
@@ -61,12 +62,13 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         activation: leaky_relu, relu, tanh, elu, gelu, identity, or prelu.
         scale: Factor of the cosines in `softmax`.
         input_dropout: Share of the features, once standardised, that `fit` leaves out of each sample of a
-            batch, in [0, 1); "auto": 0.1 of ten features or more, and none of fewer, where one alone may tell
-            the class. `partial_fit`, which sees a sample once, leaves out none.
+            batch, in [0, 1); "auto": 0.1 of fifty features or more, and none of fewer, where one alone may
+            tell the class. `partial_fit`, which sees a sample once, leaves out none.
         learning_rate: Of Adam; falls to zero over `max_iter` epochs along half a cosine. `partial_fit`
             holds it constant.
         batch_size: Samples a step; "auto": in `fit` a tenth of them but 16 at least and 100 at most, so
-            that few samples still make several steps an epoch; in `partial_fit` 100.
+            that few samples still make several steps an epoch, and 200 of 20,000 samples or more; in
+            `partial_fit` 100.
         max_iter: Most epochs that `fit` makes.
         tol: Least improvement that counts, of the loss or the validation accuracy.
         n_iter_no_change: Epochs without one after which training stops.
@@ -232,7 +234,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self._score_precisely()
             self._calibrate(x, target)
             self.net_.float()
-            self._epoch(x, target, 100, lambda share: float(self.learning_rate))
+            batch_size = 100 if isinstance(self.batch_size, str) else self.batch_size
+            self._epoch(x, target, batch_size, lambda share: float(self.learning_rate))
             self._score_precisely()
         return self
 
@@ -339,7 +342,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self.optimizer_,
             x.float(),
             target,
-            batch_size=batch_size if isinstance(self.batch_size, str) else self.batch_size,
+            batch_size=batch_size,
             generator=epoch_generator(self.seed_, self.n_iter_),
             rate=rate,
             dropout=dropout,
@@ -357,7 +360,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             if goes_on:  # what was learnt before may stay the best
                 best, weights = self._right(held), copy.deepcopy(self.net_.state_dict())
         top = best
-        x, batch_size = x.float(), max(16, min(100, len(x) // 10))
+        x, batch_size = x.float(), batch_rows(self.batch_size, len(x))
         dropout = input_share(self.input_dropout, x.shape[1])
         with tqdm(total=self.max_iter, desc="SpelaClassifier", disable=not self.verbose) as bar:
             for epoch in range(self.max_iter):

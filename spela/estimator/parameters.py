@@ -12,10 +12,10 @@ import torch
 
 from spela.estimator.fitting import LARGEST
 
-__all__ = ["check_goes_on", "check_parameters", "input_share", "layer_sizes"]
+__all__ = ["batch_rows", "check_goes_on", "check_parameters", "input_share", "layer_sizes"]
 
 # Found on held-out parts of the training data of `bench.estimator_table`.
-_DROPOUT, _FEW = 0.1, 10
+_DROPOUT, _MANY = 0.1, 50
 
 
 def _is(kind: type, value: object) -> bool:
@@ -43,8 +43,20 @@ def input_share(share: float | str, features: int) -> float:
         (0.1, 0.0, 0.3)
     """
     if isinstance(share, str):
-        return _DROPOUT if features >= _FEW else 0.0
+        return _DROPOUT if features >= _MANY else 0.0
     return float(share)
+
+
+def batch_rows(batch_size: int | str, samples: int) -> int:
+    """`batch_size` as a number: "auto" goes by the number of samples.
+
+    Example:
+        >>> [batch_rows("auto", samples) for samples in (50, 600, 5000, 60_000)], batch_rows(32, 50)
+        ([16, 60, 100, 200], 32)
+    """
+    if not isinstance(batch_size, str):
+        return batch_size
+    return max(16, min(100 if samples < 20_000 else 200, samples // 10))
 
 
 def check_parameters(model: Any) -> None:

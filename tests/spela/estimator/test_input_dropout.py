@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits, load_iris
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.model_selection import train_test_split
 
 from spela import SpelaClassifier
@@ -50,7 +50,8 @@ def _scores(data: Any, **settings: Any) -> np.ndarray:
 
 
 def test_auto_goes_by_the_number_of_features() -> None:
-    np.testing.assert_array_equal(_scores(IRIS), _scores(IRIS, input_dropout=0))
+    for few in (IRIS, load_breast_cancer(return_X_y=True)):
+        np.testing.assert_array_equal(_scores(few), _scores(few, input_dropout=0))
     np.testing.assert_array_equal(_scores(DIGITS), _scores(DIGITS, input_dropout=0.1))
     assert not np.array_equal(_scores(DIGITS), _scores(DIGITS, input_dropout=0))
 
@@ -72,14 +73,14 @@ def test_it_leaves_the_users_features_alone() -> None:
 
 
 def test_it_generalises_better_on_digits() -> None:
-    """Nine splits, which `bench.estimator_table` does not use: 0.4 points with a deviation of 0.1."""
+    """Splits that `bench.estimator_table` does not use: 0.4 points, of which a standard error is 0.1."""
     ahead = []
-    for seed in range(100, 109):
+    for seed in range(100, 106):
         x, x_test, y, y_test = train_test_split(
             *DIGITS, test_size=0.3, stratify=DIGITS[1], random_state=seed
         )
         scores = [
-            SpelaClassifier(input_dropout=share, random_state=seed, max_iter=50)
+            SpelaClassifier(input_dropout=share, random_state=seed, max_iter=30)
             .fit(x, y)
             .score(x_test, y_test)
             for share in ("auto", 0.0)

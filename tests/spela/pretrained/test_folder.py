@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from spela import RowNorm, SpelaBlock, SpelaLinear, SpelaSequential
+from spela import RowNorm, SpelaBlock, SpelaLinear, SpelaSequential, convert
 from spela.data import load_dataset
 from spela.experiments import make_config, run
 from spela.files import atomic
@@ -172,7 +172,13 @@ def _block() -> SpelaSequential:
     return SpelaSequential(SpelaBlock(body, 3, torch.randn(2, 4)))
 
 
+def _cut() -> SpelaSequential:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    return convert(model, 3, torch.randn(2, 4), blocks=2)
+
+
 REFUSED = {
+    "cut": (_cut, r"module '0.body' \(Part\) .* build the network in code"),
     "own module": (lambda: SpelaSequential(_Own(), SpelaLinear(4, 5, 3)), r"module '0' \(_Own\)"),
     "own layer": (lambda: SpelaSequential(_OwnLayer(4, 5, 3)), r"module '0' \(_OwnLayer\)"),
     "own body": (_block, r"module '0.body.1' \(_Own\) .* build the network in code"),
