@@ -18,7 +18,7 @@ demo: $(READY)
 
 # A page that learns in a browser. DATA=mnist DATA_ROOT=folder trains on MNIST's idx files instead of the bundled digits.
 DATA ?= digits
-PORT ?= 8000
+PORT ?= 8765
 BROWSER := build/browser
 browser-demo: $(READY)
 	npm ci --prefix examples/browser --omit=dev --ignore-scripts --no-audit --no-fund

@@ -2,7 +2,7 @@
 
     npm ci --prefix examples/browser --omit=dev --ignore-scripts
     python examples/browser/build.py --out build/browser
-    python -m http.server --bind 127.0.0.1 --directory build/browser
+    python -m http.server --bind 127.0.0.1 --directory build/browser 8765
 
 `make browser-demo` runs all three. The folder it writes is whole: any static server will do.
 """
@@ -152,6 +152,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="default: 80 of the digits, 4 of MNIST")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.epochs is not None and options.epochs < 1:
+        parser.error("--epochs must be at least 1")
+    if options.data_root and options.data == "digits":
+        parser.error("--data-root is for --data mnist: the digits come with scikit-learn")
     missing = [name for name in RUNTIME_FILES if not (RUNTIME / name).is_file()]
     if missing:
         raise SystemExit(

@@ -215,11 +215,18 @@ async function start() {
   at("demo").hidden = false;
   await page.start();
   document.body.dataset.ready = "yes";
+  return page;
 }
 
 /** Visits without a network: kept by the worker, where the browser allows one. */
-async function keepOffline() {
+async function keepOffline(page) {
   try {
+    const earlier = navigator.serviceWorker.controller;
+    navigator.serviceWorker.addEventListener("controllerchange", () => {
+      if (!earlier) return; // the first visit
+      if (page.pad.empty) location.reload();
+      else say("This page was built anew: reload it to see the new one.");
+    });
     await navigator.serviceWorker.register("offline.js");
     await navigator.serviceWorker.ready;
     at("offline").textContent = "This page works without a network.";

@@ -1,10 +1,10 @@
 // The page in headless Chromium; test_browser.py builds and serves it, and runs these tests one by one.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { after, before, test } from "node:test";
 
-const { SITE, CHROMIUM, PACKAGE, EXPECTED } = process.env;
+const { SITE, CHROMIUM, PACKAGE, EXPECTED, FOLDER } = process.env;
 const { chromium } = createRequire(PACKAGE)("playwright-core");
 const DIGITS = JSON.parse(readFileSync(new URL("strokes.json", import.meta.url)));
 
@@ -176,6 +176,26 @@ test("it works without a network once it was visited", async () => {
   await said(page, "Confirmed: it is 0");
 });
 
+test("a page that was built anew takes over at the next visit", async () => {
+  const page = await opened();
+  await ready(page);
+  await page.locator("#offline", { hasText: "works without a network" }).waitFor();
+  const changes = [
+    ["style.css", (text) => text.replace("max-width: 60rem", "max-width: 50rem")],
+    ["offline.js", (text) => text.replace('VERSION = "', 'VERSION = "newer-')],
+  ];
+  const kept = changes.map(([name]) => readFileSync(`${FOLDER}/${name}`, "utf-8"));
+  const width = () => getComputedStyle(document.body).maxWidth;
+  assert.equal(await page.evaluate(width), "960px");
+  try {
+    changes.forEach(([name, change], index) => writeFileSync(`${FOLDER}/${name}`, change(kept[index])));
+    await page.goto(SITE);
+    await page.waitForFunction(() => getComputedStyle(document.body).maxWidth === "800px");
+  } finally {
+    changes.forEach(([name], index) => writeFileSync(`${FOLDER}/${name}`, kept[index]));
+  }
+});
+
 test("nothing is loaded from elsewhere", async () => {
   const foreign = [];
   const page = await opened({}, async (page) => {
@@ -205,7 +225,9 @@ test("the keyboard alone draws and teaches", async () => {
   await press("Enter");
   await said(page, ": it is 1");
   assert.match(await page.locator("#taught").textContent(), /^1 drawing taught/);
-  assert.deepEqual((await kept(page)).drawings[1][0][0][0].map((value) => value.toFixed(3)), ["0.500", "0.125"]);
+  const [stroke] = (await kept(page)).drawings[1][0];
+  const ends = [stroke[0], stroke.at(-1)].flat().map((value) => value.toFixed(3));
+  assert.deepEqual([stroke.length, ...ends], [19, "0.500", "0.125", "0.500", "0.875"]);
 });
 
 test("a finger draws at a phone's width", async () => {
@@ -259,6 +281,16 @@ test("names of new classes are checked", async () => {
     await said(page, sentence);
   }
   assert.equal(await kept(page), undefined);
+  const full = await page.evaluate(async () => {
+    const { Teacher } = await import("./teacher.js");
+    const teacher = new Teacher({ facts: { names: ["0", "1"], most_classes: 2 } }, []);
+    try {
+      teacher.begin("A");
+    } catch (error) {
+      return error.message;
+    }
+  });
+  assert.equal(full, "The network has room for 2 classes, and all are taken.");
 });
 
 /** The sentence of a page that cannot start. */
