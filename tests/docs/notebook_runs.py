@@ -28,6 +28,7 @@ def executed(path: Path, folder: Path) -> Any:
         timeout=300,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # else prints may stand apart, as they happened to arrive
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=environment)

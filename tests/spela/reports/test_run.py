@@ -320,6 +320,8 @@ def test_epochs_are_whole_and_axes_say_where_they_start() -> None:
         assert accuracy.axes[0].get_ylabel() == f"test accuracy, % (axis starts at {start:g})"
     lines = accuracy.axes[0].get_lines()
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 2
+    (_, _, alone), *_ = curve_figures(_records([[0.95]], [[0.3]]), ["layer 1"])
+    assert alone.axes[0].get_ylim()[0] == 0
     records = _records([[0.2, 0.95]], [[-0.3, 0.2]])
     (_, _, accuracy), (_, _, loss), _ = curve_figures(records, ["layer 1", "layer 2"])
     assert accuracy.axes[0].get_ylim()[0] == 0
