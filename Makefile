@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo browser-demo test test-slow test-oldest check docs bench setup
+.PHONY: demo browser-demo test test-slow test-oldest check docs notebooks bench setup
 
 setup: $(READY)
 
@@ -50,6 +50,10 @@ check: $(READY)
 # mkdocs-material's advertisement of its successor.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The tutorials, saved with what they put out.
+notebooks: $(READY)
+	$(BIN)/python tests/docs/notebook_runs.py
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench --benchmark-only -o addopts= --benchmark-json=bench.json --benchmark-max-time=0.5 --benchmark-group-by=group --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname

@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spela.reports.lines import line_style, say_start
 
@@ -99,7 +98,7 @@ def memory_figure(points: list[dict[str, Any]]) -> Figure:
         axes.set_xlabel("layers" if along == "depth" else "width")
         what = "peak memory of a step, MB" if key == "peak_bytes" else "time of a step, ms"
         axes.set_ylabel(what, fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xticks(sorted({p[along] for p in points if p[fixed] == value}))
         axes.set_title(f"{fixed} {value:g}", fontsize=9)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

@@ -99,7 +99,10 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
             points = table["measured"]["points"]
             figures.append((f"{name}-depth", "Against depth", memory_figure(points)))
         else:
-            caption = "Early exit: thresholds against accuracy, and accuracy against multiply-adds"
+            caption = (
+                "Early exit: thresholds, the same at every layer, against accuracy, and accuracy against "
+                "multiply-adds; stars are calibrated thresholds"
+            )
             figures.append((f"{name}-exits", caption, _exits(table["measured"])))
     return figures
 
@@ -254,8 +257,8 @@ def _exits(measured: dict[str, Any]) -> Figure:
                 continue
             spent = 100 * chosen["multiply_adds"]
             by_cost.plot(spent, chosen["accuracy"], "*", color=style["color"], markersize=11)
-    by_threshold.set_xlabel("threshold (margin in cosine), the same at every layer")
-    by_cost.set_xlabel("multiply-adds, % of the whole network (stars: calibrated thresholds)")
+    by_threshold.set_xlabel("threshold (margin in cosine)")
+    by_cost.set_xlabel("multiply-adds, % of the whole network")
     for axes in (by_threshold, by_cost):
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)

@@ -82,7 +82,7 @@ def curve_figures(records: list[dict[str, Any]], names: list[str]) -> list[tuple
     ):
         figure, axes = _panel()
         _by_layer(axes, epochs, rows, lines, label)
-        if file == "accuracy":
+        if file == "accuracy" and axes.dataLim.height > 0:  # one figure has nothing to be near
             say_start(axes, "y")
         else:
             start_at_zero(axes)

@@ -7,6 +7,8 @@ import html
 import io
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -318,6 +320,8 @@ def test_epochs_are_whole_and_axes_say_where_they_start() -> None:
         assert accuracy.axes[0].get_ylabel() == f"test accuracy, % (axis starts at {start:g})"
     lines = accuracy.axes[0].get_lines()
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 2
+    (_, _, alone), *_ = curve_figures(_records([[0.95]], [[0.3]]), ["layer 1"])
+    assert alone.axes[0].get_ylim()[0] == 0
     records = _records([[0.2, 0.95]], [[-0.3, 0.2]])
     (_, _, accuracy), (_, _, loss), _ = curve_figures(records, ["layer 1", "layer 2"])
     assert accuracy.axes[0].get_ylim()[0] == 0
@@ -344,3 +348,10 @@ def test_names_of_classes_of_any_length_leave_the_matrix_its_place() -> None:
         assert figure.axes[0].get_position().width * width == pytest.approx(2.9)
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert all(len(label) <= 20 for label in labels)
+
+
+def test_training_does_not_wait_for_matplotlib() -> None:
+    """Half a second that only the report needs: it is imported when the accuracies are printed."""
+    look = "import sys, spela.cli.running; print('matplotlib' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
