@@ -7,7 +7,7 @@ Axes: B batch, I in, O out, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from spela_kernels.gpu.architectures import Architecture
@@ -178,7 +178,7 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         (0.4 if problem.all_classes else 0.75) * arch.multiprocessors,
         axis=1 if problem.all_classes else None,
     )
-    block_c = power(problem.classes, 16, 32)
+    block_c = power(problem.classes, 16, 32 if arch.shared_bytes > 65_536 else 16)
     elements = block_b * block_o
     loop = reduction_loop(
         problem.inputs, problem.itemsize, arch, fp32=64 if elements <= 1024 else 32
@@ -192,10 +192,14 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
         warps = parts = 8
         depth, stages = parts * (32 if elements <= 512 else 16), min(stages, 3)
     precision = arch.fp32_dot
+    chosen = ForwardConfig(
+        block_b, block_o, depth, block_c, warps, stages, precision, loop.prefetch, parts
+    )
+    # 16-bit rows beside float32 weights need more shared memory than some GPUs have for all stages.
+    while chosen.num_stages > 1 and chosen.shared_bytes(problem) > arch.shared_bytes:
+        chosen = replace(chosen, num_stages=chosen.num_stages - 1)
     configs = [
-        ForwardConfig(
-            block_b, block_o, depth, block_c, warps, stages, precision, loop.prefetch, parts
-        ),
+        chosen,
         ForwardConfig(min(block_b, 32), min(block_o, 32), min(loop.depth, 32), 16, 4, 1, precision),
         ForwardConfig(16, 16, 16, 16, 4, 1, precision),
     ]

@@ -223,7 +223,8 @@ def pick_update(problem: Problem, arch: Architecture) -> tuple[UpdateConfig, ...
     if arch.matrix_units:
         # Rows that no wide load can take need an address for every element: narrower tiles.
         widest = 32 if problem.itemsize == 4 and problem.dim % 4 else 64
-        block_b, block_e = power(problem.batch, 16, widest), power(problem.dim, 16, widest)
+        block_b = power(problem.batch, 16, widest if arch.async_copies else 32)
+        block_e = power(problem.dim, 16, widest)
         block_d = power(problem.size, 16, 32)
     else:
         block_b, block_e, block_d = 16, 16, power(problem.size, 16, 64)

@@ -47,6 +47,15 @@ def test_every_choice_fits_its_gpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_shared_memory_has_no_room_for_costs_stages_not_the_tile(name: str) -> None:
+    arch = ARCHITECTURES[name]
+    mixed = [Problem(b, i, o, 100, 2, 4, every) for b, i, o in product((50, 512, 8192), SIZES, SIZES)
+             for every in (False, True)]  # fmt: skip
+    for problem in (*PROBLEMS, *mixed):
+        assert len(configs.pick_forward(problem, arch)) == 3, problem
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_parts_of_the_reduced_axis_are_one_a_warp(name: str) -> None:
     arch = ARCHITECTURES[name]
     cut = [c for p in PROBLEMS for c in configs.pick_forward(p, arch) if c.parts > 1]
