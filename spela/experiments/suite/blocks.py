@@ -53,7 +53,7 @@ BLOCKS = Experiment(
     ),
     panels={"convolutions": "", "transformer": ""},
     main=("*",),
-    headline=("backprop", "3 blocks", "layers"),
+    headline=("3 blocks", "layers"),
     against_memory=("convolutions",),
     quick={
         "vgg": {"width": 4, "resize": 16},
