@@ -92,6 +92,7 @@ def eager_launches(step: Step, dtype: torch.dtype, lr: float = 0.1) -> list[Eage
         One entry for each operator that launches a kernel (some launch more than one).
 
     Example:
+        >>> from spela_kernels.linear.cost import Problem
         >>> step = Step(Problem(50, 784, 1024, 10, 4, 4))
         >>> [launch.name for launch in eager_launches(step, torch.float32)][:2]
         ['addmm', 'leaky_relu']

@@ -116,9 +116,10 @@ def inference_program(
         module = _Scores(net).eval()
         layers = len(module(x))
         weights = _weights(net) if weights_as_inputs else {}
-        exported = torch.export.export(
-            module, (x, weights), dynamic_shapes=(axis, dict.fromkeys(weights))
-        )
+        # A program without them has one argument, which `exported.module()(x)` gives it.
+        given: tuple[Any, ...] = (x, weights) if weights_as_inputs else (x,)
+        axes = (axis, dict.fromkeys(weights))[: len(given)]
+        exported = torch.export.export(module, given, dynamic_shapes=axes)
         exported = exported.run_decompositions()
     return Program(
         without_paths(exported),

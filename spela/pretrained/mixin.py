@@ -11,8 +11,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from spela.pretrained.folder import CARD, read_network, write_network
-from spela.pretrained.hub import download, has_card, is_repo_id, make_repo, upload
 from spela.pretrained.modules import parts_of
 from spela_kernels.precision import without_inference
 
@@ -89,6 +87,10 @@ class Pretrained(nn.Sequential):
         Raises:
             ValueError: If there is none, or a file is damaged or of something else.
         """
+        # Here, as below: who only trains needs no safetensors.
+        from spela.pretrained.folder import read_network
+        from spela.pretrained.hub import download, is_repo_id
+
         where = Path(pretrained_model_name_or_path)
         if not where.is_dir():
             name = str(pretrained_model_name_or_path)
@@ -130,6 +132,9 @@ class Pretrained(nn.Sequential):
         Raises:
             ValueError: As `save_pretrained`, or if huggingface_hub is not installed or the Hub refuses.
         """
+        from spela.pretrained.folder import CARD
+        from spela.pretrained.hub import has_card, make_repo, upload
+
         with tempfile.TemporaryDirectory() as folder:
             self._write(Path(folder), card, repo_id)
             repo_id = make_repo(repo_id, private, token)
@@ -138,6 +143,8 @@ class Pretrained(nn.Sequential):
             return upload(Path(folder), repo_id, commit_message, token)
 
     def _write(self, folder: Path, card: str | None, repo_id: str | None) -> None:
+        from spela.pretrained.folder import write_network
+
         if Pretrained not in type(self).__bases__:
             name = type(self).__name__
             raise ValueError(

@@ -104,7 +104,10 @@ def test_products_run_on_matrix_units(report: dict) -> None:
         else:
             assert (count > 0) == (row["products"] > 0), row
         if "float32" in row["label"] and row["target"].startswith("sm_") and count:
-            assert all("TF32" in name for name in row["resources"]["matrix"]), row
+            # UTCHMMA, of large tiles on Blackwell, has its kind (tf32) in a descriptor, not in its name.
+            names = set(row["resources"]["matrix"])
+            known = {"UTCHMMA"} if row["target"] == "sm_100" else set()
+            assert all("TF32" in name for name in names - known), row
         if "softmax" in row["label"] and row["kernel"] == "forward_kernel":
             # x W^T and y V^T; z P and, for matrix units, p U^T
             assert row["products"] == 2 - (
