@@ -26,9 +26,9 @@ browser-demo: $(READY)
 	@echo "Open http://localhost:$(PORT) (Ctrl-C ends the server)"
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(BROWSER) $(PORT)
 
-# Two processes, a file at a time, in the order that `conftest.py` gives them: tests compute on one thread.
+# Two processes, a file at a time: tests compute on one thread.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

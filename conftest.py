@@ -9,8 +9,6 @@ import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 
-import pytest
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Measured choices of GEMM libraries stay within the test run.
@@ -37,10 +35,3 @@ if find_spec("triton") is None:
 elif tuple(map(int, version("triton").split(".")[:2])) < (3, 6):
     # Its plans follow what Triton's launcher does from 3.6 on.
     collect_ignore_glob = ["spela_kernels/aot/*"]
-
-# Files whose few tests take minutes: begun first, so that no process waits for them in the end.
-_LONG = ("test_triton_parity.py", "test_aot.py", "test_experiments.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _LONG)
