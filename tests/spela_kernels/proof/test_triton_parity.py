@@ -18,10 +18,12 @@ def test_kernels_match_the_oracle_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("SPELA_BACKEND", None)
+    # Two processes: it is the last file of a run of all tests, and takes minutes.
+    environment = {k: v for k, v in environment.items() if not k.startswith("PYTEST_XDIST")}
     result = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", str(FOLDER), *EVERY_BACKEND),
-            *("-p", "no:cacheprovider", "--durations=5"),
+            *("-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal", "--durations=5"),
         ],
         env=environment,
         cwd=FOLDER.parents[2],
