@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from spela.choices import OLDEST_OPSET, OPSET
 from spela.export.program import Program
-from spela.files.atomic import write_atomically
-from spela.files.tensors import save_tensors
+from spela.files.atomic import write_all_atomically
+from spela.files.tensors import fill_tensors, read_tensors
 
 __all__ = ["write_onnx"]
+
+_WEIGHTS = "spela-weights"  # the format in the metadata of weights apart
 
 # Protocol buffers end at 2 GiB, and weights are kept in the same file.
 MOST_BYTES = 2**31 - 2**20
@@ -45,7 +48,8 @@ def write_onnx(
 
     Raises:
         ValueError: If onnx or onnxscript is missing, the opset is out of range, the file would
-            pass ONNX's limit of 2 GiB, or weights are to be apart that the program does not take as inputs.
+            pass ONNX's limit of 2 GiB, weights are to be apart that the program does not take as inputs, or
+            a file of another kind is where they would go.
         OSError: If a file cannot be written.
     """
     if not OLDEST_OPSET <= opset <= OPSET:
@@ -60,6 +64,11 @@ def write_onnx(
         )
     if weights_apart and beside == path:
         raise ValueError(f"{path} is where the weights would go: give the ONNX file another ending")
+    if weights_apart and beside.exists() and not _holds_weights(beside):
+        raise ValueError(
+            f"{beside} is where the weights would go, and it is another program's or a run's: give the ONNX "
+            "file another name"
+        )
     if any(value.dtype == torch.bfloat16 for value in program.defaults.values()):
         raise ValueError(
             "weights in bfloat16 have no ONNX file here: call float() first, or write a pt2 file"
@@ -69,10 +78,20 @@ def write_onnx(
     if sum(t.numel() * t.element_size() for t in tensors) > MOST_BYTES:
         raise ValueError("an ONNX file ends at 2 GiB and this network is larger: use --format pt2")
     content = _model(program, opset, inside).SerializeToString()
+    files: dict[Path, Callable[[str], object]] = {path: partial(_write_bytes, content)}
     if weights_apart:
-        defaults = {name: value.detach().contiguous() for name, value in program.defaults.items()}
-        save_tensors(beside, defaults, {"format": "spela-weights"})
-    write_atomically(path, partial(_write_bytes, content))
+        apart = {name: value.detach().contiguous() for name, value in program.defaults.items()}
+        files[beside] = partial(fill_tensors, tensors=apart, metadata={"format": _WEIGHTS})
+    write_all_atomically(files)
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a file is of an earlier call: anything else there, such as a run's checkpoint, is not ours."""
+    try:
+        read_tensors(path, _WEIGHTS)
+    except (SafetensorError, OSError, UnicodeDecodeError, ValueError):
+        return False
+    return True
 
 
 def _model(program: Program, opset: int, defaults: Mapping[str, Tensor]) -> Any:

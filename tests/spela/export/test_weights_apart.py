@@ -14,6 +14,7 @@ from torch import nn
 
 from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
 from spela.export import export_run, inference_program, train_step_program, write_onnx
+from spela.files.tensors import save_tensors
 from spela.optim import LocalAdam
 
 LAYER = {"activation": "gelu", "objective": "softmax"}
@@ -99,3 +100,17 @@ def test_a_program_without_such_inputs_and_a_name_taken_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is for onnx files, got format pt2"):
         export_run(tmp_path, tmp_path / "net.pt2", format="pt2", weights_apart=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_file_in_the_weights_place_stays_and_an_older_one_of_ours_goes(tmp_path):
+    apart = inference_program(_linear(), (1, 6, 6), weights_as_inputs=True)
+    taken = tmp_path / "checkpoint.safetensors"  # as a run's folder has one
+    save_tensors(taken, {"a": torch.ones(2)}, {"format": "spela-checkpoint-1"})
+    before = taken.read_bytes()
+    with pytest.raises(ValueError, match="another program's or a run's"):
+        write_onnx(apart, tmp_path / "checkpoint.onnx", weights_apart=True)
+    assert taken.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [taken]
+    for _ in range(2):
+        write_onnx(apart, tmp_path / "net.onnx", weights_apart=True)
+    assert load_file(tmp_path / "net.safetensors").keys() == apart.defaults.keys()
