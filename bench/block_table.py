@@ -95,9 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=20_000, help="to train on")
     parser.add_argument("--held-out", type=int, default=5_000, help="to judge by")
     options = parser.parse_args(arguments)
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
     data = held_out(load_dataset(options.data, options.data_root), options.held_out)
     data = dataclasses.replace(
         data, train_x=data.train_x[: options.samples], train_y=data.train_y[: options.samples]
@@ -128,4 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # The process is ours here, and set as the command line's workers are; `main` leaves a caller's alone.
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
     main()

@@ -86,9 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args(arguments)
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
     sets = [load_dataset(name, options.data_root) for name in options.data]
     columns = "".join(
         f"{data.name}, by layer | best epoch | on training images | " for data in sets
@@ -101,4 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # The process is ours here, and set as the command line's workers are; `main` leaves a caller's alone.
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
     main()

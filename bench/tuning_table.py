@@ -52,9 +52,6 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--samples", type=int, default=10_000, help="held out")
     options = parser.parse_args()
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
     data = held_out(load_dataset(options.data), options.samples)
     print("| recipe | a third | its learning rate | three times |\n|---|---|---|---|", flush=True)
     for recipe in RECIPES:
@@ -73,4 +70,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # The process is ours here, and set as the command line's workers are; `main` leaves a caller's alone.
+    keep_freed_memory()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
     main()
