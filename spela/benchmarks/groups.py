@@ -91,6 +91,18 @@ def _layer(quick: bool, device: str) -> list[Row]:
             names = ("spela", "floor", "autograd_spela", "spela_adam", "autograd_spela_adam")
             steps = {name: VARIANTS[name](case) for name in names}
             rows += _milliseconds("layer_step", case.name, steps, 1 if quick else 6, device)
+    for classes in (10, 100, 1000):
+        if quick and classes > 10:
+            continue
+        cases = {
+            name: NetworkCase(
+                (1024, 1024), 128, objective=objective, classes=classes, device=device
+            )
+            for name, objective in (("spela", "log"), ("spela_softmax", "softmax"))
+        }
+        steps = {name: VARIANTS["spela"](case) for name, case in cases.items()}
+        where = f"1024-1024/b128, {classes} classes"
+        rows += _milliseconds("layer_step", where, steps, 1 if quick else 6, device)
     for name, case_on_cpu in CONV_CASES.items():
         conv = replace(case_on_cpu, device=device)
         if quick and conv.pixels > 28:

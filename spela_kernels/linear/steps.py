@@ -181,11 +181,11 @@ def run(
     losses = x.new_empty(count, len(layers))
     y = x.new_empty(min(samples, batch_size), last.shape[0])
     numbers = torch.tensor(rates, dtype=torch.float64, device="cpu")
-    masks = _masks(layers, samples, batch_size)
+    masks = _masks(layers, samples, batch_size) if any(p.dropout > 0 for p in layers) else None
+    drawn = 0 if masks is None else masks.data_ptr()
     _steps.run(
         b"".join(map(_packed, layers)), x.data_ptr(), target.data_ptr(), samples, batch_size,
-        numbers.data_ptr(), masks.data_ptr(), NORM_EPS, COSINE_MARGIN, losses.data_ptr(),
-        y.data_ptr(),
+        numbers.data_ptr(), drawn, NORM_EPS, COSINE_MARGIN, losses.data_ptr(), y.data_ptr(),
     )  # fmt: skip
     return losses, y[: samples - (count - 1) * batch_size]
 
@@ -197,7 +197,7 @@ def _masks(layers: Sequence[Planned], samples: int, batch_size: int) -> Tensor:
         samples * sum(inputs for inputs, _ in dropped), device="cpu", dtype=torch.float32
     )
     start = 0
-    for first in range(0, samples if dropped else 0, batch_size):
+    for first in range(0, samples, batch_size):
         for inputs, share in dropped:
             size = min(batch_size, samples - first) * inputs
             masks[start : start + size].bernoulli_(1 - share).div_(1 - share)

@@ -67,6 +67,23 @@ def test_loss_and_gradient_against_float64(objective: str, activation: str) -> N
 
 
 @needs_build
+@pytest.mark.parametrize("scale", [5.0, 15.0, 30.0])
+def test_the_small_gradient_of_a_sure_sample_is_right(scale: float) -> None:
+    _, vectors, target = _rows()
+    # Nearly its class vector: what is left of the label's share of 1 is down to 1e-13.
+    y = 3 * vectors[target] + 0.01 * torch.randn(
+        11, 203, generator=torch.Generator().manual_seed(1)
+    )
+    exact = y.double().requires_grad_()
+    cosines = torch.nn.functional.normalize(exact, dim=1) @ vectors.double().T
+    torch.nn.functional.cross_entropy(scale * cosines, target).backward()
+    step = step_rows(y, vectors, target, Settings("identity", 0.0, "softmax", scale))
+    assert step is not None
+    wrong = (step.gradient.double() - exact.grad).norm(dim=1) / exact.grad.norm(dim=1)
+    assert wrong.max() < 1e-4
+
+
+@needs_build
 @pytest.mark.parametrize("objective", ["log", "euclidean", "softmax"])
 def test_nan_and_infinity_stay(objective: str) -> None:
     for wrong in (math.nan, math.inf):
