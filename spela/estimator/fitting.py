@@ -248,7 +248,8 @@ def train_epoch(
 def drop_features_(rows: Tensor, share: float, generator: torch.Generator) -> None:
     """Set a share of the numbers to zero, drawn anew for each row, and scale the others to the same mean.
 
-    In front of the network, whose steps stay one compiled call that nn.Dropout would keep it from.
+    Drawn from a generator of its own, unlike nn.Dropout: torch's global one is the caller's. It is no part of
+    the network, which learns without it in `partial_fit`.
 
     Args:
         rows: (N, I) float32, changed in place.

@@ -51,7 +51,7 @@ def _end_to_end_bytes(config: RunConfig, dataset: Dataset) -> int:
     meta = torch.device("meta")
     backprop = replace(config, method="backprop", blocks="")
     net = build_network(backprop, dataset.sample_shape, dataset.num_classes).to(meta)
-    x = torch.empty(batch, *dataset.sample_shape, device=meta)
+    x = torch.empty(batch, *dataset.sample_shape, dtype=torch.float32, device=meta)
     target = torch.zeros(batch, dtype=torch.int64, device=meta)
     optimizer = LocalSGD(net.parameters(), config.lr)
     net.train()
