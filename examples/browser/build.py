@@ -156,15 +156,16 @@ def main() -> None:
         parser.error("--epochs must be at least 1")
     if options.data_root and options.data == "digits":
         parser.error("--data-root is for --data mnist: the digits come with scikit-learn")
+    out = options.out
+    ours = all((out / name).is_file() for name in ("offline.js", "model/facts.json"))
+    if out.exists() and any(out.iterdir()) and not ours:
+        raise SystemExit(f"{out} holds other files: give --out a folder that is empty or not there")
     missing = [name for name in RUNTIME_FILES if not (RUNTIME / name).is_file()]
     if missing:
         raise SystemExit(
             f"onnxruntime-web is not installed ({missing[0]} is missing): "
             "npm ci --prefix examples/browser --omit=dev --ignore-scripts"
         )
-    out = options.out
-    if out.exists() and any(out.iterdir()) and not (out / "offline.js").is_file():
-        raise SystemExit(f"{out} holds other files: give --out a folder that is empty or not there")
     try:
         data = load_dataset(options.data, options.data_root)
     except ValueError as error:

@@ -47,12 +47,8 @@ __all__ = [
 ]
 
 PAPER_LAYERS = ((784, 1024), (1024, 10), (784, 1000), (1000, 34), (1024, 1024))
-PAPER_PROJECTIONS = (
-    900,
-    169,
-    144,
-    16,
-)  # D of the layers of the authors' networks for 32 x 32 and 28 x 28
+# D of the layers of the authors' networks for 32 x 32 and 28 x 28.
+PAPER_PROJECTIONS = (900, 169, 144, 16)
 _BATCH, _CLASSES = 50, 10
 _MAPS_BATCH, _KERNELS, _DIM, _GROUPS = 64, 128, 100, 9  # of the authors' networks
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
