@@ -178,9 +178,13 @@ def test_one_thread_is_used_while_others_hold_the_cores() -> None:
     used, end = [], time.monotonic() + 20
     with busy_processes(3 * cores):
         while 1 not in used and time.monotonic() < end:
+            began = time.monotonic()
             used.append(products._products.threads(4))
+        again = products._products.threads(
+            4
+        )  # for a second; a busy machine may have taken longer to come here
+        assert again == 1 or time.monotonic() - began > 0.9
     assert used[-1] == 1
-    assert products._products.threads(4) == 1  # for the next second
     assert products._products.threads(1) == 1
 
 
