@@ -25,14 +25,14 @@ setup(
         passes(
             "spela_kernels.cpu._products",
             "spela_kernels/cpu/products.c",
-            "spela_kernels/cpu/crowd.h",
+            "spela_kernels/cpu/forks.h",
             "spela_kernels/cpu/products.h",
             "spela_kernels/cpu/products_tile.h",
         ),
         passes(
             "spela_kernels.linear._rows",
             "spela_kernels/linear/rows.c",
-            "spela_kernels/cpu/crowd.h",
+            "spela_kernels/cpu/forks.h",
             "spela_kernels/linear/rows.h",
         ),
         passes(
@@ -44,7 +44,7 @@ setup(
         passes(
             "spela_kernels.pooling._windows",
             "spela_kernels/pooling/windows.c",
-            "spela_kernels/cpu/crowd.h",
+            "spela_kernels/cpu/forks.h",
         ),
     ]
 )

@@ -6,7 +6,7 @@
  * Axes: B batch, O out, I in. The tiling is the usual one (Goto and van de Geijn 2008,
  * "Anatomy of high-performance matrix multiplication"), with bias and update for its last step.
  */
-#include "crowd.h"
+#include "forks.h"
 #include "products.h"
 #include <math.h>
 #include <string.h>
@@ -76,15 +76,6 @@ static PyObject *scratch(PyObject *module, PyObject *const *args, Py_ssize_t cou
     return PyLong_FromLongLong(kernels[width].scratch(shape));
 }
 
-/* threads(n): how many of them a large product would use now */
-static PyObject *threads(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    if (!has(count, 1))
-        return NULL;
-    int64_t most = integer(args[0]);
-    return PyErr_Occurred() ? NULL : PyLong_FromLong(worthwhile(most));
-}
-
 /* What every other call begins with: width, B, O, I, threads, scratch memory. */
 struct call {
     int64_t width, threads;
@@ -101,7 +92,7 @@ static int begin(PyObject *const *args, struct call *call)
     *call = (struct call){integer(args[0]), integer(args[4]), shape, address(args[5])};
     if (PyErr_Occurred() || !is_width(call->width))
         return 0;
-    call->threads = shape.batch * shape.outputs * shape.inputs < WORTH ? 1 : worthwhile(call->threads);
+    call->threads = shape.batch * shape.outputs * shape.inputs < WORTH ? 1 : at_hand(call->threads);
     return 1;
 }
 
@@ -166,7 +157,6 @@ static PyObject *adam(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 static PyMethodDef methods[] = {
     METHOD(scratch),
-    METHOD(threads),
     METHOD(linear),
     METHOD(sgd),
     METHOD(adam),

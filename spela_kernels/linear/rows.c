@@ -6,7 +6,7 @@
  * rows packed; the caller (`compiled.py`) has checked shapes, strides and labels.
  * Axes: B batch, O out, C classes. Source: `reference.py`, whose mathematics this is.
  */
-#include "../cpu/crowd.h"
+#include "../cpu/forks.h"
 #include "rows.h"
 
 /* Fewer numbers than this, some 0.1 ms, are not worth a second thread, for which a busy machine waits long. */
@@ -14,7 +14,7 @@
 
 static int useful(int64_t threads, int64_t batch, int64_t outputs)
 {
-    return batch * outputs < WORTH ? 1 : worthwhile(threads);
+    return batch * outputs < WORTH ? 1 : at_hand(threads);
 }
 
 /* label_rows(y (B, O), vectors (C, O), target (B,), B, O, objective, slope, eps, margin, threads,

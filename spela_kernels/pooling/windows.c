@@ -7,7 +7,7 @@
  * Axes: B batch, K kernels, H, W map, h, w its windows (H / window, W / window), D pixels of a pooled map. Maps are
  * channels last in memory, (B, H, W, K); the product takes kernels first, (K, B, D).
  */
-#include "../cpu/crowd.h"
+#include "../cpu/forks.h"
 #include "../cpu/passes.h"
 #include <string.h>
 
@@ -243,7 +243,7 @@ static PyObject *window_maxima(PyObject *module, PyObject *const *args, Py_ssize
     float *maxima = address(args[2]), *scratch = address(args[4]);
     double *moments = address(args[3]);
     Shape s = shape(args + 5);
-    int threads = worthwhile(integer(args[10]));
+    int threads = at_hand(integer(args[10]));
     if (PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS
@@ -264,7 +264,7 @@ static PyObject *scatter_to_maxima(PyObject *module, PyObject *const *args, Py_s
     float *map = address(args[0]);
     const float *dmaxima = address(args[1]), *slope = address(args[2]), *offset = address(args[3]);
     Shape s = shape(args + 4);
-    int threads = worthwhile(integer(args[9]));
+    int threads = at_hand(integer(args[9]));
     if (PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS
@@ -283,7 +283,7 @@ static PyObject *activate(PyObject *module, PyObject *const *args, Py_ssize_t co
     const float *x = address(args[0]), *scale = address(args[1]), *shift = address(args[2]);
     float slope = (float)real(args[3]), *y = address(args[4]), *rows = address(args[5]);
     int64_t batch = integer(args[6]), size = integer(args[7]), kernels = integer(args[8]);
-    int threads = worthwhile(integer(args[9]));
+    int threads = at_hand(integer(args[9]));
     if (PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS
@@ -309,7 +309,7 @@ static PyObject *descend(PyObject *module, PyObject *const *args, Py_ssize_t cou
     float slope = (float)real(args[7]), *dx = address(args[8]), *scratch = address(args[10]);
     double *total = address(args[9]);
     int64_t batch = integer(args[11]), size = integer(args[12]), kernels = integer(args[13]);
-    int threads = worthwhile(integer(args[14]));
+    int threads = at_hand(integer(args[14]));
     if (PyErr_Occurred())
         return NULL;
     Py_BEGIN_ALLOW_THREADS

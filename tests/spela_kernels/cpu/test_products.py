@@ -7,14 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from spela.benchmarks.busy import busy_processes
 from spela_kernels.cpu import gemm, products
 from spela_kernels.cpu.products import adam_product_, fits, linear, linear_fits, sgd_product_
 from spela_kernels.linear import cpu
@@ -172,23 +169,6 @@ def test_nan_and_infinity_stay_in_their_row_and_column(width: int) -> None:
 
 @needs_build
 @needs_build
-@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="Linux counts it")
-def test_one_thread_is_used_while_others_hold_the_cores() -> None:
-    cores = len(os.sched_getaffinity(0))
-    used, end = [], time.monotonic() + 20
-    with busy_processes(3 * cores):
-        while 1 not in used and time.monotonic() < end:
-            began = time.monotonic()
-            used.append(products._products.threads(4))
-        again = products._products.threads(
-            4
-        )  # for a second; a busy machine may have taken longer to come here
-        assert again == 1 or time.monotonic() - began > 0.9
-    assert used[-1] == 1
-    assert products._products.threads(1) == 1
-
-
-@needs_build
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_forked_process_waits_for_no_threads_of_its_parent() -> None:
     code = """
@@ -199,9 +179,8 @@ torch.relu(torch.ones(1000, 1000))  # OpenMP's threads are there
 x, weight = torch.ones(64, 1000), torch.ones(1000, 1000)
 child = os.fork()
 if child == 0:
-    right = products._products.threads(4) == 1
     y = products.linear(x, weight, None, 1.0)
-    os._exit(0 if right and y.tolist() == [[1000.0] * 1000] * 64 else 1)
+    os._exit(0 if y.tolist() == [[1000.0] * 1000] * 64 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
