@@ -52,8 +52,18 @@ def _check_numbers(group: dict[str, Any]) -> None:
                 raise ValueError(f"`{name}` must be in [0, {bound:g}), got {float(number)}")
 
 
+def _without_compiler(method: Callable[..., _Result]) -> Callable[..., _Result]:
+    """torch's method without the guard that keeps torch.compile out of it: the guard imports the whole
+    compiler on its first call, seconds before a first step. None of these is called in compiled code."""
+    return getattr(method, "__wrapped__", method)
+
+
 class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
     """Finding the group of a parameter, and its state."""
+
+    state_dict = _without_compiler(torch.optim.Optimizer.state_dict)
+    load_state_dict = _without_compiler(torch.optim.Optimizer.load_state_dict)
+    zero_grad = _without_compiler(torch.optim.Optimizer.zero_grad)
 
     # torch's schedulers warn if no step() came before their own; a fused step does not call it.
     _opt_called = True
@@ -65,7 +75,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             ValueError: If a number is negative, NaN or beyond float32, or a momentum not below 1.
         """
         _check_numbers({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+        _without_compiler(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:

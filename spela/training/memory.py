@@ -17,6 +17,11 @@ __all__ = ["peak_step_bytes"]
 class _TensorMeter(TorchDispatchMode):
     """Counts the bytes of tensor storages from the operation that creates them to their release."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its whole compiler, which takes seconds, to keep it away from here."""
+        return False
+
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
