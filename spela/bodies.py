@@ -75,7 +75,8 @@ class _Tokens(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> None:
         super().__init__()
-        patch = (shape[1] // _GRID, shape[2] // _GRID)  # what is left over at the edge is not looked at
+        # Pixels that are left over at an edge are not looked at.
+        patch = (shape[1] // _GRID, shape[2] // _GRID)
         count = (shape[1] // patch[0]) * (shape[2] // patch[1])
         self.patch = nn.Conv2d(shape[0], width, patch, patch, **factory)
         self.places = nn.Parameter(0.02 * torch.randn(1, count, width, **factory))

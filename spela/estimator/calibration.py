@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import softmax
 from torch import Tensor
 
 __all__ = ["fit_temperature"]
@@ -16,7 +21,7 @@ def fit_temperature(scores: Tensor, target: Tensor) -> float:
     """The T that makes softmax(scores / T) most likely, on smoothed labels.
 
     The negative log-likelihood is convex in 1/T: its derivative mean(E_p[s] - E_q[s]) is increasing and
-    its zero is found by bisection. q is the label, less one sample in N + 1 that is spread over all
+    its zero is found by Brent's method. q is the label, less one sample in N + 1 that is spread over all
     classes, so that scores that separate the classes perfectly do not ask for certainty.
 
     Args:
@@ -27,7 +32,7 @@ def fit_temperature(scores: Tensor, target: Tensor) -> float:
         T in 1e-4..10.
 
     Raises:
-        ValueError: If there are no samples, or the shapes do not fit.
+        ValueError: If there are no samples, the shapes do not fit, or a score is not finite.
         TypeError: If one is no tensor.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2; smoothing
@@ -49,15 +54,19 @@ def fit_temperature(scores: Tensor, target: Tensor) -> float:
             "`scores` must be (N, C) and `target` (N,) of at least one sample, got "
             f"{tuple(scores.shape)} and {tuple(target.shape)}"
         )
-    s = scores.detach().cpu().double()
-    own = s.gather(1, target.cpu()[:, None])[:, 0]
-    wanted = (len(s) * own + s.mean(dim=1)) / (len(s) + 1)  # (N,) E_q[s]
-    low, high = _LEAST, _MOST
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        expected = (torch.softmax(middle * s, dim=1) * s).sum(dim=1)  # (N,) E_p[s]
-        if (expected - wanted).mean() < 0:
-            low = middle
-        else:
-            high = middle
-    return 1 / low
+    if not scores.isfinite().all():
+        raise ValueError("`scores` must be finite: leave out samples with NaN or infinity")
+    s = scores.detach().cpu().double().numpy()
+    own = s[np.arange(len(s)), target.cpu().numpy()]
+    wanted = (len(s) * own + s.mean(axis=1)) / (len(s) + 1)  # (N,) E_q[s]
+
+    def derivative(power: float) -> float:
+        expected = (softmax(math.exp(power) * s, axis=1) * s).sum(axis=1)  # (N,) E_p[s]
+        return float((expected - wanted).mean())
+
+    low, high = math.log(_LEAST), math.log(_MOST)
+    if derivative(low) >= 0:
+        return math.exp(-low)
+    if derivative(high) <= 0:
+        return math.exp(-high)
+    return math.exp(-brentq(derivative, low, high))

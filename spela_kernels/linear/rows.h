@@ -9,7 +9,7 @@
 #include <math.h>
 
 /* Partial sums that do not wait for each other: one float alone would not be vectorised. */
-#define LANES 64
+#define LANES 32
 
 /* The functions over j stay apart from the loop over rows: inlined there, GCC interleaves rows before it
  * vectorises, and the pass takes many times as long. */
@@ -152,11 +152,13 @@ void spela_moments(const float *restrict powers, const float *restrict dots, int
         plain[lane] += powers[k + lane];
         apart[lane] += powers[k + lane] * (dots[k + lane] - own);
     }
-    sums[0] = sums[1] = 0;
-    for (int lane = 0; lane < LANES; lane++) {
-        sums[0] += plain[lane];
-        sums[1] += apart[lane];
-    }
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++) {
+            plain[lane] += plain[lane + half];
+            apart[lane] += apart[lane + half];
+        }
+    sums[0] = plain[0];
+    sums[1] = apart[0];
 }
 
 /* Cross-entropy of scale * dots * inverse (C,). Writes the factors of the class vectors in dL/dy, `share` of the

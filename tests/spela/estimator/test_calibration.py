@@ -44,3 +44,8 @@ def test_shapes_are_checked(shape: tuple[int, ...]) -> None:
         fit_temperature(
             torch.zeros(shape), torch.zeros(0 if shape[0] == 0 else 9, dtype=torch.int64)
         )
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        fit_temperature(torch.tensor([[0.5, float("nan")]]), torch.tensor([0]))
