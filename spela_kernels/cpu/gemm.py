@@ -18,7 +18,7 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.cpu import products
 from spela_kernels.cpu.gemm_choice import choose_library, pinned_library
-from spela_kernels.rules import AdamRule, Step, fused_update_
+from spela_kernels.rules import AdamRule, SgdRule, Step, fused_update_
 
 __all__ = [
     "add_product_",
@@ -219,6 +219,10 @@ def update_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | N
         able = products.fits(x, dz, weight, first, second)
         if _library("adam", x, dz, able) == "compiled":
             return products.adam_product_(weight, dz, x, step)
+    elif first is not None and _library("momentum", x, dz, products.fits(x, dz, weight, first)) == (
+        "compiled"
+    ):
+        return products.momentum_product_(weight, dz, x, step)
     elif not rule.nesterov and weight.dtype == torch.promote_types(dz.dtype, torch.float32):
         if first is None:
             size = float(lr)
@@ -270,10 +274,24 @@ def _run_adam(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
     fused_update_(weight, gradient, step)
 
 
+def _run_momentum(library: str, x: Tensor, weight: Tensor, dz: Tensor) -> None:
+    buffer, rate = torch.ones_like(weight), weight.new_ones(())
+    if library == "compiled":
+        step: Step[Tensor | None] = Step(SgdRule(momentum=0.5), rate, buffer, None)
+        products.momentum_product_(weight, dz, x, step)
+        return
+    if library == "onednn":
+        buffer.mul_(0.5).add_(_onednn(dz.T, x.T, None, "identity", 0.0))
+    else:
+        buffer.addmm_(dz.T, x, beta=0.5)
+    weight.add_(buffer, alpha=-0.01)
+
+
 _CANDIDATES = {
     "linear": _run_linear,
     "product": _run_product,
     "update": _run_update,
+    "momentum": _run_momentum,
     "adam": _run_adam,
 }
 # By whether oneDNN works and whether the compiled passes take the tensors.

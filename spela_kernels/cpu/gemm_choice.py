@@ -89,7 +89,7 @@ def choose_library(
     """Who makes a kind of product for a shape.
 
     Args:
-        kind: linear, product, update or adam.
+        kind: linear, product, update, momentum or adam.
         batch, inputs, outputs: B, I, O.
         run: (name, x (B, I), weight (O, I), dz (B, O)) makes one product of this kind.
         names: Who can, of `LIBRARIES`.

@@ -39,10 +39,10 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 #include "products_tile.h"
 
 static const struct products kernels[WIDTHS] = {
-    {update_128, linear_128, scratch_128},
+    {apply_128, update_128, linear_128, scratch_128},
 #if WIDTHS == 3
-    {update_256, linear_256, scratch_256},
-    {update_512, linear_512, scratch_512},
+    {apply_256, update_256, linear_256, scratch_256},
+    {apply_512, update_512, linear_512, scratch_512},
 #endif
 };
 
@@ -134,21 +134,33 @@ static PyObject *sgd(PyObject *module, PyObject *const *args, Py_ssize_t count)
     struct call call;
     if (!has(count, 11) || !begin(args, &call))
         return NULL;
-    struct rule rule = {.beta = (float)real(args[9]), .alpha = (float)real(args[10])};
+    struct rule rule = {.kind = PLAIN, .beta = (float)real(args[9]), .alpha = (float)real(args[10])};
     float *w = address(args[8]);
     return update(&call, &rule, address(args[6]), address(args[7]), w, w, w);
 }
 
-/* adam(..., dz (B, O), x (B, I), w, m, v (O, I), share1, share2, rate, spread, eps, weight_decay): w, m, v are
+/* momentum(..., dz (B, O), x (B, I), w, m (O, I), rate, momentum, decay, nesterov): w and m are updated */
+static PyObject *momentum(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    struct call call;
+    if (!has(count, 14) || !begin(args, &call))
+        return NULL;
+    struct rule rule = {.kind = MOMENTUM, .rate = (float)real(args[10]), .beta = (float)real(args[11]),
+                        .decay = (float)real(args[12]), .nesterov = (float)real(args[13])};
+    float *w = address(args[8]);
+    return update(&call, &rule, address(args[6]), address(args[7]), w, address(args[9]), w);
+}
+
+/* adam(..., dz (B, O), x (B, I), w, m, v (O, I), share1, share2, rate, spread, eps, decay): w, m, v are
  * updated */
 static PyObject *adam(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     struct call call;
     if (!has(count, 17) || !begin(args, &call))
         return NULL;
-    struct rule rule = {.adam = 1, .share1 = (float)real(args[11]), .share2 = (float)real(args[12]),
+    struct rule rule = {.kind = ADAM, .share1 = (float)real(args[11]), .share2 = (float)real(args[12]),
                         .rate = (float)real(args[13]), .spread = (float)real(args[14]), .eps = (float)real(args[15]),
-                        .weight_decay = (float)real(args[16])};
+                        .decay = (float)real(args[16])};
     return update(&call, &rule, address(args[6]), address(args[7]), address(args[8]), address(args[9]),
                   address(args[10]));
 }
@@ -159,6 +171,7 @@ static PyMethodDef methods[] = {
     METHOD(scratch),
     METHOD(linear),
     METHOD(sgd),
+    METHOD(momentum),
     METHOD(adam),
     {NULL, NULL, 0, NULL},
 };

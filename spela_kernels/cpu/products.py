@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spela_kernels.rules import AdamRule, Step
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
-__all__ = ["adam_product_", "fits", "linear", "linear_fits", "sgd_product_"]
+__all__ = ["adam_product_", "fits", "linear", "linear_fits", "momentum_product_", "sgd_product_"]
 
 _products: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
@@ -104,6 +104,34 @@ def sgd_product_(weight: Tensor, dz: Tensor, x: Tensor, *, beta: float, alpha: f
     _products.sgd(
         *sizes, scratch.data_ptr(), dz.data_ptr(), x.data_ptr(), weight.data_ptr(), beta, alpha
     )
+
+
+def momentum_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | None]) -> None:
+    """torch.optim.SGD's update of a weight with momentum, of the gradient dz^T x, in place.
+
+    Args:
+        weight: (O, I) float32, updated; as the others and the step's buffer, `fits` has taken it.
+        dz: (B, O) float32.
+        x: (B, I) float32.
+        step: Of an `SgdRule` with momentum, as in `rules.update_`.
+
+    Source: torch.optim.SGD; `rules.update_`.
+
+    Example:
+        >>> weight, buffer, ones = torch.ones(1, 1), torch.ones(1, 1), torch.ones(2, 1)
+        >>> step = Step(SgdRule(momentum=0.5), torch.tensor(0.25), buffer, None)
+        >>> if fits(ones, weight, buffer):
+        ...     momentum_product_(weight, ones, ones, step)
+        ...     assert (buffer, weight) == (2.5, 0.375)
+    """
+    rule, lr, first, _, _ = step
+    assert isinstance(rule, SgdRule)
+    assert first is not None
+    sizes, scratch = _sizes(x, dz.shape[1])
+    _products.momentum(
+        *sizes, scratch.data_ptr(), dz.data_ptr(), x.data_ptr(), weight.data_ptr(),
+        first.data_ptr(), float(lr), rule.momentum, rule.weight_decay, rule.nesterov,
+    )  # fmt: skip
 
 
 def adam_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | None]) -> None:

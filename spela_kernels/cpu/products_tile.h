@@ -55,23 +55,38 @@ TARGET static inline __attribute__((always_inline)) void NAME(tile)(const float 
     }
 }
 
-/* One row of a tile into the weights. */
-TARGET static inline __attribute__((always_inline)) void NAME(apply)(const struct rule *rule,
-                                                                     const float *restrict g, int64_t size,
-                                                                     float *restrict w, float *restrict m,
-                                                                     float *restrict v)
+/* A row of gradients into the weights. */
+TARGET static inline __attribute__((always_inline)) void NAME(apply_here)(const struct rule *rule,
+                                                                          const float *restrict g, int64_t size,
+                                                                          float *restrict w, float *restrict m,
+                                                                          float *restrict v)
 {
-    if (!rule->adam) {
+    float fresh = rule->nesterov, kept = 1 - fresh + fresh * rule->beta;
+    switch (rule->kind) {
+    case PLAIN:
         for (int64_t j = 0; j < size; j++)
             w[j] = normal(rule->beta * w[j] + rule->alpha * g[j]);
         return;
+    case MOMENTUM:
+        for (int64_t j = 0; j < size; j++) {
+            float slope = g[j] + rule->decay * w[j];
+            m[j] = normal(rule->beta * m[j] + slope);
+            w[j] -= rule->rate * (fresh * slope + kept * m[j]);
+        }
+        return;
+    case ADAM:
+        for (int64_t j = 0; j < size; j++) {
+            float slope = g[j] + rule->decay * w[j];
+            m[j] = normal(m[j] + rule->share1 * (slope - m[j]));
+            v[j] = normal(v[j] + rule->share2 * (slope * slope - v[j]));
+            w[j] -= rule->rate * m[j] / (sqrtf(v[j]) * rule->spread + rule->eps);
+        }
     }
-    for (int64_t j = 0; j < size; j++) {
-        float slope = g[j] + rule->weight_decay * w[j];
-        m[j] = normal(m[j] + rule->share1 * (slope - m[j]));
-        v[j] = normal(v[j] + rule->share2 * (slope * slope - v[j]));
-        w[j] -= rule->rate * m[j] / (sqrtf(v[j]) * rule->spread + rule->eps);
-    }
+}
+
+TARGET static void NAME(apply)(const struct rule *rule, const float *g, int64_t size, float *w, float *m, float *v)
+{
+    NAME(apply_here)(rule, g, size, w, m, v);
 }
 
 /* `size` columns of rows that are `stride` apart, `width` of them next to each other; zeros fill the last. */
@@ -113,18 +128,18 @@ TARGET static void NAME(update)(const struct rule *rule, struct shape s, const f
                     for (int64_t r = 0; r < rows; r++)
                         for (int64_t j = 0; j < COLUMNS; j += 16) {
                             __builtin_prefetch(w + next + r * s.inputs + j, 1);
-                            if (rule->adam) {
+                            if (rule->kind != PLAIN)
                                 __builtin_prefetch(m + next + r * s.inputs + j, 1);
+                            if (rule->kind == ADAM)
                                 __builtin_prefetch(v + next + r * s.inputs + j, 1);
-                            }
                         }
                 NAME(tile)(packed_dz + o * ROWS * s.batch, ROWS, 1, packed_x + p * COLUMNS * s.batch, s.batch, columns, 0,
                            g);
                 for (int64_t r = 0; r < rows; r++, at += s.inputs)
                     if (columns == COLUMNS) /* a constant size: its loop is unrolled */
-                        NAME(apply)(rule, g + r * COLUMNS, COLUMNS, w + at, m + at, v + at);
+                        NAME(apply_here)(rule, g + r * COLUMNS, COLUMNS, w + at, m + at, v + at);
                     else
-                        NAME(apply)(rule, g + r * COLUMNS, columns, w + at, m + at, v + at);
+                        NAME(apply_here)(rule, g + r * COLUMNS, columns, w + at, m + at, v + at);
             }
     }
 }

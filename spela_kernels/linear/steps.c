@@ -15,7 +15,8 @@ static const struct products *products;
 /* What `steps.py` packs, field by field. */
 struct layer {
     int64_t inputs, outputs, classes, objective, activation, adam; /* objective: as in rows.h, or SOFTMAX */
-    int64_t dropout;                                               /* whether its inputs are multiplied by masks */
+    int64_t dropout;                                   /* whether its inputs are multiplied by masks */
+    int64_t nesterov;                                  /* of SGD with momentum */
     float *weight, *bias;                              /* (O, I), (O,) or 0 */
     const float *vectors;                              /* (C, O) */
     float *first, *second, *bias_first, *bias_second;  /* momentum or moments, or 0 */
@@ -88,66 +89,18 @@ static void norm_rows(const float *x, int64_t batch, int64_t inputs, double norm
     }
 }
 
-/* w -= rate (g + decay w), through momentum where m is given */
-FOR_EVERY_PROCESSOR
-void spela_descend(const float *restrict g, int64_t size, float rate, float momentum, float decay, float *restrict w,
-                   float *restrict m)
-{
-    if (m)
-        for (int64_t j = 0; j < size; j++) {
-            m[j] = normal(momentum * m[j] + (g[j] + decay * w[j]));
-            w[j] -= rate * m[j];
-        }
-    else
-        for (int64_t j = 0; j < size; j++)
-            w[j] -= rate * (g[j] + decay * w[j]);
-}
-
-/* The same where m holds the gradient's share already */
-FOR_EVERY_PROCESSOR
-void spela_follow(int64_t size, float rate, float decay, float *restrict w, float *restrict m)
-{
-    for (int64_t j = 0; j < size; j++) {
-        m[j] = normal(m[j] + decay * w[j]);
-        w[j] -= rate * m[j];
-    }
-}
-
-/* Adam with the gradient g (O,): as in `products_tile.h` */
-FOR_EVERY_PROCESSOR
-void spela_adam(const float *restrict g, int64_t size, const struct rule *rule, float *restrict w, float *restrict m,
-                float *restrict v)
-{
-    for (int64_t j = 0; j < size; j++) {
-        float slope = g[j] + rule->weight_decay * w[j];
-        m[j] = normal(m[j] + rule->share1 * (slope - m[j]));
-        v[j] = normal(v[j] + rule->share2 * (slope * slope - v[j]));
-        w[j] -= rule->rate * m[j] / (sqrtf(v[j]) * rule->spread + rule->eps);
-    }
-}
-
 /* Weight and bias from dz (B, O), its sums (O,) and x (B, I). `rate` and `spread`: of struct rule; SGD's rate is lr. */
 static void descend(const struct layer *l, struct shape shape, const float *dz, const float *sums, const float *x,
                     double rate, double spread, float *scratch)
 {
-    if (l->adam) {
-        struct rule rule = {.adam = 1, .share1 = (float)l->share1, .share2 = (float)l->share2, .rate = (float)rate,
-                            .spread = (float)spread, .eps = (float)l->adam_eps,
-                            .weight_decay = (float)l->weight_decay};
-        products->update(&rule, shape, dz, x, l->weight, l->first, l->second, scratch, 1);
-        if (l->bias)
-            spela_adam(sums, l->outputs, &rule, l->bias, l->bias_first, l->bias_second);
-        return;
-    }
-    float *into = l->first ? l->first : l->weight;
-    struct rule rule = {.beta = l->first ? (float)l->momentum : (float)(1 - rate * l->weight_decay),
-                        .alpha = l->first ? 1 : (float)-rate};
-    products->update(&rule, shape, dz, x, into, into, into, scratch, 1);
-    if (l->first)
-        spela_follow(l->outputs * l->inputs, (float)rate, (float)l->weight_decay, l->weight, l->first);
+    struct rule rule = {.kind = l->adam ? ADAM : l->first ? MOMENTUM : PLAIN, .rate = (float)rate,
+                        .decay = (float)l->weight_decay, .nesterov = (float)l->nesterov, .share1 = (float)l->share1,
+                        .share2 = (float)l->share2, .spread = (float)spread, .eps = (float)l->adam_eps};
+    rule.beta = (float)(rule.kind == MOMENTUM ? l->momentum : 1 - rate * l->weight_decay);
+    rule.alpha = (float)-rate;
+    products->update(&rule, shape, dz, x, l->weight, l->first, l->second, scratch, 1);
     if (l->bias)
-        spela_descend(sums, l->outputs, (float)rate, (float)l->momentum, (float)l->weight_decay, l->bias,
-                      l->bias_first);
+        products->apply(&rule, sums, l->outputs, l->bias, l->bias_first, l->bias_second);
 }
 
 /* Fewer classes than a tile's rows are multiplied one by one. */
@@ -175,7 +128,7 @@ static double class_gradient(const struct layer *l, const int64_t *target, int64
                               1.0 / batch, powers, factors + i, batch, &along);
         spela_scale(row, l->outputs, -along, dz + i * l->outputs);
     }
-    struct rule rule = {.beta = 1, .alpha = 1}; /* dz += factors^T vectors */
+    struct rule rule = {.kind = PLAIN, .beta = 1, .alpha = 1}; /* dz += factors^T vectors */
     struct shape pull = {l->classes, batch, l->outputs};
     products->update(&rule, pull, factors, l->vectors, dz, dz, dz, scratch, 1);
     return total;

@@ -39,7 +39,7 @@ SMALL = 1 << 21
 _CODES = OBJECTIVES | {"softmax": 5}
 _ACTIVATIONS = {"leaky_relu": 0, "identity": 0, "relu": 1, "gelu": 2}
 # struct layer of steps.c
-_LAYER = struct.Struct("@7q7P8d")
+_LAYER = struct.Struct("@8q7P8d")
 
 
 class Planned(NamedTuple):
@@ -109,7 +109,7 @@ def fits(layer: Planned, batch: int) -> bool:
         batch: B.
     """
     weight, bias, slope = layer.params
-    settings, rule = layer.settings, layer.rule
+    settings = layer.settings
     if (
         _steps is None
         or slope is not None
@@ -118,7 +118,6 @@ def fits(layer: Planned, batch: int) -> bool:
         or not get_objective(settings.objective).in_kernels
         or settings.activation not in _ACTIVATIONS
         or not get_activation(settings.activation).in_kernels
-        or (isinstance(rule, SgdRule) and rule.nesterov)
         or pinned_library() not in (None, "compiled")
         or not linear_fits(layer.vectors, weight, bias)
     ):
@@ -219,6 +218,7 @@ def _packed(layer: Planned) -> bytes:
     return _LAYER.pack(
         weight.shape[1], weight.shape[0], layer.vectors.shape[0], _CODES[settings.objective],
         _ACTIVATIONS[settings.activation], isinstance(rule, AdamRule), layer.dropout > 0,
+        isinstance(rule, SgdRule) and rule.nesterov,
         weight.data_ptr(), 0 if bias is None else bias.data_ptr(), layer.vectors.data_ptr(),
         first, second, bias_first, bias_second,
         layer.norm, settings.negative_slope if settings.activation == "leaky_relu" else 1.0,

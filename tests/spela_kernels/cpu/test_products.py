@@ -13,11 +13,18 @@ import torch
 from torch import Tensor
 
 from spela_kernels.cpu import gemm, products
-from spela_kernels.cpu.products import adam_product_, fits, linear, linear_fits, sgd_product_
+from spela_kernels.cpu.products import (
+    adam_product_,
+    fits,
+    linear,
+    linear_fits,
+    momentum_product_,
+    sgd_product_,
+)
 from spela_kernels.linear import cpu
 from spela_kernels.linear.parity import CASES, LARGE
 from spela_kernels.proof.parity import mismatches
-from spela_kernels.rules import AdamRule, Step, update_
+from spela_kernels.rules import AdamRule, SgdRule, Step, update_
 
 ALL_CASES = {**CASES, **LARGE}
 BUILT = products._products is not None
@@ -41,7 +48,8 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
     class Passes:
         WIDEST, FEWEST = request.param, built.FEWEST
-        scratch, linear, sgd, adam = built.scratch, built.linear, built.sgd, built.adam
+        scratch, linear, sgd = built.scratch, built.linear, built.sgd
+        momentum, adam = built.momentum, built.adam
 
     monkeypatch.setattr(products, "_products", Passes)
     return int(request.param)
@@ -109,6 +117,23 @@ def test_sgd_against_float64(width: int, threads: int, shape: tuple[int, int, in
 
 
 @needs_build
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_momentum_against_float64(
+    width: int, threads: int, shape: tuple[int, int, int], nesterov: bool
+) -> None:
+    weight, dz, x = _tensors(*shape)
+    buffer, lr = 0.1 * torch.randn_like(weight), torch.tensor(0.02)
+    rule = SgdRule(0.8, 0.01, nesterov)
+    exact = [t.double() for t in (weight, buffer)]
+    update_(exact[0], dz.double().T @ x.double(), Step(rule, lr.double(), exact[1], None))
+    momentum_product_(weight, dz, x, Step(rule, lr, buffer, None))
+    bound = 2**-23 * (shape[0] * _largest(dz) * _largest(x) + _largest(weight))
+    assert _largest(buffer - exact[1]) <= bound
+    assert _largest(weight - exact[0]) <= bound
+
+
+@needs_build
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_adam_against_float64(width: int, threads: int, shape: tuple[int, int, int]) -> None:
     weight, dz, x = _tensors(*shape)
@@ -141,10 +166,16 @@ def test_adam_moments_never_become_denormal(width: int) -> None:
 @needs_build
 def test_sgd_leaves_no_denormal_momentum(width: int) -> None:
     least = torch.finfo(torch.float32).tiny
-    buffer = torch.tensor([1.05, -1.05, 2.0])[:, None].repeat(1, 21) * least
-    sgd_product_(buffer, torch.zeros(2, 3), torch.ones(2, 21), beta=0.9, alpha=1.0)
+    weight, buffer = (
+        torch.ones(3, 21),
+        torch.tensor([1.05, -1.05, 2.0])[:, None].repeat(1, 21) * least,
+    )
+    other, dz, x = buffer.clone(), torch.zeros(2, 3), torch.ones(2, 21)
     expected = torch.tensor([0.0, 0.0, 1.8 * least])[:, None].expand(3, 21)
-    torch.testing.assert_close(buffer, expected, rtol=1e-6, atol=0)
+    sgd_product_(other, dz, x, beta=0.9, alpha=1.0)
+    momentum_product_(weight, dz, x, Step(SgdRule(0.9), torch.tensor(0.0), buffer, None))
+    for left in (other, buffer):
+        torch.testing.assert_close(left, expected, rtol=1e-6, atol=0)
 
 
 @needs_build
@@ -168,7 +199,6 @@ def test_nan_and_infinity_stay_in_their_row_and_column(width: int) -> None:
 
 
 @needs_build
-@needs_build
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_forked_process_waits_for_no_threads_of_its_parent() -> None:
     code = """
@@ -187,6 +217,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.stdout.strip() == "0", done.stderr
 
 
+@needs_build
 def test_threads_do_not_change_a_bit() -> None:
     before, results = torch.get_num_threads(), []
     for count in (1, 2, 3):
@@ -202,7 +233,13 @@ def test_threads_do_not_change_a_bit() -> None:
 
 @needs_build
 def test_wrong_arguments_are_refused() -> None:
-    for name, expected in {"scratch": 4, "linear": 11, "sgd": 11, "adam": 17}.items():
+    for name, expected in {
+        "scratch": 4,
+        "linear": 11,
+        "sgd": 11,
+        "momentum": 14,
+        "adam": 17,
+    }.items():
         with pytest.raises(TypeError, match=f"expected {expected} arguments, got 1"):
             getattr(products._products, name)(0)
     with pytest.raises(ValueError, match="outputs"):

@@ -21,6 +21,7 @@ RULES = {
     "sgd": SgdRule(),
     "decayed": SgdRule(weight_decay=0.1),
     "momentum": SgdRule(0.9, 0.1),
+    "nesterov": SgdRule(0.9, 0.1, nesterov=True),
     "adam": AdamRule(0.8, 0.9, 1e-3, 0.1),
 }
 RATE = 0.25
@@ -197,7 +198,6 @@ def test_what_does_not_fit() -> None:
     assert steps.fits(layer, 2)
     weight, bias, _ = layer.params
     others = [
-        layer._replace(rule=SgdRule(0.9, nesterov=True)),
         layer._replace(settings=Settings("tanh")),
         layer._replace(params=Parameters(weight.double(), bias, None)),
         layer._replace(params=Parameters(weight, bias, torch.ones(1))),
