@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -23,7 +24,10 @@ from spela.training import (
     extension_note,
 )
 
-__all__ = ["train_run"]
+__all__ = ["few_steps_note", "train_run"]
+
+# Steps below which a network of any recipe has hardly begun: the recipes were chosen on 60,000 images.
+_FEW = 1000
 
 
 def train_run(
@@ -102,8 +106,11 @@ def train_run(
         print_accuracy(summary["test_accuracy"], summary["vote_accuracy"])
         print_top5(summary.get("top5_accuracy"))
         print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
-        note = extension_note(config, summary.get("extended_at", []))
-        if note:
+        notes = (
+            extension_note(config, summary.get("extended_at", [])),
+            few_steps_note(config, len(dataset.train_y)),
+        )
+        for note in filter(None, notes):
             typer.echo(note)
         typer.echo(f"run folder: {out}")
         # Here, because it imports matplotlib: training need not wait for that.
@@ -117,6 +124,33 @@ def train_run(
                 "same settings with --resume write it"
             ) from error
     typer.echo(f"report:     {report}")
+
+
+def few_steps_note(config: RunConfig, samples: int) -> str:
+    """What to try where a run had few steps, as recipes give small data; nothing where it had enough.
+
+    Args:
+        config: The run's settings.
+        samples: In the training set.
+
+    Returns:
+        One sentence, or "".
+
+    Example:
+        >>> from spela.experiments import make_config
+        >>> few_steps_note(make_config("digits", epochs=5, batch_size=100), 1437)
+        'only 75 steps: small data wants more --epochs, such as 67, or a smaller --batch-size'
+        >>> few_steps_note(make_config("digits", epochs=5), 60_000)
+        ''
+    """
+    in_an_epoch = math.ceil(samples / config.batch_size)
+    steps = config.epochs * in_an_epoch
+    if steps >= _FEW:
+        return ""
+    return (
+        f"only {steps} steps: small data wants more --epochs, such as "
+        f"{math.ceil(_FEW / in_an_epoch)}, or a smaller --batch-size"
+    )
 
 
 def _say(ranks: Ranks | None, line: str) -> None:
