@@ -8,19 +8,19 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
 from spela.reports.cells import COLUMNS, cells, change_text, deviation_text, missing
-from spela.reports.geometry import layers_figure, layers_run
-from spela.reports.plots import table_figures
 from spela.reports.published import beside_published
 from spela.reports.rendering import render, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["write_pages"]
 
@@ -64,6 +64,10 @@ def write_pages(options: Options) -> tuple[Path, Path]:
 
 
 def _section(table: dict[str, Any], options: Options, plots: Path) -> dict[str, Any]:
+    # Here, because they import matplotlib, which a model's card and a table's cells need not wait for.
+    from spela.reports.geometry import layers_figure, layers_run
+    from spela.reports.plots import table_figures
+
     runs = options.folder / "runs"
     figures = []
     for name, caption, figure in table_figures(table, runs):
