@@ -85,16 +85,17 @@ def check_range(
         ...
         ValueError: feature 1 of X is 1e+40 in row 1, beyond float32: remove such values or scale it
     """
-    fits = np.abs(x) <= LARGEST if scaled is None else np.abs(scaled) <= _LARGEST_SCALED
-    if fits.all():
+    numbers, limit = (x, LARGEST) if scaled is None else (scaled, _LARGEST_SCALED)
+    if -limit <= numbers.min(initial=0) and numbers.max(initial=0) <= limit:  # false of NaN
         return
+    fits = np.abs(numbers) <= limit
     row, feature = (int(index) for index in np.argwhere(~fits)[0])
     name = f"feature {feature}" + ("" if names is None else f" ({names[feature]!r})")
-    limit = "beyond float32"
+    reason = "beyond float32"
     if scaled is not None:
-        limit = f"{scaled[row, feature]:g} as the network takes it, beyond 1e15"
+        reason = f"{scaled[row, feature]:g} as the network takes it, beyond 1e15"
     raise ValueError(
-        f"{name} of X is {x[row, feature]:g} in row {row}, {limit}: remove such values or scale it"
+        f"{name} of X is {x[row, feature]:g} in row {row}, {reason}: remove such values or scale it"
     )
 
 

@@ -39,10 +39,10 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 #include "products_tile.h"
 
 static const struct products kernels[WIDTHS] = {
-    {apply_128, update_128, linear_128, scratch_128},
+    {at_hand, apply_128, update_128, linear_128, scratch_128},
 #if WIDTHS == 3
-    {apply_256, update_256, linear_256, scratch_256},
-    {apply_512, update_512, linear_512, scratch_512},
+    {at_hand, apply_256, update_256, linear_256, scratch_256},
+    {at_hand, apply_512, update_512, linear_512, scratch_512},
 #endif
 };
 

@@ -33,7 +33,10 @@ typedef void (*linear_function)(struct shape, const float *, const float *, cons
                                 int);
 typedef int64_t (*scratch_function)(struct shape);
 
+typedef int (*threads_function)(int64_t);
+
 struct products {
+    threads_function at_hand;
     apply_function apply;
     update_function update;
     linear_function linear;

@@ -1,4 +1,4 @@
-/* Whole steps of a stack of small linear layers, one batch after the other: in each layer the product with bias and
+/* Whole steps of a stack of linear layers, one batch after the other: in each layer the product with bias and
  * activation, the pass over rows, and the update of weight and bias, which is why the next layer can follow at once.
  * A step of one layer is the same call with one layer and one batch, so both have the same bits.
  *
@@ -89,16 +89,24 @@ static void norm_rows(const float *x, int64_t batch, int64_t inputs, double norm
     }
 }
 
+/* Multiply-adds of a product that are worth a second thread, also where another process holds its core at times. */
+#define WORTH (4 << 20)
+
+static int threads_for(struct shape s, int64_t threads)
+{
+    return s.batch * s.outputs * s.inputs < WORTH ? 1 : products->at_hand(threads);
+}
+
 /* Weight and bias from dz (B, O), its sums (O,) and x (B, I). `rate` and `spread`: of struct rule; SGD's rate is lr. */
 static void descend(const struct layer *l, struct shape shape, const float *dz, const float *sums, const float *x,
-                    double rate, double spread, float *scratch)
+                    double rate, double spread, float *scratch, int threads)
 {
     struct rule rule = {.kind = l->adam ? ADAM : l->first ? MOMENTUM : PLAIN, .rate = (float)rate,
                         .decay = (float)l->weight_decay, .nesterov = (float)l->nesterov, .share1 = (float)l->share1,
                         .share2 = (float)l->share2, .spread = (float)spread, .eps = (float)l->adam_eps};
     rule.beta = (float)(rule.kind == MOMENTUM ? l->momentum : 1 - rate * l->weight_decay);
     rule.alpha = (float)-rate;
-    products->update(&rule, shape, dz, x, l->weight, l->first, l->second, scratch, 1);
+    products->update(&rule, shape, dz, x, l->weight, l->first, l->second, scratch, threads);
     if (l->bias)
         products->apply(&rule, sums, l->outputs, l->bias, l->bias_first, l->bias_second);
 }
@@ -136,14 +144,15 @@ static double class_gradient(const struct layer *l, const int64_t *target, int64
 
 /* One layer's step: its mean loss; y (B, O) is written. */
 static double step(const struct layer *l, const float *x, const int64_t *target, int64_t batch, double rate,
-                   double spread, double eps, double margin, float *y, float *scratch)
+                   double spread, double eps, double margin, float *y, float *scratch, int64_t asked)
 {
     struct shape shape = {batch, l->outputs, l->inputs};
+    int threads = threads_for(shape, asked);
     int64_t size = batch * l->outputs;
     float *dz = scratch, *slopes = dz + size, *sums = slopes + size;
     double total = 0;
     scratch = sums + l->outputs;
-    products->linear(shape, x, l->weight, l->bias, (float)l->slope, y, scratch, 1);
+    products->linear(shape, x, l->weight, l->bias, (float)l->slope, y, scratch, threads);
     if (l->activation == GELU)
         spela_gelu(y, size, slopes);
     else if (l->activation == RELU)
@@ -160,7 +169,7 @@ static double step(const struct layer *l, const float *x, const int64_t *target,
     if (l->activation != LEAKY)
         spela_multiply(slopes, size, dz);
     sum_rows(dz, batch, l->outputs, 1, sums);
-    descend(l, shape, dz, sums, x, rate, spread, scratch);
+    descend(l, shape, dz, sums, x, rate, spread, scratch, threads);
     return total / batch;
 }
 
@@ -185,12 +194,12 @@ static int64_t room(const struct layer *layers, int64_t depth, int64_t batch, in
 }
 
 /* run(layers, x (N, I), target (N,), N, B, rates (steps, depth, 2), masks, eps, margin, losses (steps, depth),
- *     y (B, O) of the last layer): weights, biases and their state are updated, losses and y written. `layers`: bytes
+ *     y (B, O) of the last layer, threads): weights, biases and their state are updated, losses and y written. `layers`: bytes
  * of struct layer. `masks`: (B, I) of each layer with dropout, batch by batch. Batches of B samples, the last one may
  * be smaller; y is that one's, each batch writes it. */
 static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (!has(count, 11) || !PyBytes_Check(args[0]))
+    if (!has(count, 12) || !PyBytes_Check(args[0]))
         return NULL;
     const struct layer *layers = (const struct layer *)PyBytes_AS_STRING(args[0]);
     int64_t depth = PyBytes_GET_SIZE(args[0]) / (int64_t)sizeof *layers, width;
@@ -201,6 +210,7 @@ static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
     const float *mask = address(args[6]);
     double eps = real(args[7]), margin = real(args[8]);
     float *losses = address(args[9]), *last = address(args[10]);
+    int64_t threads = integer(args[11]);
     if (PyErr_Occurred())
         return NULL;
     float *memory = PyMem_RawMalloc((size_t)room(layers, depth, batch, &width) * sizeof *memory);
@@ -223,7 +233,7 @@ static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
                 input = normed;
             }
             *losses++ = (float)step(layers + i, input, target + start, size, rates[0], rates[1], eps, margin, y,
-                                    scratch);
+                                    scratch, threads);
             input = y;
         }
     }

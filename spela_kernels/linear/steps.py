@@ -1,4 +1,4 @@
-"""Whole steps of a stack of small linear layers in one compiled call (`steps.c`), where built and fitting.
+"""Whole steps of a stack of linear layers in one compiled call (`steps.c`), where built and fitting.
 
 Around small products, Python and the operators' wrappers take longer than the products: here they run once
 for all layers and as many batches as there are. Axes: N samples, B batch, I in, O out, C classes.
@@ -28,14 +28,15 @@ from spela_kernels.objectives import COSINE_MARGIN, get_objective
 from spela_kernels.precision import runs_as_written
 from spela_kernels.rules import AdamRule, SgdRule
 
-__all__ = ["SMALL", "Planned", "fits", "is_built", "norm_fits", "norm_rows", "rates_of", "run"]
+__all__ = ["LARGEST", "Planned", "fits", "is_built", "norm_fits", "norm_rows", "rates_of", "run"]
 
 _steps: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
     _steps = import_module("spela_kernels.linear._steps")
 
-# Multiply-adds of a layer's product up to which it is small: our own products on one thread are fastest then.
-SMALL = 1 << 21
+# Multiply-adds of a layer's product up to which one call is taken: it was faster than operators at all sizes
+# (bench/crossing_table.py), least at the largest, where a library's products may be faster than ours.
+LARGEST = 128 << 20
 _CODES = OBJECTIVES | {"softmax": 5}
 _ACTIVATIONS = {"leaky_relu": 0, "identity": 0, "relu": 1, "gelu": 2}
 # struct layer of steps.c
@@ -113,7 +114,7 @@ def fits(layer: Planned, batch: int) -> bool:
     if (
         _steps is None
         or slope is not None
-        or batch * max(weight.numel(), layer.vectors.numel()) > SMALL
+        or batch * max(weight.numel(), layer.vectors.numel()) > LARGEST
         or settings.objective not in _CODES
         or not get_objective(settings.objective).in_kernels
         or settings.activation not in _ACTIVATIONS
@@ -185,6 +186,7 @@ def run(
     _steps.run(
         b"".join(map(_packed, layers)), x.data_ptr(), target.data_ptr(), samples, batch_size,
         numbers.data_ptr(), drawn, NORM_EPS, COSINE_MARGIN, losses.data_ptr(), y.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return losses, y[: samples - (count - 1) * batch_size]
 

@@ -192,6 +192,26 @@ def test_nan_in_a_sample_reaches_the_loss() -> None:
         assert losses.isnan().all()
 
 
+def test_threads_do_not_change_a_bit() -> None:
+    before, results = torch.get_num_threads(), []
+    g = torch.Generator().manual_seed(3)
+    x, target = torch.randn(130, 300, generator=g), torch.randint(7, (130,), generator=g)
+    for count in (1, 2, 3):
+        layers = _stack(
+            [300, 301, 20], 7, Settings("gelu", objective="softmax"), RULES["adam"], True, True
+        )
+        torch.set_num_threads(count)
+        rates = [steps.rates_of(layer.rule, RATE, step) for step in (1, 2) for layer in layers]
+        try:
+            losses, y = steps.run(layers, x, target, 65, rates)
+        finally:
+            torch.set_num_threads(before)
+        weights = [layer.params.weight.flatten() for layer in layers]
+        results.append(torch.cat([losses.flatten(), y.flatten(), *weights]))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 def test_what_does_not_fit() -> None:
     settings = Settings()
     (layer,) = _stack([4, 8], 3, settings, SgdRule(), norm=False, bias=True)
@@ -205,7 +225,7 @@ def test_what_does_not_fit() -> None:
         layer._replace(first=(torch.ones(8, 8)[:, ::2], None, None)),
     ]
     assert not any(steps.fits(other, 2) for other in others)
-    assert not steps.fits(layer, steps.SMALL)
+    assert not steps.fits(layer, steps.LARGEST)
     x, target = torch.ones(1, 4), torch.tensor([0])
     with torch.device("meta"):  # where new tensors go changes nothing
         losses, _ = steps.run([layer], x, target, 1, [(0.1, 0.0)])
