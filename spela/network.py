@@ -187,8 +187,9 @@ class SpelaSequential(Pretrained):
     ) -> Tensor:
         """A training step on every batch of the samples, in order: the bits of `local_step` on each.
 
-        Stacks of `SpelaLinear` layers (of up to 1,024 x 1,024 at 128 samples), with `RowNorm` between them, take
-        all steps in one compiled call on the CPU, which cannot be interrupted: give it as many batches as take a tenth of a second or so.
+        Stacks of `SpelaLinear` layers (up to 1,024 x 1,024 at 128 samples), with `RowNorm` between, take all
+        steps in one compiled call on the CPU, which cannot be interrupted: give it as many batches as take a
+        tenth of a second or so.
 
         Args:
             x: (N, ...) inputs.
