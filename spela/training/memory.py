@@ -74,6 +74,8 @@ def peak_step_bytes(
 ) -> tuple[Tensor, int]:
     """Run one training step and find the most bytes that its tensors took at the same time.
 
+    A step that would take one compiled call (`spela_kernels.linear.steps`) goes operator by operator here: it
+    agrees with the call to rounding, and rows that the call packs for its products are not counted.
     Gradients that an earlier step left are dropped first, so a method that keeps them between steps
     is charged for them. Weights, optimizer state and the batch exist before the step and do not count;
     optimizer state that a first step creates does: measure a later one. On a CPU this counts the

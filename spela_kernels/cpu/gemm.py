@@ -213,17 +213,13 @@ def update_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | N
         tensor([[0.5000]])
     """
     rule, lr, first, second, _ = step
-    if isinstance(rule, AdamRule):
-        assert first is not None
-        assert second is not None
-        able = products.fits(x, dz, weight, first, second)
-        if _library("adam", x, dz, able) == "compiled":
-            return products.adam_product_(weight, dz, x, step)
-    elif first is not None and _library("momentum", x, dz, products.fits(x, dz, weight, first)) == (
-        "compiled"
-    ):
-        return products.momentum_product_(weight, dz, x, step)
-    elif not rule.nesterov and weight.dtype == torch.promote_types(dz.dtype, torch.float32):
+    buffers = [buffer for buffer in (first, second) if buffer is not None]
+    kind = "adam" if isinstance(rule, AdamRule) else "momentum"
+    if buffers and _library(kind, x, dz, products.fits(x, dz, weight, *buffers)) == "compiled":
+        update_product = products.adam_product_ if kind == "adam" else products.momentum_product_
+        return update_product(weight, dz, x, step)
+    in_place = weight.dtype == torch.promote_types(dz.dtype, torch.float32)
+    if isinstance(rule, SgdRule) and not rule.nesterov and in_place:
         if first is None:
             size = float(lr)
             add_product_(weight, dz, x, beta=1 - size * rule.weight_decay, alpha=-size)

@@ -146,7 +146,7 @@ static PyObject *momentum(PyObject *module, PyObject *const *args, Py_ssize_t co
     if (!has(count, 14) || !begin(args, &call))
         return NULL;
     struct rule rule = {.kind = MOMENTUM, .rate = (float)real(args[10]), .beta = (float)real(args[11]),
-                        .decay = (float)real(args[12]), .nesterov = (float)real(args[13])};
+                        .decay = (float)real(args[12]), .nesterov = (int)integer(args[13])};
     float *w = address(args[8]);
     return update(&call, &rule, address(args[6]), address(args[7]), w, address(args[9]), w);
 }

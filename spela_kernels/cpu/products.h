@@ -18,8 +18,8 @@ enum kind { PLAIN, MOMENTUM, ADAM };
 struct rule {
     enum kind kind;
     float beta, alpha;
-    float rate, decay, nesterov; /* nesterov: 1 or 0 */
-    float share1, share2, spread, eps;
+    int nesterov;
+    float rate, decay, share1, share2, spread, eps;
 };
 
 /* Zero for a denormal number: momentum of weights that get no gradient any more would decay into these and stay (0.9

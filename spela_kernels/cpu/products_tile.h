@@ -61,7 +61,6 @@ TARGET static inline __attribute__((always_inline)) void NAME(apply_here)(const 
                                                                           float *restrict w, float *restrict m,
                                                                           float *restrict v)
 {
-    float fresh = rule->nesterov, kept = 1 - fresh + fresh * rule->beta;
     switch (rule->kind) {
     case PLAIN:
         for (int64_t j = 0; j < size; j++)
@@ -71,7 +70,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(apply_here)(const 
         for (int64_t j = 0; j < size; j++) {
             float slope = g[j] + rule->decay * w[j];
             m[j] = normal(rule->beta * m[j] + slope);
-            w[j] -= rule->rate * (fresh * slope + kept * m[j]);
+            w[j] -= rule->rate * (rule->nesterov ? slope + rule->beta * m[j] : m[j]);
         }
         return;
     case ADAM:

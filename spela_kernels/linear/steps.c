@@ -89,12 +89,12 @@ static void norm_rows(const float *x, int64_t batch, int64_t inputs, double norm
     }
 }
 
-/* Multiply-adds of a product that are worth a second thread, also where another process holds its core at times. */
-#define WORTH (4 << 20)
+/* Multiply-adds of a product from which other threads take part; a smaller one waits for nobody on a busy machine. */
+#define SHARED (4 << 20)
 
 static int threads_for(struct shape s, int64_t threads)
 {
-    return s.batch * s.outputs * s.inputs < WORTH ? 1 : products->at_hand(threads);
+    return s.batch * s.outputs * s.inputs < SHARED ? 1 : products->at_hand(threads);
 }
 
 /* Weight and bias from dz (B, O), its sums (O,) and x (B, I). `rate` and `spread`: of struct rule; SGD's rate is lr. */
@@ -102,11 +102,12 @@ static void descend(const struct layer *l, struct shape shape, const float *dz, 
                     double rate, double spread, float *scratch, int threads)
 {
     struct rule rule = {.kind = l->adam ? ADAM : l->first ? MOMENTUM : PLAIN, .rate = (float)rate,
-                        .decay = (float)l->weight_decay, .nesterov = (float)l->nesterov, .share1 = (float)l->share1,
+                        .decay = (float)l->weight_decay, .nesterov = (int)l->nesterov, .share1 = (float)l->share1,
                         .share2 = (float)l->share2, .spread = (float)spread, .eps = (float)l->adam_eps};
     rule.beta = (float)(rule.kind == MOMENTUM ? l->momentum : 1 - rate * l->weight_decay);
     rule.alpha = (float)-rate;
-    products->update(&rule, shape, dz, x, l->weight, l->first, l->second, scratch, threads);
+    float *m = l->first ? l->first : l->weight, *v = l->second ? l->second : l->weight; /* not read where absent */
+    products->update(&rule, shape, dz, x, l->weight, m, v, scratch, threads);
     if (l->bias)
         products->apply(&rule, sums, l->outputs, l->bias, l->bias_first, l->bias_second);
 }
@@ -193,29 +194,49 @@ static int64_t room(const struct layer *layers, int64_t depth, int64_t batch, in
     return most + 3 * batch * *width;
 }
 
+/* The layers in bytes of struct layer; 0 where these are none. */
+static const struct layer *unpack(PyObject *bytes, int64_t *depth)
+{
+    if (!PyBytes_Check(bytes)) {
+        PyErr_SetString(PyExc_TypeError, "layers must be bytes");
+        return NULL;
+    }
+    *depth = PyBytes_GET_SIZE(bytes) / (int64_t)sizeof(struct layer);
+    return (const struct layer *)PyBytes_AS_STRING(bytes);
+}
+
+/* scratch(layers, B): floats of scratch memory that `run` needs */
+static PyObject *scratch(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    int64_t depth, width;
+    const struct layer *layers = has(count, 2) ? unpack(args[0], &depth) : NULL;
+    if (!layers)
+        return NULL;
+    int64_t batch = integer(args[1]);
+    return PyErr_Occurred() ? NULL : PyLong_FromLongLong(room(layers, depth, batch, &width));
+}
+
 /* run(layers, x (N, I), target (N,), N, B, rates (steps, depth, 2), masks, eps, margin, losses (steps, depth),
- *     y (B, O) of the last layer, threads): weights, biases and their state are updated, losses and y written. `layers`: bytes
- * of struct layer. `masks`: (B, I) of each layer with dropout, batch by batch. Batches of B samples, the last one may
- * be smaller; y is that one's, each batch writes it. */
+ *     y (B, O) of the last layer, scratch memory, threads): weights, biases and their state are updated, losses and y
+ * written. `layers`: bytes of struct layer. `masks`: (B, I) of each layer with dropout, batch by batch. Batches of B
+ * samples, the last one may be smaller; y is that one's, each batch writes it. */
 static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    if (!has(count, 12) || !PyBytes_Check(args[0]))
+    int64_t depth, width;
+    const struct layer *layers = has(count, 13) ? unpack(args[0], &depth) : NULL;
+    if (!layers)
         return NULL;
-    const struct layer *layers = (const struct layer *)PyBytes_AS_STRING(args[0]);
-    int64_t depth = PyBytes_GET_SIZE(args[0]) / (int64_t)sizeof *layers, width;
     const float *x = address(args[1]);
     const int64_t *target = address(args[2]);
     int64_t samples = integer(args[3]), batch = integer(args[4]);
     const double *rates = address(args[5]);
     const float *mask = address(args[6]);
     double eps = real(args[7]), margin = real(args[8]);
-    float *losses = address(args[9]), *last = address(args[10]);
-    int64_t threads = integer(args[11]);
+    float *losses = address(args[9]), *last = address(args[10]), *memory = address(args[11]);
+    int64_t threads = integer(args[12]);
     if (PyErr_Occurred())
         return NULL;
-    float *memory = PyMem_RawMalloc((size_t)room(layers, depth, batch, &width) * sizeof *memory);
-    if (!memory)
-        return PyErr_NoMemory();
+    room(layers, depth, batch, &width);
     Py_BEGIN_ALLOW_THREADS
     float *normed = memory, *outputs = normed + batch * width, *scratch = outputs + 2 * batch * width;
     for (int64_t start = 0; start < samples; start += batch) {
@@ -238,7 +259,6 @@ static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
         }
     }
     Py_END_ALLOW_THREADS
-    PyMem_RawFree(memory);
     Py_RETURN_NONE;
 }
 
@@ -262,6 +282,7 @@ static PyObject *norm(PyObject *module, PyObject *const *args, Py_ssize_t count)
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, NULL}
 
 static PyMethodDef methods[] = {
+    METHOD(scratch),
     METHOD(run),
     METHOD(norm),
     {NULL, NULL, 0, NULL},

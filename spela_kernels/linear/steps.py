@@ -34,8 +34,8 @@ _steps: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
     _steps = import_module("spela_kernels.linear._steps")
 
-# Multiply-adds of a layer's product up to which one call is taken: it was faster than operators at all sizes
-# (bench/crossing_table.py), least at the largest, where a library's products may be faster than ours.
+# Multiply-adds of a layer's product up to which one call is taken. It was faster than operators at all sizes,
+# least at the largest (`bench/crossing_table.py`), where other machines' libraries may be faster than ours.
 LARGEST = 128 << 20
 _CODES = OBJECTIVES | {"softmax": 5}
 _ACTIVATIONS = {"leaky_relu": 0, "identity": 0, "relu": 1, "gelu": 2}
@@ -183,10 +183,12 @@ def run(
     numbers = torch.tensor(rates, dtype=torch.float64, device="cpu")
     masks = _masks(layers, samples, batch_size) if any(p.dropout > 0 for p in layers) else None
     drawn = 0 if masks is None else masks.data_ptr()
+    packed = b"".join(map(_packed, layers))
+    scratch = x.new_empty(_steps.scratch(packed, len(y)))  # of torch's memory, which is counted
     _steps.run(
-        b"".join(map(_packed, layers)), x.data_ptr(), target.data_ptr(), samples, batch_size,
+        packed, x.data_ptr(), target.data_ptr(), samples, len(y),
         numbers.data_ptr(), drawn, NORM_EPS, COSINE_MARGIN, losses.data_ptr(), y.data_ptr(),
-        torch.get_num_threads(),
+        scratch.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return losses, y[: samples - (count - 1) * batch_size]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spela.benchmarks.memory import peak_bytes
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import reference, steps
 from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
@@ -210,6 +214,36 @@ def test_threads_do_not_change_a_bit() -> None:
         results.append(torch.cat([losses.flatten(), y.flatten(), *weights]))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_process_waits_for_no_threads_of_its_parent() -> None:
+    code = """
+import os, torch
+from spela import SpelaLinear, SpelaSequential, optim
+torch.set_num_threads(2)
+net = SpelaSequential(SpelaLinear(300, 300, 5))
+optimizer = optim.LocalSGD(net.parameters(), lr=0.1)
+x, target = torch.ones(64, 300), torch.arange(64) % 5  # enough for both threads
+net.local_step(x, target, optimizer)
+child = os.fork()
+if child == 0:
+    os._exit(0 if net.local_step(x, target, optimizer).isfinite().all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.stdout.strip() == "0", done.stderr
+
+
+def test_scratch_memory_is_of_torch_which_counts_it() -> None:
+    (layer,) = _stack([64, 96], 3, Settings(), SgdRule(), norm=False, bias=True)
+    x, target = torch.ones(50, 64), torch.arange(50) % 3
+    taken = peak_bytes(lambda: steps.run([layer], x, target, 50, [(0.1, 0.0)]))
+    packed_rows = 4 * 50 * (64 + 96)
+    assert taken > packed_rows + 2 * 4 * 50 * 96  # and the gradient and the outputs
 
 
 def test_what_does_not_fit() -> None:
