@@ -54,8 +54,9 @@ def _check_numbers(group: dict[str, Any]) -> None:
 
 def _without_compiler(method: Callable[..., _Result]) -> Callable[..., _Result]:
     """torch's method without the guard that keeps torch.compile out of it: the guard imports the whole
-    compiler on its first call, seconds before a first step. None of these is called in compiled code."""
-    return getattr(method, "__wrapped__", method)
+    compiler on its first call, seconds before a first step. Whatever else is around the method stays."""
+    guarded = getattr(method, "__globals__", {}).get("__name__") == "torch._compile"
+    return getattr(method, "__wrapped__", method) if guarded else method
 
 
 class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
