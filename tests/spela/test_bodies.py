@@ -24,6 +24,14 @@ def test_rows_parameters_and_places(name: str, width: int, features: int, places
     assert any(not torch.equal(a, c) for a, _, c in pairs)
 
 
+@pytest.mark.parametrize(
+    ("side", "tokens"), [(4, 16), (8, 16), (9, 9), (16, 16), (28, 16), (32, 16), (64, 64)]
+)
+def test_tokens_of_a_transformer(side: int, tokens: int) -> None:
+    body = build_body("vit", (1, side, side), 8, seed=0)
+    assert body[0](torch.randn(2, 1, side, side)).shape == (2, tokens, 8)
+
+
 def test_a_seed_leaves_torchs_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
