@@ -26,7 +26,7 @@ from spela.training import (
 
 __all__ = ["few_steps_note", "train_run"]
 
-# Steps below which a network of any recipe has hardly begun: the recipes were chosen on 60,000 images.
+# Steps below which the note is given: the recipes' epochs were chosen on 60,000 images, where they are more.
 _FEW = 1000
 
 
@@ -127,7 +127,7 @@ def train_run(
 
 
 def few_steps_note(config: RunConfig, samples: int) -> str:
-    """What to try where a run had few steps, as recipes give small data; nothing where it had enough.
+    """What to try where a run had few steps, as the recipes give small data; nothing where it had more.
 
     Args:
         config: The run's settings.
@@ -139,7 +139,7 @@ def few_steps_note(config: RunConfig, samples: int) -> str:
     Example:
         >>> from spela.experiments import make_config
         >>> few_steps_note(make_config("digits", epochs=5, batch_size=100), 1437)
-        'only 75 steps: small data wants more --epochs, such as 67, or a smaller --batch-size'
+        'only 75 steps: try more --epochs, such as 67, or a smaller --batch-size'
         >>> few_steps_note(make_config("digits", epochs=5), 60_000)
         ''
     """
@@ -148,8 +148,8 @@ def few_steps_note(config: RunConfig, samples: int) -> str:
     if steps >= _FEW:
         return ""
     return (
-        f"only {steps} steps: small data wants more --epochs, such as "
-        f"{math.ceil(_FEW / in_an_epoch)}, or a smaller --batch-size"
+        f"only {steps} steps: try more --epochs, such as {math.ceil(_FEW / in_an_epoch)}, or a smaller "
+        "--batch-size"
     )
 
 
