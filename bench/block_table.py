@@ -19,7 +19,7 @@ import torch
 
 from bench.tuning_table import held_out
 from spela.data import load_dataset
-from spela.experiments import make_config
+from spela.experiments import NETWORKS, make_config
 from spela.experiments.runs import run
 from spela.process import keep_freed_memory
 from spela.training import TrainingDivergedError
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("rows", nargs="*", default=list(ROWS), help="settings, instead of the list")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--model", choices=("vgg", "resnet", "vit"), default="vgg")
+    parser.add_argument("--model", choices=tuple(NETWORKS), default="vgg")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--samples", type=int, default=20_000, help="to train on")

@@ -1,4 +1,4 @@
-"""Three small networks by name, for images: what a run cuts into blocks, or trains end to end.
+"""Four small networks by name, for images: what a run cuts into blocks, or trains end to end.
 
 Axes: B batch, C channels, H, W image, E width of a transformer's tokens.
 """
@@ -37,6 +37,23 @@ def _vgg(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequ
     # Maps take the layout of the weights they meet: channels last is the faster one on a CPU. (Strided
     # 1 x 1 convolutions, a ResNet's, get wrong gradients in it from torch 2.14 where channels are few.)
     return nn.Sequential(*modules, nn.Flatten()).to(memory_format=torch.channels_last)
+
+
+def _cifarnet(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequential:
+    """Seven convolutions; the map is halved within the second, fourth and sixth: Jordan 2024, "94 % on
+    CIFAR-10 in 3.29 Seconds". A small one on 2 x 2 pixels, then pairs whose channels double.
+
+    There the first is fixed, from the images' patches, and the pairs have 64, 256 and 256 channels.
+    """
+    modules: list[nn.Module] = [nn.Conv2d(shape[0], 24, 2, **factory), nn.LeakyReLU(0.01)]
+    inputs = 24
+    for outputs in (width, 2 * width, 4 * width):
+        convolution, norm = _convolution(inputs, outputs, 1, factory)
+        modules += [convolution, nn.MaxPool2d(2), norm, nn.LeakyReLU(0.01)]
+        modules += [_convolution(outputs, outputs, 1, factory), nn.LeakyReLU(0.01)]
+        inputs = outputs
+    modules += [nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+    return nn.Sequential(*modules).to(memory_format=torch.channels_last)
 
 
 class _Residual(nn.Module):
@@ -113,6 +130,7 @@ def _vit(shape: tuple[int, ...], width: int, factory: dict[str, Any]) -> nn.Sequ
 _Build = Callable[[tuple[int, ...], int, dict[str, Any]], nn.Sequential]
 NETWORKS: dict[str, tuple[_Build, int, int]] = {
     "vgg": (_vgg, 32, 16),
+    "cifarnet": (_cifarnet, 64, 16),
     "resnet": (_resnet, 32, 4),
     "vit": (_vit, 128, 4),
 }
@@ -131,7 +149,7 @@ def build_body(
     """A network up to the rows (B, F) that its last layer would classify.
 
     Args:
-        name: vgg, resnet or vit.
+        name: vgg, cifarnet, resnet or vit.
         sample_shape: (C, H, W) of an image.
         width: Channels of the first convolution, or of a token (a multiple of 4); 0: the network's usual one.
         seed: Of the weights, which start as torch's.

@@ -37,7 +37,7 @@ __all__ = [
 
 # Of a run.
 METHODS = ("spela", "backprop", "ff", "pepita", "mono", "predsim", "supervised")
-NETWORKS = ("vgg", "resnet", "vit")  # spela.bodies.NETWORKS
+NETWORKS = ("vgg", "cifarnet", "resnet", "vit")  # spela.bodies.NETWORKS
 MODELS = ("mlp", "cnn", *NETWORKS)
 OBJECTIVES = ("log", "cosine", "angular", "euclidean", "mse", "softmax")  # spela_kernels.OBJECTIVES
 ACTIVATIONS = ("leaky_relu", "relu", "tanh", "elu", "gelu", "identity", "prelu")  # as above

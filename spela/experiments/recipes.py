@@ -274,7 +274,7 @@ def make_config(
         recipe: One of `RECIPES[model]`.
         seed: Of class vectors, weights, shuffling and dropout.
         model: mlp (linear layers), cnn (convolutions, then perhaps linear layers), or a network by name
-            (vgg, resnet, vit), cut into blocks.
+            (vgg, cifarnet, resnet, vit), cut into blocks.
         **overrides: Settings of `RunConfig`; None keeps the recipe's value.
 
     Returns:

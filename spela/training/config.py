@@ -39,6 +39,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "binarise": choices.BINARISED,
     "network": ("", *choices.NETWORKS),
 }
+_NETWORKS = " or ".join(choices.NETWORKS)
 
 
 def parse_groups(text: str, num_classes: int) -> int | tuple[int, int] | None:
@@ -257,13 +258,9 @@ class RunConfig:
         """A network by name has its own layers, and only SPELA cuts it."""
         if not self.network:
             if self.method in ("predsim", "supervised"):
-                raise ValueError(
-                    f"method {self.method} is of blocks: use --model vgg, resnet or vit"
-                )
+                raise ValueError(f"method {self.method} is of blocks: use --model {_NETWORKS}")
             if self.blocks or self.width:
-                raise ValueError(
-                    "blocks and width are for a network: use --model vgg, resnet or vit"
-                )
+                raise ValueError(f"blocks and width are for a network: use --model {_NETWORKS}")
             return
         if self.channels or self.layers or self.binarise or self.normalize_input != "none":
             raise ValueError(

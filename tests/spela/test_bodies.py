@@ -11,7 +11,7 @@ from spela.cutting import cut_network
 
 @pytest.mark.parametrize(
     ("name", "width", "features", "places"),
-    [("vgg", 16, 256, 6), ("resnet", 8, 32, 7), ("vit", 16, 16, 10)],
+    [("vgg", 16, 256, 6), ("cifarnet", 8, 32, 7), ("resnet", 8, 32, 7), ("vit", 16, 16, 10)],
 )
 def test_rows_parameters_and_places(name: str, width: int, features: int, places: int) -> None:
     body = build_body(name, (3, 32, 32), width, seed=0)

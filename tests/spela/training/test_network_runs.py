@@ -155,7 +155,7 @@ def test_every_command_takes_a_run_of_blocks(
         ({"model": "mlp", "method": "supervised"}, "method supervised is of blocks"),
         ({"method": "pepita"}, "method pepita is for linear layers"),
         ({"model": "mlp", "readout": 7}, "would change nothing in this run, it is of blocks"),
-        ({"model": "mlp", "width": 7}, "use --model vgg, resnet or vit"),
+        ({"model": "mlp", "width": 7}, "use --model vgg or cifarnet or resnet or vit"),
         ({"similarity": 1.0}, r"similarity must be in \[0, 1\)"),
         (
             {"model": "mlp", "head_weight_decay": 0.0},
