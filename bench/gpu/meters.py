@@ -37,7 +37,7 @@ class Times(NamedTuple):
 
     Attributes:
         eager: Call after call, the CPU's share included where it is the slower one.
-        replayed: As a CUDA graph, replay after replay; None where it cannot be captured.
+        replayed: As a CUDA graph, replay after replay; None where it is or can not be captured.
         cold: A single replay (or, uncaptured, a call) after the L2 was overwritten.
         peak_bytes: Above what stays.
         note: Why there is no graph; else empty.
@@ -89,23 +89,24 @@ def cold_us(run: Step, flush: Tensor, repeats: int) -> float:
     return 1e3 * statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
-def times_of(step: Step, flush: Tensor, setting: Setting) -> Times:
+def times_of(step: Step, flush: Tensor, setting: Setting, capture: bool = True) -> Times:
     """Every time of a step, and its peak memory.
 
     Args:
         step: Called again and again.
         flush: From `flush_buffer`.
         setting: Says how often.
+        capture: Whether it is timed as a CUDA graph too; a step that replays one of its own is not.
     """
     eager = measure_us(step, setting.pick(10, 0), setting.pick(50, 1))
     peak = measure_memory(step)
     captured, note = step, ""
     try:
-        captured = replayed(step)
+        captured = replayed(step) if capture else step
     except Exception as error:  # a step that cannot be captured is timed as it is
         note = f"no graph: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
         torch.cuda.synchronize()
-    replay = None if note else warm_us(captured, setting.pick(100, 1))
+    replay = None if note or not capture else warm_us(captured, setting.pick(100, 1))
     return Times(eager, replay, cold_us(captured, flush, setting.pick(20, 1)), peak, note)
 
 
@@ -144,6 +145,7 @@ def add_times(
     flush: Tensor,
     setting: Setting,
     figures: Callable[[Times], dict[str, Any]] = lambda times: {},
+    capture: bool = True,
 ) -> Times | None:
     """Time a step into a row; one that cannot be made or run is a row that says why.
 
@@ -155,12 +157,13 @@ def add_times(
         flush: From `flush_buffer`.
         setting: Says how often.
         figures: Further cells, from the times.
+        capture: As in `times_of`.
 
     Returns:
         The times; None where there are none.
     """
     try:
-        times = times_of(make(), flush, setting)
+        times = times_of(make(), flush, setting, capture)
         further = figures(times)
     except Exception as error:  # whatever a GPU or a compiler raises belongs in the report
         rows.failed(table, error, **cells)

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from bench.gpu.meters import Times, add_times, find_card, flush_buffer, tf32
 from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
-from spela.benchmarks.network import NETWORK_CASES, VARIANTS, NetworkCase, check_parity
+from spela.benchmarks.network import (
+    ADAM_RATE,
+    LEARNING_RATE,
+    NETWORK_CASES,
+    VARIANTS,
+    NetworkCase,
+    check_parity,
+)
+from spela.graphed import GraphedStep, can_capture
+from spela.optim import LocalAdam, LocalSGD
 from spela_kernels.cost.roofline import Gpu
 from spela_kernels.linear.configs import Problem
 from spela_kernels.linear.cost import Step
 
 __all__ = ["compulsory_bytes", "measure", "promises"]
 
+Optimizer = Callable[..., torch.optim.Optimizer]
 # Rivals whose products torch makes, once more with TF32.
 _TF32 = ("floor", "backprop_fused")
+# Calls of `GraphedStep`: their time is in the column of eager ones.
+_GRAPHED: dict[str, Optimizer] = {
+    "spela, GraphedStep": partial(LocalSGD, lr=LEARNING_RATE),
+    "spela_adam, GraphedStep": partial(LocalAdam, lr=ADAM_RATE),
+}
 _TINY = (NetworkCase((6, 8), 4, 3),)
 
 
@@ -70,6 +87,14 @@ def promises(case: NetworkCase, found: dict[str, Times], bandwidth: float | None
     return rows
 
 
+def _graphed(case: NetworkCase, optimizer: Optimizer) -> Callable[[], object]:
+    """Our step as a user replays it: batch and rate are copied into the graph's memory at every call."""
+    (x, target), net = case.data(), case.network()
+    required = can_capture(x.device)  # not in a dry run
+    step = GraphedStep(net, optimizer(net.parameters()), required=required)
+    return lambda: step(x, target)
+
+
 def measure(rows: Rows, setting: Setting) -> None:
     """Parity first, then every variant, then the goals."""
     gpu, flush = find_card(), flush_buffer(setting)
@@ -93,6 +118,12 @@ def measure(rows: Rows, setting: Setting) -> None:
                 )  # fmt: skip
             if times is not None and not fast:
                 found[name] = times
+        for name, optimizer in _GRAPHED.items():
+            add_times(
+                rows, "networks", {"network": case.name, "variant": name},
+                lambda case=case, optimizer=optimizer: _graphed(case, optimizer), flush, setting,
+                capture=False,
+            )  # fmt: skip
         for row in promises(case, found, None if gpu is None else gpu.bandwidth):
             rows.add("goals", **row)
         torch.cuda.empty_cache()

@@ -39,7 +39,7 @@ def test_a_dry_run_runs_every_part(tmp_path: Path) -> None:
         assert part["ended"] == "ok", part
         assert not [row for row in part["rows"] if has_failed(row)]
         tables[part["name"]] = Counter(row.get("table") for row in part["rows"])
-    assert tables["networks"]["networks"] == 11
+    assert tables["networks"]["networks"] == 13
     assert tables["networks"]["goals"] == 3
     assert tables["layers"]["layers"] == 9  # TF32's products are of float32 alone
     assert tables["layers"]["projections"] == 4
