@@ -54,8 +54,8 @@ PARTS: dict[str, Part] = {
         Part(
             "networks", "bench.gpu.networks:measure", 100, 2,
             "A training step of whole networks. Microseconds: eager is one call after the other; replayed is "
-            "a CUDA graph; cold is a replay after the L2 cache was overwritten. GraphedStep is timed as a user "
-            "calls it, its replay and what it copies in. The roofline is what the step's compulsory bytes "
+            "a CUDA graph; cold is a replay after the L2 cache was overwritten. GraphedStep is timed as it "
+            "is called, its replay and what it copies in. The roofline is what the step's compulsory bytes "
             "take at the published bandwidth.",
         ),
         Part(
