@@ -173,7 +173,7 @@ def fused_update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]
 
     Args:
         parameter, gradient, step: As in `update_`, which runs for other rules, where dtypes or strides differ
-            (torch's kernel walks the four tensors side by side), and on the meta device.
+            (torch's kernel walks the four tensors side by side), on the meta device, or for float64 on GPUs.
 
     Example:
         >>> parameter, first, second = torch.ones(1), torch.zeros(1), torch.zeros(1)
@@ -185,7 +185,12 @@ def fused_update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]
     rule, lr, first, second, number = step
     if rule == _PLAIN and not lr.is_meta:
         parameter.add_(gradient, alpha=-float(lr))
-    elif isinstance(rule, AdamRule) and _alike(parameter, gradient, first, second):
+    # On a GPU torch's kernel reads a rate of float32 alone.
+    elif (
+        isinstance(rule, AdamRule)
+        and (lr.is_cpu or lr.dtype == torch.float32)
+        and _alike(parameter, gradient, first, second)
+    ):
         assert first is not None
         assert second is not None
         assert number is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spela_kernels as sk
 from spela_kernels.linear import Parameters
@@ -39,6 +40,18 @@ def test_other_strides_are_stepped_as_they_lie() -> None:
     fused_update_(turned[0], gradient, Step(AdamRule(), lr, *turned[1:], one))
     for now, then in zip(turned, expected, strict=True):
         torch.testing.assert_close(now, then)
+
+
+def test_a_rate_of_float64_on_a_gpu_is_not_handed_to_a_kernel_that_reads_float32() -> None:
+    with FakeTensorMode():
+        ours = [torch.empty(3, dtype=torch.float64, device="cuda") for _ in range(4)]
+        lr, count = (
+            torch.full((), 0.1, dtype=torch.float64, device="cuda"),
+            torch.ones((), device="cuda"),
+        )
+        # torch's fused kernel has no fake: it would look for a GPU.
+        fused_update_(ours[0], ours[1], Step(AdamRule(), lr, *ours[2:], count))
+        assert ours[0].dtype == torch.float64
 
 
 def test_both_ops_step_as_the_reference_does() -> None:
