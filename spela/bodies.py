@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spela.process import seeded
+
 __all__ = ["NETWORKS", "build_body"]
 
 _HEADS = 4
@@ -177,6 +179,5 @@ def build_body(
     width = width or usual
     if name == "vit" and width % _HEADS:
         raise ValueError(f"--width of vit must be a multiple of {_HEADS}, its heads; got {width}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device(device)):
         return build(sample_shape, width, {"device": device, "dtype": dtype})

@@ -14,7 +14,7 @@ from spela.layers import Frozen, LocalLayer
 from spela.layers.chain import chain_of, is_flatten
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
-from spela.layers.steps import check_step, learning
+from spela.layers.steps import check_step, learning, set_rates
 from spela.pretrained import Pretrained
 from spela_kernels.contracts import check_labels, check_target, check_tensors
 from spela_kernels.precision import recordable
@@ -22,6 +22,21 @@ from spela_kernels.precision import recordable
 __all__ = ["SpelaSequential"]
 
 _FLOAT32 = torch.finfo(torch.float32).max
+
+
+def _in_place(module: nn.Module) -> bool:
+    return any(getattr(part, "inplace", False) for part in module.modules())
+
+
+def _check_least(modules: list[tuple[nn.Module, bool]], samples: int) -> None:
+    """Refuse, before any layer learns, one sample where a later layer compares the samples of a batch."""
+    if samples != 1:
+        return
+    for index, (module, is_local) in enumerate(modules):
+        if is_local and not module.learns_from_one:
+            raise ValueError(
+                f"the similarity loss of module {index} compares samples: train on batches of at least 2"
+            )
 
 
 def _check_batch(x: Tensor) -> None:
@@ -129,8 +144,7 @@ class SpelaSequential(Pretrained):
             else:
                 with torch.no_grad():
                     # The gradient of the layer before needs its output as it was.
-                    in_place = any(getattr(m, "inplace", False) for m in module.modules())
-                    x = module(x.clone() if in_place else x)
+                    x = module(x.clone() if _in_place(module) else x)
         return torch.stack(losses)
 
     @learning
@@ -164,6 +178,7 @@ class SpelaSequential(Pretrained):
         """
         modules, losses = list(self._checked()), []
         check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
+        _check_least(modules, len(x))
         x = hooked_input(self, x)
         done = self._chained(modules, x, target, optimizer, len(x), None)
         if done is not None:
@@ -173,7 +188,8 @@ class SpelaSequential(Pretrained):
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
                 losses.append(loss)
             else:
-                x = module(x)
+                # The batch itself is the caller's.
+                x = module(x.clone() if not losses and _in_place(module) else x)
         return torch.stack(losses)
 
     @learning
@@ -230,6 +246,7 @@ class SpelaSequential(Pretrained):
         check_target(x, target)
         check_labels(target, self.local_layers[-1].num_classes)  # of all batches, before the first
         check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
+        _check_least(modules, (len(x) - 1) % batch_size + 1)
         if not self._forward_pre_hooks:
             done = self._chained(modules, x, target, optimizer, batch_size, rates)
             if done is not None:
@@ -239,8 +256,7 @@ class SpelaSequential(Pretrained):
             zip(x.split(batch_size), target.split(batch_size), strict=True)
         ):
             if rates is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = rates[step]
+                set_rates(optimizer, rates[step])
             losses.append(self.local_step(batch, labels, optimizer))
         return torch.stack(losses)
 
@@ -339,7 +355,7 @@ class SpelaSequential(Pretrained):
                 answer = Prediction(label, margin, torch.full((count,), layer, device=x.device))
             else:
                 answer.labels[waiting] = label
-                answer.margin[waiting] = margin
+                answer.margin[waiting] = margin.to(answer.margin.dtype)
                 answer.layer[waiting] = layer
             if layer == len(layers) - 1:
                 break

@@ -1,9 +1,10 @@
 """Optimizers that know the fused update: torch.optim's SGD and Adam with local steps on top.
 
 State, hyper-parameters and LR schedulers are torch's, so `step()` on gradients and the fused local steps
-can be mixed and give the same numbers, to rounding. One exception: where a batch norm's factor is exactly
-0, all values of a max-pooling window are equal, and the fused step takes another subgradient than autograd
-does.
+can be mixed and give the same numbers, to rounding. Two exceptions, both of convolutions with batch norm:
+where its factor is exactly 0, all values of a max-pooling window are equal, and the fused step takes another
+subgradient than autograd does; and in a batch's own statistics the gradient of the convolution's bias is 0,
+where autograd finds rounding, of which Adam makes steps.
 
 Step hooks are called once for each layer that a local step trains, around its whole update, whatever the
 optimizer: torch's own optimizers call them in their `step`. A fused step has no gradients for a
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from spela.layers.contract import ChainLayer, FusedOptimizer, LocalLayer
-from spela.layers.steps import not_held
+from spela.layers.steps import not_held, set_rates
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.cosines import scalar_like
 from spela_kernels.linear import Parameters
@@ -86,8 +87,14 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         raise not_held(parameter)
 
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
-        """Whether all are in one parameter group whose rule the ops know; ValueError if one is in none."""
+        """Whether all are in one parameter group whose rule the ops know.
+
+        Raises:
+            ValueError: If one is in none, or its rate is no number that anything learns with.
+        """
         first = self._group_of(parameters[0])
+        if not isinstance(first["lr"], Tensor) and not 0 <= first["lr"] < _FLOAT32:
+            raise ValueError(f"`lr` must be in [0, {_FLOAT32:g}), got {first['lr']}")
         if any(first.get(option) for option in _NOT_FUSED):
             return False
         return all(self._group_of(parameter) is first for parameter in parameters[1:])
@@ -150,8 +157,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             self._count(*layer.params, steps=steps)
             torch.autograd.graph.increment_version([p for p in layer.params if p is not None])
         if rates is not None:
-            for group in self.param_groups:
-                group["lr"] = rates[-1]
+            set_rates(self, rates[-1])
         return losses
 
     def _count(self, *parameters: Tensor | None, steps: int = 1) -> None:
@@ -276,6 +282,23 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         group = self._group_of(like)
         names = ("betas", "eps", "weight_decay")
         return {"lr": scalar_like(group["lr"], like), **{name: group[name] for name in names}}
+
+    def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
+        """Also whether they have taken as many steps: an op corrects the moments of all by one count.
+
+        On a GPU, where counts are not read, a part of a layer that learns later than the rest is told by its
+        having no state yet.
+        """
+        if not super().can_fuse(parameters):
+            return False
+        steps = [self.state[p]["step"] for p in parameters if self.state.get(p)]
+        if len(steps) < len(parameters):
+            return not steps
+        first = steps[0]
+        if type(first) is not Tensor or not first.is_cpu or torch.compiler.is_compiling():
+            return True
+        count = float(first)
+        return all(float(step) == count for step in steps[1:])
 
     def _moments(self, *parameters: Tensor | None) -> tuple[list[Any], list[Any]]:
         for parameter in parameters:

@@ -100,7 +100,7 @@ def _activation(module: nn.Module) -> tuple[str | None, float]:
     if kind is nn.LeakyReLU and found.negative_slope >= 0:
         return "leaky_relu", float(found.negative_slope)
     if kind is nn.PReLU and found.num_parameters == 1:
-        return "prelu", float(found.weight)
+        return "prelu", 0.25 if found.weight.is_meta else float(found.weight)
     simple = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Identity: "identity"}
     if kind is nn.ELU and found.alpha == 1:
         return "elu", slope

@@ -18,7 +18,7 @@ def simplex(num_classes: int) -> Tensor:
 
 def draw_if_zero(linear: nn.Linear, generator: torch.Generator | None) -> None:
     """Weights of zeros give rows without direction, from which nothing is learnt: start as nn.Linear does."""
-    if not linear.weight.any():
+    if not linear.weight.is_meta and not linear.weight.any():
         bound = linear.in_features**-0.5
         where = "cpu" if generator is None else generator.device
         draw = torch.empty(linear.weight.shape, dtype=torch.float32, device=where)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spela.layers import LocalLayer
+from spela.layers.hooks import hooked_input
 from spela.layers.modes import in_eval_mode
 
 __all__ = ["LayerCost", "count_multiply_adds", "layer_costs", "multiply_adds"]
@@ -28,7 +29,9 @@ def _projection_flops(z: torch.Size, projection: torch.Size, vectors: torch.Size
     return 2 * batch * kernels * (size * dim + dim * groups)
 
 
-def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[LayerCost]:
+def layer_costs(
+    net: nn.Sequential, sample_shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> list[LayerCost]:
     """Multiply-adds of one sample in each SPELA layer: products of matrices and convolutions.
 
     Elementwise work (activations, norms, pooling, averages over kernels) is not counted.
@@ -36,6 +39,7 @@ def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Layer
     Args:
         net: A network with SPELA layers; whatever stands between them is counted too.
         sample_shape: Shape of one input, without the batch axis.
+        dtype: Of the input, such as int64 of tokens; None: the parameters'.
 
     Returns:
         One `LayerCost` a SPELA layer, first to last.
@@ -52,10 +56,11 @@ def layer_costs(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Layer
         [LayerCost(forward=64, scores=48), LayerCost(forward=128, scores=24)]
     """
     parameter = next(net.parameters(), torch.empty(0, device="cpu"))
-    x = torch.zeros(1, *sample_shape, dtype=parameter.dtype, device=parameter.device)
+    x = torch.zeros(1, *sample_shape, dtype=dtype or parameter.dtype, device=parameter.device)
     costs, forward = [], 0
     try:
         with in_eval_mode(net):  # one sample has no batch statistics
+            x = hooked_input(net, x)
             for module in net:
                 counted, x = count_multiply_adds(module, x)
                 forward += counted

@@ -268,7 +268,7 @@ def calibrate_thresholds(
         raise ValueError(f"`net` must end in a SPELA layer, got {type(last_layer).__name__}")
     check_target(x, y)
     check_labels(y, last_layer.num_classes)
-    costs = layer_costs(net, tuple(x.shape[1:]))
+    costs = layer_costs(net, tuple(x.shape[1:]), x.dtype)
     answers = _answers(net, x, y)
     if not credit_gains:
         answers.loss.clamp_(min=0)

@@ -201,6 +201,11 @@ class SpelaBlock(ProjectedLayer):
             projection = torch.eye(size, dtype=vectors.dtype, device=vectors.device)[None]
         return projection, vectors[None], classes[None]
 
+    @property
+    def learns_from_one(self) -> bool:  # type: ignore[override]
+        """Whether one sample is a batch: not for a similarity loss."""
+        return self.similarity is None
+
     def check_batch(self, x: Tensor, target: Tensor) -> None:
         super().check_batch(x, target)
         if self.similarity is not None and len(x) < 2:
@@ -228,7 +233,8 @@ class SpelaBlock(ProjectedLayer):
         Raises:
             ValueError: On a shape, device or label that does not fit, for a batch of one sample with a
                 similarity loss, or if the body changes its input in place.
-            TypeError: On dtypes that do not fit.
+            TypeError: If x or target is no tensor, or the labels are not int64.
+            Exception: What the body raises of an input that does not fit it.
 
         Example:
             >>> block = SpelaBlock(nn.Linear(4, 8), 3, torch.randn(2, 4))
@@ -285,7 +291,7 @@ class SpelaBlock(ProjectedLayer):
 
         Raises:
             ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
-            TypeError: On dtypes that do not fit.
+            TypeError: As `local_loss`, which names what else there is.
         """
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         projection = self.projection

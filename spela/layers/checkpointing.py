@@ -19,8 +19,8 @@ def run_checkpointed(body: nn.Module, x: Tensor) -> Tensor:
         x: Its input.
 
     Returns:
-        The body's output. The second forward draws the same random numbers as the first, and moves no batch
-        norm's running statistics.
+        The body's output. The second forward draws the same random numbers as the first and starts from the
+        same buffers, so that it moves no running statistics and no spectral norm's vectors.
 
     Source: Chen et al. 2016 (arXiv 1604.06174); torch.utils.checkpoint.
 
@@ -39,20 +39,27 @@ def run_checkpointed(body: nn.Module, x: Tensor) -> Tensor:
 
 def _contexts_of(part: nn.Module):  # type: ignore[no-untyped-def]
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_stay(part)
+        before = [
+            {
+                name: None if buffer is None else buffer.clone()
+                for name, buffer in m._buffers.items()
+            }
+            for m in part.modules()
+        ]
+        return nullcontext(), _with_buffers(part, before)
 
     return contexts
 
 
 @contextmanager
-def _statistics_stay(module: nn.Module) -> Iterator[None]:
-    """Batch norms see copies of their running statistics inside, which nobody keeps."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, kept, strict=True):
-        norm._buffers.update({k: None if b is None else b.clone() for k, b in buffers.items()})
+def _with_buffers(module: nn.Module, before: list[dict[str, Tensor | None]]) -> Iterator[None]:
+    """Inside, all parts have these buffers, such as running statistics from before the first forward."""
+    parts = list(module.modules())
+    kept = [dict(part._buffers) for part in parts]
+    for part, buffers in zip(parts, before, strict=True):
+        part._buffers.update(buffers)
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers.update(buffers)
+        for part, buffers in zip(parts, kept, strict=True):
+            part._buffers.update(buffers)

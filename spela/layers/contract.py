@@ -78,6 +78,7 @@ class LocalLayer(nn.Module, ABC):
 
     num_classes: int
     scores_are_cosines = True  # or logits, as of a rival's linear head
+    learns_from_one = True  # or from batches of two samples and more, which it compares
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

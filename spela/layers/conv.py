@@ -14,6 +14,7 @@ from spela.layers.conv_stages import Stages, stages_backward, stages_forward
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import hold_vectors, set_values
 from spela.layers.maps import convolved_size
+from spela.layers.plain import departure
 from spela.layers.projected import ProjectedLayer
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import (
@@ -42,6 +43,15 @@ def _pair(name: str, sizes: _Pair) -> tuple[int, int]:
     if len(both) != 2:
         raise ValueError(f"`{name}` must be a size or (height, width), got {sizes}")
     return as_size(name, both[0]), as_size(name, both[1])
+
+
+def _is_plain(norm: nn.Module | None) -> bool:
+    """Whether the fused step does what the module would: that of a plain batch norm with parameters."""
+    if norm is None:
+        return True
+    if type(norm) is not nn.BatchNorm2d or departure(norm, nn.BatchNorm2d):
+        return False
+    return norm.affine and owns(norm, "weight", "bias")
 
 
 class SpelaConv2d(ProjectedLayer, nn.Conv2d):
@@ -353,8 +363,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
             TypeError: On dtypes that do not fit.
         """
         parameters = list(self.parameters())
-        own = owns(self, "weight", "bias", "projection")
-        own = own and (self.norm is None or owns(self.norm, "weight", "bias"))
+        own = owns(self, "weight", "bias", "projection") and _is_plain(self.norm)
         # In 16 bits, the fused step's moments and gradients would be float32.
         own = own and self.weight.element_size() > 2 and not made_in_inference(self.weight)
         if not (isinstance(optimizer, FusedOptimizer) and own) or not all(

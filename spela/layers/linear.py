@@ -20,7 +20,7 @@ from spela_kernels.contracts import check_tensors
 from spela_kernels.cosines import unit_rows
 from spela_kernels.linear import Parameters
 from spela_kernels.objectives import get_objective
-from spela_kernels.precision import made_in_inference, without_inference
+from spela_kernels.precision import autocast_is_on, made_in_inference, without_inference
 
 __all__ = ["SpelaLinear"]
 
@@ -168,8 +168,11 @@ class SpelaLinear(LocalLayer, nn.Linear):
 
         Returns:
             (*, C); a row shorter than 1e-12, or so long that its squares overflow (1.8e19 in float32), has no
-            direction and scores 0 for every class.
+            direction and scores 0 for every class. In the vectors' dtype, under autocast too.
         """
+        if autocast_is_on(y.device.type):
+            with torch.autocast(y.device.type, enabled=False):
+                return self.scores(y)
         unit, _ = unit_rows(y.to(self.vectors.dtype))
         return unit @ self.vectors.T
 

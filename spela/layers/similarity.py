@@ -22,8 +22,8 @@ class Similarity(nn.Module):
 
     The block's output goes through a convolution (3 x 3, zeros padded) or, tokens and rows, a linear map,
     both without bias and trained with the block; of maps and tokens the deviation over positions is what
-    counts. These rows are centred over the batch and normalised. For a simplex the matrix of the labels is 1
-    for the same class and -1 / (C - 1) else.
+    counts, or, where there is one position, its values. These rows are centred over the batch and normalised.
+    For a simplex the matrix of the labels is 1 for the same class and -1 / (C - 1) else.
 
     Args:
         shape: Of one sample of the output: (C, H, W), (T, E) or (F,).
@@ -80,11 +80,13 @@ class Similarity(nn.Module):
             raise ValueError("the similarity loss compares samples: train on batches of at least 2")
         if y.dim() == 4:
             made = nn.functional.conv2d(y, self.weight, padding=1).flatten(2)
-            rows = widened(made).std(dim=2, correction=0)
         else:
             made = nn.functional.linear(y, self.weight)
-            rows = widened(made)
-            rows = rows.std(dim=1, correction=0) if y.dim() == 3 else rows
+        rows = widened(made)
+        if rows.dim() == 3:
+            places = 2 if y.dim() == 4 else 1
+            one = rows.shape[places] == 1  # which has no deviation
+            rows = rows.squeeze(places) if one else rows.std(dim=places, correction=0)
         unit, _ = unit_rows(rows - rows.mean(dim=0))
         target = widened(vectors)
         return (unit @ unit.T - target @ target.T).square().mean()

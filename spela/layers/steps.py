@@ -20,7 +20,7 @@ from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela_kernels.contracts import check_tensors
 from spela_kernels.precision import made_in_inference, recordable
 
-__all__ = ["check_step", "learning", "not_held", "owns", "step_by_gradient", "step_on"]
+__all__ = ["check_step", "learning", "not_held", "owns", "set_rates", "step_by_gradient", "step_on"]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -72,6 +72,22 @@ def not_held(parameter: Tensor) -> ValueError:
         f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}: build it "
         "from net.parameters() of the network that is trained, or freeze that layer"
     )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Write a learning rate to all groups as torch's schedulers do: a rate that is a tensor is filled.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=torch.tensor(0.5))
+        >>> set_rates(optimizer, 0.25)
+        >>> optimizer.param_groups[0]["lr"]
+        tensor(0.2500)
+    """
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def owns(layer: nn.Module, *names: str) -> bool:

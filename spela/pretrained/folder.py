@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spela.files.atomic import write_all_atomically
 from spela.files.tensors import fill_tensors, read_tensors
+from spela.layers.plain import departure
 from spela.pretrained.card import network_card
 from spela.pretrained.modules import build_module, describe_module, parts_of, shapes_of
 
@@ -61,6 +62,9 @@ def _write(name: str, text: str) -> None:
 
 
 def _config(net: nn.Sequential) -> dict[str, Any]:
+    departs = departure(net, type(net))
+    if departs:
+        raise ValueError(f"`net` ({type(net).__name__}) {departs}")
     modules = {name: describe_module(m, name) for name, m in parts_of(net).items()}
     frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
     return {

@@ -18,12 +18,14 @@ from torch.nn.utils import parametrize
 from spela.layers import (
     BinaryWeight,
     Frozen,
+    LocalLayer,
     RowNorm,
     SpelaBlock,
     SpelaConv2d,
     SpelaLinear,
     with_binary_weight,
 )
+from spela.layers.plain import departure
 from spela.vectors import decode_groups
 
 __all__ = ["DTYPES", "build_module", "describe_module", "parts_of", "shapes_of"]
@@ -51,6 +53,10 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _FACTORY = ("self", "device", "dtype", "generator")
 _GIVEN = "given"  # vectors or groups that a user gave: the tensors hold them
 _BINARY = "binary_weight"
+_NORM = (
+    "eps",
+    "momentum",
+)  # of a convolution layer's batch norm, which its constructor leaves as torch's
 # Arguments that a block's constructor keeps under other names.
 _BLOCK = {
     "channels": lambda block: _outputs(block.head.convolution),
@@ -125,6 +131,10 @@ def _described(module: nn.Module, name: str) -> dict[str, Any]:
     if _KINDS.get(kind.__name__) is not kind:
         known = "a class that is neither this library's nor one of torch's plain layers"
         raise _refused(module, name, f"is of {known}")
+    if not binary and (departs := departure(module, kind)):
+        raise _refused(module, name, departs)
+    if isinstance(module, LocalLayer) and module.num_classes < 2:
+        raise _refused(module, name, "has met one class so far, of a stream")
     entry: dict[str, Any] = {"type": kind.__name__}
     if isinstance(module, nn.Sequential):
         parts = parts_of(module).items()
@@ -134,6 +144,10 @@ def _described(module: nn.Module, name: str) -> dict[str, Any]:
     entry["arguments"] = {
         key: _plain(value, module, name) for key, value in _arguments(module, kind).items()
     }
+    if isinstance(module, SpelaConv2d) and module.norm is not None:
+        if type(module.norm) is not nn.BatchNorm2d or departure(module.norm, nn.BatchNorm2d):
+            raise _refused(module, name, "has a norm that is no plain nn.BatchNorm2d")
+        entry["norm"] = {key: getattr(module.norm, key) for key in _NORM}
     if isinstance(module, SpelaBlock):
         entry["body"] = _described(module.body, f"{name}.body")
         entry["sample"] = {
@@ -255,6 +269,15 @@ def build_module(entry: Any, tensors: Mapping[str, Tensor], prefix: str = "") ->
             raise ValueError(f"{kind.__name__} cannot be of dtype {dtype_name!r}")
         given |= {"device": "meta", "dtype": DTYPES[dtype_name]}
     module = kind(**given)
+    if isinstance(module, SpelaConv2d) and module.norm is not None:
+        for key, value in entry.get("norm", {}).items():
+            if (
+                key not in _NORM
+                or isinstance(value, bool)
+                or not isinstance(value, int | float | None)
+            ):
+                raise ValueError(f"a batch norm has no sound {key!r}")
+            setattr(module.norm, key, value)
     return with_binary_weight(module) if entry.get(_BINARY) is True else module  # type: ignore[type-var]
 
 

@@ -1,8 +1,9 @@
-"""Settings of the whole process for training: of freed memory, denormal numbers and waiting threads."""
+"""Settings of the whole process for training: freed memory, denormal numbers, waiting threads, generators."""
 
 from spela.process.allocator import keep_freed_memory
 from spela.process.denormals import flush_denormals
 from spela.process.processor import multiplies_bf16
+from spela.process.seeds import seeded
 from spela.process.threads import calm_threads, limit_threads
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "keep_freed_memory",
     "limit_threads",
     "multiplies_bf16",
+    "seeded",
 ]

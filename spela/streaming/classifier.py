@@ -16,6 +16,7 @@ from spela.early_exit import ExitPolicy
 from spela.layers import LocalLayer, SpelaBlock
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam
+from spela.process import seeded
 from spela.streaming.checkpoint import FileState, Stream, file_state, read_stream, write_stream
 from spela.streaming.classes import ClassTable, Label
 from spela.streaming.replay import ReplayBuffer
@@ -115,8 +116,9 @@ class StreamingClassifier:
             (L,) losses of the step, on new and remembered samples, from before the update.
 
         Raises:
-            ValueError: If numbers or shapes differ, a value is not finite in float32, or there is one
-                class too many. The classifier is then as it was.
+            ValueError: If numbers or shapes differ, a value is not finite in float32, there is one class
+                too many, or the batch is one sample where a block compares samples. The classifier is then as
+                it was; an error from inside a module of the network's own may leave earlier layers trained.
             TypeError: If samples are neither pixels nor floats, or a label neither str nor int; as above.
         """
         x, names = self._batch(x, y)
@@ -128,11 +130,11 @@ class StreamingClassifier:
             inputs = torch.cat([x, remembered[0]])
             targets = torch.cat([target, remembered[1]])
         # Dropout draws from torch's own generator, which is the caller's: it gets it back as it was.
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator, device="cpu")))
+        seed = int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
+        with seeded(seed, x.device):
             self._train_mode()
             try:
-                losses = self.net.local_step(prepare(inputs), targets, self.optimizer)
+                losses = self.net.local_step(self._input(inputs), targets, self.optimizer)
             except BaseException:  # Ctrl-C too
                 self.classes.keep(before)
                 self.generator.set_state(state)
@@ -160,7 +162,7 @@ class StreamingClassifier:
             raise ValueError("no class is known yet: observe a labelled sample first")
         self.net.eval()
         found = self.net.predict_detailed(
-            prepare(as_tensor(x, "x").to(self._device)), exit_threshold
+            self._input(as_tensor(x, "x").to(self._device)), exit_threshold
         )
         names = [self.classes.labels[index] for index in found.labels.tolist()]
         return StreamPrediction(names, found.margin, found.layer)
@@ -290,6 +292,10 @@ class StreamingClassifier:
             raise ValueError(f"{path} is damaged: {error}") from None
         if len(self.buffer.seen) > len(stream.labels):
             raise ValueError(f"{path} is damaged: it remembers classes without a label")
+
+    def _input(self, x: Tensor) -> Tensor:
+        """A batch in the network's dtype, pixels between 0 and 1."""
+        return prepare(x).to(next(self.net.parameters()).dtype)
 
     @property
     def _device(self) -> torch.device:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
+from spela_kernels.precision import runs_as_written
 
 __all__ = ["activate", "descend", "is_built", "scatter_to_maxima_", "window_maxima"]
 
@@ -36,8 +37,8 @@ def is_built() -> bool:
 def _fits(normal: Normal | None, *maps: Tensor) -> bool:
     return (
         _windows is not None
+        and runs_as_written(*maps)
         and all(t.dtype == torch.float32 for t in (*maps, *(normal or ())))
-        and all(m.device.type == "cpu" for m in maps)
         and all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
     )
 

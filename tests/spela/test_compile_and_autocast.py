@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spela import RowNorm, SpelaLinear, SpelaSequential
+from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 
 X = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(1))
@@ -135,3 +135,33 @@ def test_sixteen_bit_input_needs_float32_parameters() -> None:
     layer = SpelaLinear(12, 16, 3).double()
     with pytest.raises(TypeError, match="convert one"):
         layer.local_loss(X.flatten(1).bfloat16(), TARGET)
+
+
+def _conv() -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    return SpelaSequential(
+        SpelaConv2d(2, 4, 3, 3, output_size=(3, 3), symmetric_dim=4, generator=g)
+    )
+
+
+def test_a_compiled_step_of_a_convolution_is_the_eager_one() -> None:
+    x, target = torch.randn(6, 2, 8, 8), torch.arange(6) % 3
+    nets = [_conv(), _conv()]
+    optimizers = [LocalSGD(net.parameters(), lr=0.1) for net in nets]
+    torch._dynamo.reset()
+    compiled = torch.compile(nets[1].local_step, backend="eager")
+    for _ in range(3):
+        expected = nets[0].local_step(x, target, optimizers[0])
+        torch.testing.assert_close(compiled(x, target, optimizers[1]), expected)
+    for now, then in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+        torch.testing.assert_close(now, then, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_keep_float32_under_autocast_and_early_exits_mix_with_convolutions() -> None:
+    net = SpelaSequential(*_conv(), torch.nn.Flatten(), SpelaLinear(36, 8, 3)).eval()
+    x = torch.randn(6, 2, 8, 8)
+    y = torch.randn(6, 8)
+    expected = net[2].scores(y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(net[2].scores(y), expected)
+        assert net.predict_detailed(x, 10.0).layer.tolist() == [1] * 6

@@ -412,3 +412,12 @@ def test_what_the_network_returns_are_cosines_to_the_class_vectors() -> None:
     torch.testing.assert_close(net(ROWS), share, rtol=1e-5, atol=1e-6)
     with pytest.raises(TypeError, match=r"`num_classes` must be an integer, got 5\.0"):
         spela.convert(model, 5.0, ROWS)  # type: ignore[arg-type]
+
+
+def test_a_network_without_memory_is_converted() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(), nn.Linear(6, 3))
+        x = torch.empty(2, 4)
+    for more in ({}, {"blocks": 2}):
+        net = spela.convert(model, 3, x, **more)
+        assert all(parameter.is_meta for parameter in net.parameters())

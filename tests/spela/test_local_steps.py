@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spela import RowNorm, SpelaLinear, SpelaSequential
+from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela_kernels.linear import steps
 
@@ -244,3 +244,72 @@ def test_step_hooks_of_the_optimizer_are_called_for_every_layer_and_step() -> No
     optimizer.register_step_post_hook(lambda *_: seen.append(1))
     net.local_steps(x, target, optimizer, 10)
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize("late", ["bias", "weight"])
+def test_a_part_that_learns_later_has_steps_of_its_own(late: str) -> None:
+    x, target = torch.randn(7, 6, dtype=torch.float64), torch.arange(7) % 3
+    layers = [SpelaLinear(6, 8, 3, dtype=torch.float64) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ours, torchs = (
+        LocalAdam(layers[0].parameters(), lr=0.01),
+        torch.optim.Adam(layers[1].parameters(), lr=0.01),
+    )
+    for step in range(8):
+        learns = step not in (0, 1, 4)  # late at first, and once more after all have learnt
+        for layer, optimizer in zip(layers, (ours, torchs), strict=True):
+            layer.get_parameter(late).requires_grad_(learns)
+            layer.local_step(x, target, optimizer)
+        for now, then in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+            torch.testing.assert_close(now, then)
+
+
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "block"])
+def test_a_rate_that_is_no_rate_is_refused_before_anything_moves(kind: str, lr: float) -> None:
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    x, target = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    net = {
+        "linear": SpelaSequential(nn.Flatten(), SpelaLinear(64, 8, 3), SpelaLinear(8, 8, 3)),
+        "convolution": SpelaSequential(
+            SpelaConv2d(1, 4, 3, 3, output_size=(3, 3), symmetric_dim=4)
+        ),
+        "block": SpelaSequential(SpelaBlock(body, 3, x)),
+    }[kind]
+    for optimizer in (LocalSGD(net.parameters(), lr=0.1), LocalAdam(net.parameters(), lr=0.1)):
+        optimizer.param_groups[0]["lr"] = lr
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        with pytest.raises(ValueError, match="`lr` must be in"):
+            net.local_step(x, target, optimizer)
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_rates_fill_a_rate_that_is_a_tensor() -> None:
+    lr = torch.tensor(0.1)
+    net = SpelaSequential(SpelaLinear(5, 8, 3))
+    for optimizer in (LocalSGD(net.parameters(), lr=lr), torch.optim.SGD(net.parameters(), lr=lr)):
+        net.local_steps(torch.randn(6, 5), torch.arange(6) % 3, optimizer, 3, [0.2, 0.3])
+        assert optimizer.param_groups[0]["lr"] is lr
+        assert lr == torch.tensor(0.3)
+
+
+def test_one_sample_for_a_later_similarity_loss_is_refused_before_an_earlier_layer_learns() -> None:
+    x = torch.randn(5, 6)
+    net = SpelaSequential(
+        SpelaBlock(nn.Linear(6, 4), 3, x), SpelaBlock(nn.Linear(4, 4), 3, x[:, :4], similarity=0.5)
+    )
+    optimizer = LocalSGD(net.parameters(), lr=0.1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match="similarity loss of module 1"):
+        net.local_step(x[:1], torch.tensor([1]), optimizer)
+    with pytest.raises(ValueError, match="similarity loss of module 1"):
+        net.local_steps(x, torch.arange(5) % 3, optimizer, 4)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_first_module_that_works_in_place_leaves_the_callers_batch() -> None:
+    x = torch.randn(6, 5)
+    before = x.clone()
+    net = SpelaSequential(nn.ReLU(inplace=True), SpelaLinear(5, 8, 3))
+    net.local_step(x, torch.arange(6) % 3, LocalSGD(net.parameters(), lr=0.1))
+    assert torch.equal(x, before)

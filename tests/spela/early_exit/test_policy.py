@@ -12,6 +12,7 @@ from torch import nn
 from spela import (
     ExitPolicy,
     RowNorm,
+    SpelaBlock,
     SpelaConv2d,
     SpelaLinear,
     SpelaSequential,
@@ -211,3 +212,14 @@ def test_wrong_arguments(trained: SpelaSequential) -> None:
         calibrate_thresholds(nn.Sequential(*trained, nn.ReLU()), x, y)
     with pytest.raises(ValueError, match="at least two samples"):
         evaluate_early_exit(trained, x[:1], y[:1])
+
+
+def test_costs_pass_through_the_networks_own_hooks_and_take_tokens() -> None:
+    net = SpelaSequential(SpelaLinear(12, 8, 3), SpelaLinear(8, 8, 3))
+    net.register_forward_pre_hook(lambda module, args: (args[0].flatten(1),))
+    x, y = torch.randn(9, 3, 4), torch.arange(9) % 3
+    assert len(calibrate_thresholds(net, x, y).thresholds) == 1
+    tokens = torch.arange(18).reshape(9, 2)
+    block = SpelaBlock(nn.Embedding(18, 6), 3, tokens)
+    words = SpelaSequential(block, SpelaBlock(nn.Linear(6, 6), 3, torch.randn(2, 2, 6)))
+    assert len(calibrate_thresholds(words, tokens, y).thresholds) == 1

@@ -451,3 +451,25 @@ def test_one_sample_is_scored_by_its_own_statistics_too() -> None:
     rows = nn.functional.leaky_relu(norm.bias, 0.01)[None] @ block.projection[0]
     expected = nn.functional.normalize(rows, dim=1) @ block.vectors.T
     torch.testing.assert_close(block.eval().scores(block(x[:1])), expected.detach())
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 1), (1, 6)])
+def test_the_similarity_of_one_position_is_of_its_values(shape: tuple[int, ...]) -> None:
+    y = torch.randn(5, *shape, requires_grad=True)
+    vectors = torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])]
+    Similarity(shape)(y, vectors).backward()
+    assert y.grad.abs().max() > 1e-4
+
+
+def test_a_checkpointed_spectral_norm_has_the_plain_gradient() -> None:
+    x, target = torch.randn(6, 5), torch.arange(6) % 3
+    body = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4))
+    blocks = [SpelaBlock(copy.deepcopy(body), 3, x, checkpoint=on) for on in (False, True)]
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    for block in blocks:
+        loss, _ = block.local_loss(x, target)
+        loss.backward()
+    states = [block.state_dict() for block in blocks]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for now, then in zip(blocks[1].parameters(), blocks[0].parameters(), strict=True):
+        assert torch.equal(now.grad, then.grad)

@@ -434,3 +434,40 @@ def test_compile_of_the_local_loss() -> None:
     for name, parameter in twin.named_parameters():
         if name != "bias":  # zero but for rounding, in front of a batch norm
             torch.testing.assert_close(layer.get_parameter(name).grad, parameter.grad)
+
+
+class _Doubled(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm2d(4, affine=True),
+        nn.GroupNorm(2, 4),
+        nn.BatchNorm2d(4, affine=False),
+        _Doubled(4),
+    ],
+    ids=lambda norm: type(norm).__name__ + str(norm.affine),
+)
+def test_another_norm_is_what_a_step_runs(norm: nn.Module) -> None:
+    x, target = torch.randn(6, 2, 8, 8), torch.arange(6) % 3
+    layer = SpelaConv2d(2, 4, 3, 3, output_size=(3, 3), symmetric_dim=4)
+    layer.norm = copy.deepcopy(norm)
+    other = copy.deepcopy(layer)
+    loss, y = layer.local_step(x, target, optim.LocalSGD(layer.parameters(), lr=0.1))
+    expected, map_ = other.local_step(x, target, torch.optim.SGD(other.parameters(), lr=0.1))
+    torch.testing.assert_close((loss, y), (expected, map_))
+    for now, then in zip(layer.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(now, then)
+
+
+def test_a_hook_on_the_norm_is_called() -> None:
+    layer = SpelaConv2d(2, 4, 3, 3, output_size=(3, 3), symmetric_dim=4)
+    calls: list[int] = []
+    layer.norm.register_forward_hook(lambda module, args, y: calls.append(len(y)))
+    layer.local_step(
+        torch.randn(6, 2, 8, 8), torch.arange(6) % 3, optim.LocalSGD(layer.parameters(), lr=0.1)
+    )
+    assert calls == [6]

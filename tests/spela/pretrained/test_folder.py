@@ -20,6 +20,7 @@ from spela.data import load_dataset
 from spela.experiments import make_config, run
 from spela.files import atomic
 from spela.optim import LocalAdam, LocalSGD
+from spela.streaming import StreamingClassifier
 from tests.spela.pretrained.networks import NETWORKS
 
 NAMES = ["README.md", "config.json", "model.safetensors"]
@@ -183,7 +184,7 @@ REFUSED = {
     "own layer": (lambda: SpelaSequential(_OwnLayer(4, 5, 3)), r"module '0' \(_OwnLayer\)"),
     "own body": (_block, r"module '0.body.1' \(_Own\) .* build the network in code"),
     "own network": (lambda: _OwnNetwork(SpelaLinear(4, 5, 3)), r"save SpelaSequential\(\*net\)"),
-    "pruned": (_pruned, r"module '0' \(SpelaLinear\) has other tensors .*weight"),
+    "pruned": (_pruned, r"module '0' \(SpelaLinear\) has a forward pre-hook"),
     "tied": (_tied, "0.weight and 1.weight are one tensor"),
     "repeated": (_repeated, "0.weight and 2.weight are one tensor"),
     "mixed": (_mixed, r"module '0' \(SpelaLinear\) has tensors of several dtypes"),
@@ -322,3 +323,35 @@ def test_any_mode_and_default_of_the_program_around(tmp_path: Path) -> None:
     before_step = loaded[0].weight.clone()
     loaded.local_step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), optimizer)
     assert not torch.equal(loaded[0].weight, before_step)
+
+
+def test_a_converted_batch_norm_keeps_its_eps_and_momentum(tmp_path: Path) -> None:
+    norm = nn.BatchNorm2d(4, eps=0.5, momentum=None)
+    layers = [nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)]
+    x = torch.randn(5, 1, 8, 8)
+    net = convert(nn.Sequential(*layers).eval(), 3, x)
+    net.save_pretrained(tmp_path)
+    loaded = SpelaSequential.from_pretrained(tmp_path)
+    assert (loaded[0].norm.eps, loaded[0].norm.momentum) == (0.5, None)
+    assert torch.equal(loaded.eval()(x), net.eval()(x))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["modules"]["0"]["norm"] = {"eps": "0.5"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError):
+        SpelaSequential.from_pretrained(tmp_path)
+
+
+def test_what_a_hook_or_a_stream_of_one_class_would_lose_is_not_saved(tmp_path: Path) -> None:
+    net = SpelaSequential(nn.Linear(6, 6), SpelaLinear(6, 8, 3))
+    handle = net[0].register_forward_hook(lambda module, args, y: -y)
+    with pytest.raises(ValueError, match="has a forward hook"):
+        net.save_pretrained(tmp_path / "hook")
+    handle.remove()
+    net.register_forward_pre_hook(lambda module, args: args)
+    with pytest.raises(ValueError, match="has a forward pre-hook"):
+        net.save_pretrained(tmp_path / "hook")
+    stream = StreamingClassifier(SpelaSequential(SpelaLinear(6, 8, 3)))
+    stream.observe(torch.randn(6), "a")
+    with pytest.raises(ValueError, match="one class so far"):
+        stream.net.save_pretrained(tmp_path / "hook")
+    assert not (tmp_path / "hook").exists()

@@ -376,3 +376,21 @@ def test_one_sample_without_a_batch_is_named(tmp_path: Path) -> None:
             TypeError, match=r"`?x`? must be dense, got torch.sparse_coo: use x.to_dense"
         ):
             call()
+
+
+def test_a_stream_on_the_cpu_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    StreamingClassifier(SpelaSequential(SpelaLinear(5, 8, 4))).observe(torch.randn(5), "a")
+    assert seeds == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_dtype_learns_from_a_stream(dtype: torch.dtype) -> None:
+    layer = SpelaLinear(5, 8, 4, objective="softmax", activation="tanh", dtype=dtype)
+    optimizer = optim.LocalAdam(layer.parameters(), lr=0.01)
+    stream = StreamingClassifier(SpelaSequential(layer), optimizer)
+    x = torch.eye(5)[:2]
+    for _ in range(60):
+        stream.observe(x, ["a", "b"])
+    assert stream.predict(x).labels == ["a", "b"]
