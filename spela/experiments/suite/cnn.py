@@ -86,5 +86,5 @@ CNN = on_images(
         "the released CNN notebooks (15 epochs); measured: the same code, 3 epochs. Both with batch "
         "statistics in the test, and the differences are from ours read in that way"
     ),
-    headline=("best", "backprop"),
+    headline=("best",),
 )

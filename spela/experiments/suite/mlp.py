@@ -208,7 +208,6 @@ MLP = Experiment(
         "best",
         "paper 1000,34",
         "tmlr 1024,1024,1024",
-        "backprop",
         "forward-forward",
         "pepita",
         "mono-forward",
