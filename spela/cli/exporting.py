@@ -9,6 +9,7 @@ import typer
 
 from spela.choices import EXPORTS, FORMATS, OLDEST_OPSET, OPSET
 from spela.cli.options import RunDir, one_of, path_option, pick_device, refuse_unread
+from spela.cli.trained import refuse_own_file
 
 __all__ = ["export"]
 
@@ -54,6 +55,7 @@ def export(
     pick_device("cpu")
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
+    refuse_own_file(run_dir, out)
     if format != "onnx":
         refuse_unread(f"format {format}", opset=opset, weights_apart=weights_apart)
     program = export_run(

@@ -16,7 +16,7 @@ from spela.cli.options import (
     print_json,
     refuse_unread,
 )
-from spela.cli.trained import check_folder
+from spela.cli.trained import check_folder, refuse_own_file
 
 __all__ = ["info"]
 
@@ -58,6 +58,8 @@ def _show_run(run_dir: Path, card: bool, out: Path | None, as_json: bool) -> Non
     from spela.reports.card import as_markdown, as_text, describe
 
     check_folder(run_dir)
+    if out is not None:
+        refuse_own_file(run_dir, out)
     facts = describe(run_dir)
     if as_json:
         checkpoint = facts.run.checkpoint

@@ -25,15 +25,52 @@ from spela.cli.options import (
 if TYPE_CHECKING:
     import torch
 
+    from spela.data import Dataset
     from spela.experiments import LoadedRun
 
-__all__ = ["check_folder", "evaluate_command", "predict"]
+__all__ = ["check_folder", "evaluate_command", "named_alike", "predict", "refuse_own_file"]
+
+
+def named_alike(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
+    """A dataset with its labels in the order in which a run knows the classes.
+
+    Args:
+        dataset: With as many classes.
+        names: The run's.
+
+    Raises:
+        ValueError: If both name their classes, and not alike.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    numbers = tuple(str(index) for index in range(len(names)))
+    if dataset.class_names == names or numbers in (dataset.class_names, names):
+        return dataset
+    if sorted(dataset.class_names) != sorted(names) or len(set(names)) < len(names):
+        ours, theirs = (", ".join(some[:3]) for some in (dataset.class_names, names))
+        raise ValueError(
+            f"{dataset.name} has classes {ours}, ..., the run was trained on {theirs}, ...: judge by the "
+            "same classes, which a file names in class_names"
+        )
+    places = torch.tensor([names.index(name) for name in dataset.class_names])
+    train_y, test_y = places[dataset.train_y], places[dataset.test_y]
+    return replace(dataset, class_names=names, train_y=train_y, test_y=test_y)
 
 
 def check_folder(run_dir: Path) -> None:
     """Refuse what cannot be a run folder. ValueError."""
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
+
+
+def refuse_own_file(run_dir: Path, out: Path) -> None:
+    """Refuse to write over a file of the run itself. ValueError."""
+    from spela.training import RunFolder
+
+    if out.resolve() in {file.resolve() for file in RunFolder(run_dir).files}:
+        raise ValueError(f"{out} is a file of the run itself: choose another --out")
 
 
 def _loaded(run_dir: Path, device: torch.device) -> LoadedRun:
@@ -98,7 +135,7 @@ def evaluate_command(
             f"{dataset.name} has {dataset.num_classes} classes, the run was trained on "
             f"{len(checkpoint.class_names)}"
         )
-    dataset = dataset.to(where)
+    dataset = named_alike(dataset, checkpoint.class_names).to(where)
     x, y = dataset.test_x, dataset.test_y
     if split == "train":
         x, y = dataset.train_x, dataset.train_y

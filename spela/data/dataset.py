@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 __all__ = ["Dataset"]
+
+_MOST = 1e15  # sums of squares stay in float32, which norms of rows need
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +32,7 @@ class Dataset:
     Raises:
         TypeError: a part is not a tensor.
         ValueError: wrong dtype or shape, unequal lengths, no samples, a label outside 0..C-1, NaN
-            or Inf.
+            or Inf, or a largest value beyond 1e15 or below 1e-15.
 
     Example:
         >>> x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
@@ -83,6 +87,15 @@ class Dataset:
         """The number of values in one sample: what a linear layer takes after flattening."""
         return math.prod(self.sample_shape)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of samples, labels and class names: the same data under any name, wherever it lies."""
+        found = hashlib.sha256(repr(self.class_names).encode())
+        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
+            found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(tensor.cpu().contiguous().numpy().data)
+        return found.hexdigest()
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same dataset with all tensors on `device`."""
         return replace(
@@ -136,6 +149,12 @@ def _check_samples(x: Tensor, where: str) -> None:
     # The extremes carry NaN and Inf along and need no temporary the size of the data.
     low, high = torch.aminmax(x)
     if bool(torch.isfinite(low) & torch.isfinite(high)):
+        largest = float(torch.maximum(-low, high))
+        if 0 < largest < 1 / _MOST or largest > _MOST:
+            raise ValueError(
+                f"{where} has values of size {largest:g}, whose squares float32 does not hold: divide every "
+                "feature by its standard deviation"
+            )
         return
     bad = ~torch.isfinite(x.flatten(1))
     first = int(bad.any(dim=1).nonzero()[0])

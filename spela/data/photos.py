@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,16 @@ class PhotoSet:
                     f"{where}: labels must be in 0..{len(self.class_names) - 1}, "
                     f"got {int(y.min())}..{int(y.max())}"
                 )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of files, labels and class names: the same pictures wherever they lie."""
+        found = hashlib.sha256(repr(self.class_names).encode())
+        for files, labels in ((self.train_files, self.train_y), (self.test_files, self.test_y)):
+            found.update(f"{len(files)}".encode() + labels.numpy().tobytes())
+            for path in files:
+                found.update(hashlib.sha256(path.read_bytes()).digest())
+        return found.hexdigest()
 
     def pixels(self, part: str, index: Sequence[int], size: int) -> Tensor:
         """Some of a part's images.

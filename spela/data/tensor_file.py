@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spela.data.arrays import count_classes
+from spela.data.arrays import as_labels, as_samples, count_classes
 from spela.data.dataset import Dataset
 from spela.data.reading import one_line, reading
 
@@ -20,7 +20,6 @@ __all__ = ["FEATURES_FORMAT", "TENSOR_SUFFIX", "read_tensor_dataset", "read_tens
 FEATURES_FORMAT = "spela-features-1"
 TENSOR_SUFFIX = ".safetensors"
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def read_tensor_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -44,8 +43,8 @@ def read_tensor_dataset(path: str | os.PathLike[str]) -> Dataset:
 
     Args:
         path: a safetensors file with train_x, train_y, test_x, test_y: uint8 pixels or floats (which
-            become float32), (N, F) or (N, C, H, W), and integer labels (N,). A file of `spela features`
-            names its classes; in others the labels must be 0..C-1 without a gap.
+            become float32) in the layouts of `as_samples`, and integer labels (N,) or (N, 1). A file of
+            `spela features` names its classes; in others the labels must be 0..C-1 without a gap.
 
     Raises:
         ValueError: the file is missing, truncated or damaged, or its tensors are no dataset.
@@ -118,18 +117,9 @@ def _facts(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, 
 
 
 def _samples(x: Tensor, where: str) -> Tensor:
-    if x.dtype == torch.uint8:
-        return x
-    if not x.is_floating_point():
-        raise ValueError(
-            f"{where} must be uint8 (pixels 0..255) or float (features), got {x.dtype}"
-        )
-    return x.to(torch.float32)
+    """In the layouts of arrays; NumPy has no bfloat16."""
+    return as_samples((x.float() if x.dtype == torch.bfloat16 else x).numpy(), where)
 
 
 def _labels(y: Tensor, where: str) -> Tensor:
-    if y.dtype not in _INTEGERS or y.ndim != 1:
-        raise ValueError(
-            f"{where} must be integer class indices of shape (N,), got {y.dtype} {tuple(y.shape)}"
-        )
-    return y.to(torch.int64)
+    return as_labels(y.numpy(), where)

@@ -76,7 +76,7 @@ def run_parallel(
         trainer = LayerParallelTrainer(config, spread, optimizer, data, folder, listener)
     with folder.writing():
         if resume:
-            trainer.resume(checked_checkpoint(folder, config, extend))
+            trainer.resume(checked_checkpoint(folder, config, dataset, extend))
         else:
             trainer.start()
         return trainer.fit()

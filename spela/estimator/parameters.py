@@ -89,6 +89,10 @@ def check_parameters(model: Any) -> None:
         value = getattr(model, name)
         if not _is(Real, value) or not low < value < high:
             raise ValueError(f"{name} must be a number in ({low}, {high:g}), got {value!r}")
+    for name in ("standardize", "early_stopping", "warm_start"):
+        value = getattr(model, name)
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
     share = model.input_dropout
     is_auto = isinstance(share, str) and share == "auto"
     if not is_auto and (not _is(Real, share) or not 0 <= share < 1):

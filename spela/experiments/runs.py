@@ -27,7 +27,7 @@ from spela.training import (
     read_checkpoint,
     restore,
 )
-from spela.training.evidence import check_weights
+from spela.training.evidence import Evidence, check_weights
 from spela_kernels.precision import without_inference
 
 __all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
@@ -103,7 +103,7 @@ def run(
     """
     folder = RunFolder(out)
     with folder.writing():
-        checkpoint = checked_checkpoint(folder, config, extend) if resume else None
+        checkpoint = checked_checkpoint(folder, config, dataset, extend) if resume else None
         dataset = dataset.to(device)
         net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
         optimizer = build_optimizer(config, net)
@@ -115,30 +115,42 @@ def run(
         return trainer.fit()
 
 
-def checked_checkpoint(folder: RunFolder, config: RunConfig, extend: bool = False) -> Checkpoint:
+def checked_checkpoint(
+    folder: RunFolder, config: RunConfig, dataset: Dataset, extend: bool = False
+) -> Checkpoint:
     """The checkpoint to resume from.
 
     Args:
         folder: Of the run.
         config: The settings asked for.
+        dataset: The data asked for.
         extend: They may have more epochs (of a head on frozen convolutions, once it learns, more
             head_epochs), as long as each epoch done keeps its part in the longer run.
 
     Raises:
         ValueError: If there is no readable checkpoint, the run's files disagree, or it was started with
-            other settings.
+            other settings or data.
     """
-    _, checkpoint = read_checkpoint(RunFolder(folder.path))
+    evidence, checkpoint = read_checkpoint(RunFolder(folder.path))
     saved, asked = asdict(checkpoint.config), asdict(config)
-    if extend and _is_longer(config, checkpoint):
-        return checkpoint
-    changed = [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]
+    longer = extend and _is_longer(config, checkpoint)
+    changed = (
+        []
+        if longer
+        else [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]
+    )
     if changed:
         raise ValueError(
             f"{folder.path} was started with other settings ({', '.join(changed)}): resume with the same "
             "ones (--epochs, or --head-epochs where a head learns alone, may be larger), or start a new "
             "run in another --out"
         )
+    if checkpoint.data_digest not in ("", dataset.digest):
+        raise ValueError(
+            f"{dataset.name} holds other samples, labels or class names than {folder.path} was started with: "
+            "bring the data back, or start a new run in another --out"
+        )
+    _network(checkpoint, evidence, folder)
     return checkpoint
 
 
@@ -181,8 +193,14 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     """
     folder = RunFolder(path)
     evidence, checkpoint = read_checkpoint(folder)
+    net = _network(checkpoint, evidence, folder)
+    return LoadedRun(net.to(device).eval(), checkpoint, evidence.records)
+
+
+def _network(checkpoint: Checkpoint, evidence: Evidence, folder: RunFolder) -> Network:
+    """The network of a checkpoint, whose weights are those that the run's other files speak of."""
     _check_sizes(checkpoint, folder.checkpoint)
     net = build_network(checkpoint.config, checkpoint.sample_shape, len(checkpoint.class_names))
     restore(checkpoint, net)
     check_weights(folder, evidence, net)
-    return LoadedRun(net.to(device).eval(), checkpoint, evidence.records)
+    return net

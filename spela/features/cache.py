@@ -54,6 +54,7 @@ def describe(
     return {
         "name": f"{data.name}-{backbone.name}-{size}",
         "dataset": data.name,
+        "data_digest": data.digest,
         "class_names": list(data.class_names),
         "backbone": backbone.name,
         "weights_sha256": backbone.weights_sha256,

@@ -46,6 +46,7 @@ class Checkpoint:
         tensors: Named tensors: `model.*` and `optimizer.*`.
         torch_version: Of the torch that wrote it.
         extended_at: How many epochs were done each time the run was given more.
+        data_digest: Of the dataset it learns from, `Dataset.digest`; empty in files of older versions.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     torch_version: str = "unknown"
     extended_at: tuple[int, ...] = ()
+    data_digest: str = ""
 
 
 def state_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -88,6 +90,7 @@ def save_checkpoint(
     class_names: tuple[str, ...],
     tensors: dict[str, Tensor] | None = None,
     extended_at: tuple[int, ...] = (),
+    data_digest: str = "",
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -103,6 +106,7 @@ def save_checkpoint(
         tensors: What to write instead of `state_tensors(net, optimizer)`: of a network that several
             processes hold, what they gathered.
         extended_at: How many epochs were done each time the run was given more.
+        data_digest: `Dataset.digest`.
 
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
@@ -115,6 +119,7 @@ def save_checkpoint(
         "sample_dtype": next(name for name, dtype in _DTYPES.items() if dtype == sample_dtype),
         "class_names": list(class_names),
         "torch": str(torch.__version__),
+        "data_digest": data_digest,
         **({"extended_at": list(extended_at)} if extended_at else {}),
     }
     save_tensors(path, tensors, {"format": _FORMAT, "run": json.dumps(facts)})
@@ -150,6 +155,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors,
             str(facts.get("torch", "unknown")),
             tuple(int(n) for n in facts.get("extended_at", ())),
+            str(facts.get("data_digest", "")),
         )
     except (
         SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError,

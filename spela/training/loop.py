@@ -366,6 +366,7 @@ class Trainer:
             self.dataset.class_names,
             self._run_tensors(),
             self.extended_at,
+            self.dataset.digest,
         )
 
     def _run_tensors(self) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
+        self.files = (self.config, self.checkpoint, self.metrics, self.summary, self.report)
 
     def holds(self, file: Path) -> bool:
         """Whether one of the folder's files is there."""
@@ -56,8 +57,7 @@ class RunFolder:
             self.path,
             f"another process is writing to {self.path}: wait until it ends, or choose another --out",
         ):
-            own = (self.config, self.checkpoint, self.metrics, self.summary, self.report)
-            for file in own:
+            for file in self.files:
                 for left in self.path.glob(f".{file.name}.*.tmp"):  # of a writer that was killed
                     left.unlink()
             yield

@@ -81,3 +81,26 @@ def test_dataset_on_a_device(device):
     assert torch.equal(
         data.subset(train=9).train_y.cpu(), load_dataset("digits").subset(train=9).train_y
     )
+
+
+@pytest.mark.parametrize("factor", [1e25, 1e-25])
+def test_values_whose_squares_float32_does_not_hold_are_refused(factor: float) -> None:
+    x, y = factor * torch.eye(4), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="divide every feature by its standard deviation"):
+        Dataset("far", x, y, x, y, num_classes=2, class_names=("a", "b"))
+    zeros = torch.zeros(4, 4)
+    Dataset("nothing", zeros, y, zeros, y, num_classes=2, class_names=("a", "b"))
+
+
+def test_a_digest_is_of_what_is_learnt_and_not_of_where_it_lies() -> None:
+    x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
+    data = Dataset("eye", x, y, x, y, num_classes=2, class_names=("a", "b"))
+    alike = Dataset("other", x.clone(), y, x.T.contiguous(), y, 2, ("a", "b"), source="there")
+    assert data.digest == alike.digest
+    for other in (
+        Dataset("eye", -x, y, x, y, 2, ("a", "b")),
+        Dataset("eye", x, 1 - y, x, y, 2, ("a", "b")),
+        Dataset("eye", x, y, x, y, 2, ("b", "a")),
+        Dataset("eye", x.view(4, 1, 2, 2), y, x.view(4, 1, 2, 2), y, 2, ("a", "b")),
+    ):
+        assert other.digest != data.digest

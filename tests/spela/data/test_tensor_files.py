@@ -53,7 +53,7 @@ def test_a_file_from_elsewhere(tmp_path: Path) -> None:
     [
         ({"train_x": torch.ones(4, 3, dtype=torch.int32)}, "train_x must be uint8"),
         ({"test_y": torch.tensor([0.0, 1.0])}, "test_y must be integer class indices"),
-        ({"test_y": torch.tensor([[0, 1]])}, "test_y must be integer class indices"),
+        ({"test_y": torch.tensor([[0, 1]])}, "test_y must be class indices of shape"),
         ({"train_x": torch.full((4, 3), float("nan"))}, "NaN"),
         ({"train_y": torch.tensor([0, 3, 3, 0])}, "class 1 has no training sample"),
         ({"test_y": torch.tensor([0, 7])}, r"must be in 0\.\.1"),
@@ -106,3 +106,19 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(ValueError, match="idx"):
         load_dataset(path)
+
+
+def test_pictures_have_the_layouts_of_arrays(tmp_path: Path) -> None:
+    path, shape = tmp_path / "pixels.safetensors", (4, 5, 6, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    labels = {"train_y": torch.tensor([[0], [1], [0], [1]]), "test_y": torch.tensor([0, 1])}
+    save_file(_tensors(train_x=pixels, test_x=pixels[:2].clone(), **labels), path)
+    data = load_dataset(path)
+    assert torch.equal(data.train_x, pixels.permute(0, 3, 1, 2))
+    assert data.train_y.tolist() == [0, 1, 0, 1]
+    grey = pixels[..., 0].contiguous()
+    save_file(_tensors(train_x=grey, test_x=grey[:2].clone()), path)
+    assert load_dataset(path).sample_shape == (1, 5, 6)
+    half = torch.ones(4, 3, dtype=torch.bfloat16)
+    save_file(_tensors(train_x=half, test_x=half[:2].clone()), path)
+    assert load_dataset(path).train_x.dtype == torch.float32

@@ -255,6 +255,8 @@ WRONG = {
     "n_iter_no_change": (0, "n_iter_no_change must be a whole number of at least 1, got 0"),
     "validation_fraction": (1.0, r"validation_fraction must be a number in \(0, 1\), got 1.0"),
     "tol": (float("nan"), "tol must be a number, got nan"),
+    "early_stopping": ("False", "early_stopping must be True or False, got 'False'"),
+    "standardize": (1, "standardize must be True or False, got 1"),
     "device": ("foo", "device 'foo': "),
     "device that is not there": (99, "device 99: "),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,9 @@ def test_the_file_is_the_dataset_and_says_how_it_was_made(tmp_path: Path) -> Non
     for other in (Selection(4, None, 8), Selection(5, None, 7)):
         with pytest.raises(ValueError, match="already holds other data"):
             is_cached(path, describe(data, MEANS, 32, other))
+    changed = replace(data, test_x=data.test_x.flip(0))
+    with pytest.raises(ValueError, match=r"already holds other data \(data_digest differ\)"):
+        is_cached(path, describe(changed, MEANS, 32, chosen))
     assert describe(data, MEANS, 32, Selection())["seed"] is None
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         is_cached(tmp_path / "f.npz", facts)

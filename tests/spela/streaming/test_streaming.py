@@ -394,3 +394,13 @@ def test_a_network_of_another_dtype_learns_from_a_stream(dtype: torch.dtype) -> 
     for _ in range(60):
         stream.observe(x, ["a", "b"])
     assert stream.predict(x).labels == ["a", "b"]
+
+
+def test_what_is_no_number_is_not_answered() -> None:
+    stream = StreamingClassifier(SpelaSequential(SpelaLinear(5, 8, 4)))
+    stream.observe(torch.eye(5)[:2], ["a", "b"])
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="NaN, Inf"):
+            stream.predict(torch.full((2, 5), value))
+    with pytest.raises(ValueError, match="pass all samples alike"):
+        stream.predict(torch.ones(2, 4))

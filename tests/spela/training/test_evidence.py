@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from spela.cli import main
+from spela.cli.trained import named_alike
 from spela.data import Dataset
 from spela.experiments import load_run, make_config, run
 from spela.experiments.declare import Experiment, Row
@@ -243,3 +247,62 @@ def test_a_refusal_is_one_line_whatever_the_files_hold(runs: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="other settings than") as refused:
         read_evidence(RunFolder(tmp_path / "run"))
     assert "\n" not in str(refused.value)
+
+
+def test_a_run_is_not_resumed_on_other_data(data: Dataset, tmp_path: Path) -> None:
+    config = _config(epochs=2, schedule="constant")
+    run(config, data, tmp_path / "run")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()}
+    longer = dataclasses.replace(config, epochs=3)
+    for other in (
+        dataclasses.replace(data, train_x=-data.train_x),
+        dataclasses.replace(data, test_y=data.test_y.flip(0)),
+        dataclasses.replace(data, class_names=tuple("abdc")),
+        data.subset(train=20),
+    ):
+        with pytest.raises(ValueError, match="other samples, labels or class names"):
+            run(longer, other, tmp_path / "run", resume=True, extend=True)
+    assert all(file.read_bytes() == held for file, held in before.items())
+    moved = dataclasses.replace(data, source="elsewhere")
+    assert run(longer, moved, tmp_path / "run", resume=True, extend=True)["epochs"] == 3
+
+
+def test_damaged_weights_are_not_trained_on(runs: Path, data: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(runs / "short", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name in tensors if name.startswith("model.") and name.endswith("weight"))
+    tensors[name][0, 0] = 1e6
+    save_file(tensors, path, metadata)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match="disagrees with itself"):
+        run(_config(epochs=3), data, tmp_path / "run", resume=True, extend=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_file_of_the_run_itself_is_not_written_over(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "short", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    before = path.read_bytes()
+    for command in (["export"], ["info", "--card"]):
+        monkeypatch.setattr(sys, "argv", ["spela", *command, str(path.parent), "--out", str(path)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        assert "is a file of the run itself" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+def test_labels_are_judged_by_the_names_of_their_classes(data: Dataset) -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    mixed = dataclasses.replace(
+        data, class_names=tuple("bdac"), train_y=order[data.train_y], test_y=order[data.test_y]
+    )
+    assert torch.equal(named_alike(mixed, data.class_names).test_y, data.test_y)
+    numbered = dataclasses.replace(data, class_names=tuple("0123"))
+    assert named_alike(numbered, data.class_names) is numbered
+    with pytest.raises(ValueError, match="judge by the same classes"):
+        named_alike(dataclasses.replace(data, class_names=tuple("wxyz")), data.class_names)
