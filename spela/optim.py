@@ -29,6 +29,7 @@ from spela_kernels.cosines import scalar_like
 from spela_kernels.linear import Parameters
 from spela_kernels.linear.steps import Planned, fits, rates_of, run
 from spela_kernels.linear.types import NO_BUFFERS
+from spela_kernels.precision import may_be_read
 from spela_kernels.rules import AdamRule, SgdRule, Step, check_updated, fused_update_, update_
 
 __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
@@ -295,7 +296,7 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         if len(steps) < len(parameters):
             return not steps
         first = steps[0]
-        if type(first) is not Tensor or not first.is_cpu or torch.compiler.is_compiling():
+        if not may_be_read(first):
             return True
         count = float(first)
         return all(float(step) == count for step in steps[1:])

@@ -18,6 +18,7 @@ __all__ = [
     "autocast_input",
     "autocast_is_on",
     "made_in_inference",
+    "may_be_read",
     "recordable",
     "runs_as_written",
     "without_autocast",
@@ -69,6 +70,21 @@ def runs_as_written(*tensors: Tensor) -> bool:
         and torch.autograd.forward_ad._current_level < 0
         and all(type(t) in _PLAIN and t.device.type == "cpu" for t in tensors)
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def may_be_read(tensor: Tensor) -> bool:
+    """Whether Python may look at a tensor's value: on the CPU, while nothing records operators.
+
+    Example:
+        >>> may_be_read(torch.ones(())), may_be_read(torch.ones((), device="meta"))
+        (True, False)
+    """
+    return (
+        type(tensor) is Tensor
+        and tensor.is_cpu
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
     )
 
 
