@@ -209,7 +209,6 @@ MLP = Experiment(
         "paper 1000,34",
         "tmlr 1024,1024,1024",
         "forward-forward",
-        "pepita",
         "mono-forward",
     ),
     main=(
