@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from spela.cli import main
-from spela.data import load_dataset, read_inputs
+from spela.data import Dataset, load_dataset, read_inputs
 from spela.experiments import load_run, make_config, run
 from spela.reports.card import describe
 
@@ -125,8 +125,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One file of every kind that is read."""
     folder = tmp_path_factory.mktemp("files")
-    data = load_dataset("digits").subset(train=40, test=20)
-    run(CONFIG, data, folder / "run")
+    run(CONFIG, _little(), folder / "run")
     images = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
     labels = np.array([0, 1, 0, 1], np.uint8)
     np.savez(folder / "data.npz", train_x=images, train_y=labels, test_x=images, test_y=labels)
@@ -148,9 +147,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CONFIG = make_config("digits", layers=(8,), epochs=1)
+
+
+def _little() -> Dataset:
+    return load_dataset("digits").subset(train=40, test=20)
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": lambda folder: load_run(folder / "run"),
-    "resume": lambda folder: run(CONFIG, load_dataset("digits"), folder / "run", resume=True),
+    "resume": lambda folder: run(CONFIG, _little(), folder / "run", resume=True),
     "card": lambda folder: describe(folder / "run"),
     "npz": lambda folder: load_dataset(folder / "data.npz"),
     "npy": lambda folder: read_inputs(folder / "x.npy", (1, 8, 8)),

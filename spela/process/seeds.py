@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["seeded"]
 
@@ -21,12 +23,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         device: Where else than on the CPU there may be draws.
 
     Example:
+        >>> import torch
         >>> with seeded(5, torch.device("cpu")):
         ...     first = torch.rand(1)
         >>> with seeded(5, torch.device("cpu")):
         ...     bool(torch.rand(1) == first)
         True
     """
+    import torch  # `spela.process` is imported before torch, whose threads it calms
+
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)
