@@ -37,7 +37,7 @@ class Times(NamedTuple):
 
     Attributes:
         eager: Call after call, the CPU's share included where it is the slower one.
-        replayed: As a CUDA graph, replay after replay; None where it is or can not be captured.
+        replayed: As a CUDA graph, replay after replay; None where it was not captured.
         cold: A single replay (or, uncaptured, a call) after the L2 was overwritten.
         peak_bytes: Above what stays.
         note: Why there is no graph; else empty.

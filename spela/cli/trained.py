@@ -25,38 +25,9 @@ from spela.cli.options import (
 if TYPE_CHECKING:
     import torch
 
-    from spela.data import Dataset
     from spela.experiments import LoadedRun
 
-__all__ = ["check_folder", "evaluate_command", "named_alike", "predict", "refuse_own_file"]
-
-
-def named_alike(dataset: Dataset, names: tuple[str, ...]) -> Dataset:
-    """A dataset with its labels in the order in which a run knows the classes.
-
-    Args:
-        dataset: With as many classes.
-        names: The run's.
-
-    Raises:
-        ValueError: If both name their classes, and not alike.
-    """
-    from dataclasses import replace
-
-    import torch
-
-    numbers = tuple(str(index) for index in range(len(names)))
-    if dataset.class_names == names or numbers in (dataset.class_names, names):
-        return dataset
-    if sorted(dataset.class_names) != sorted(names) or len(set(names)) < len(names):
-        ours, theirs = (", ".join(some[:3]) for some in (dataset.class_names, names))
-        raise ValueError(
-            f"{dataset.name} has classes {ours}, ..., the run was trained on {theirs}, ...: judge by the "
-            "same classes, which a file names in class_names"
-        )
-    places = torch.tensor([names.index(name) for name in dataset.class_names])
-    train_y, test_y = places[dataset.train_y], places[dataset.test_y]
-    return replace(dataset, class_names=names, train_y=train_y, test_y=test_y)
+__all__ = ["check_folder", "evaluate_command", "predict", "refuse_own_file"]
 
 
 def check_folder(run_dir: Path) -> None:
@@ -135,7 +106,7 @@ def evaluate_command(
             f"{dataset.name} has {dataset.num_classes} classes, the run was trained on "
             f"{len(checkpoint.class_names)}"
         )
-    dataset = named_alike(dataset, checkpoint.class_names).to(where)
+    dataset = dataset.with_classes(checkpoint.class_names).to(where)
     x, y = dataset.test_x, dataset.test_y
     if split == "train":
         x, y = dataset.train_x, dataset.train_y

@@ -93,8 +93,42 @@ class Dataset:
         found = hashlib.sha256(repr(self.class_names).encode())
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.cpu().contiguous().numpy().data)
+            found.update(tensor.detach().cpu().contiguous().numpy().data)
         return found.hexdigest()
+
+    def with_classes(self, names: tuple[str, ...]) -> Dataset:
+        """The same dataset with its labels in another order of the classes, such as a trained network's.
+
+        Args:
+            names: As many names as there are classes. Where they or the dataset's own are the plain numbers
+                0..C-1, nothing says which class is which, and the labels stay.
+
+        Raises:
+            ValueError: names of other classes.
+
+        Example:
+            >>> x, y = torch.eye(4), torch.tensor([0, 1, 0, 1])
+            >>> data = Dataset("eye", x, y, x, y, num_classes=2, class_names=("a", "b"))
+            >>> data.with_classes(("b", "a")).train_y
+            tensor([1, 0, 1, 0])
+        """
+        numbers = tuple(str(index) for index in range(self.num_classes))
+        if self.class_names == names or numbers in (self.class_names, names):
+            return self
+        if sorted(self.class_names) != sorted(names) or len(set(names)) < len(names):
+            ours, theirs = (", ".join(some[:3]) for some in (self.class_names, names))
+            raise ValueError(
+                f"{self.name} has classes {ours}, ..., asked for are {theirs}, ...: take data of the same "
+                "classes, which a file names in class_names"
+            )
+        places = torch.tensor([names.index(name) for name in self.class_names])
+        places = places.to(self.train_y.device)
+        return replace(
+            self,
+            class_names=names,
+            train_y=places[self.train_y],
+            test_y=places[self.test_y],
+        )
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same dataset with all tensors on `device`."""
@@ -152,8 +186,8 @@ def _check_samples(x: Tensor, where: str) -> None:
         largest = float(torch.maximum(-low, high))
         if 0 < largest < 1 / _MOST or largest > _MOST:
             raise ValueError(
-                f"{where} has values of size {largest:g}, whose squares float32 does not hold: divide every "
-                "feature by its standard deviation"
+                f"{where} has a largest value of {largest:g}, and sums of squares are float32 here: divide "
+                "every feature by its standard deviation"
             )
         return
     bad = ~torch.isfinite(x.flatten(1))

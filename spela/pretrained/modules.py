@@ -53,10 +53,8 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _FACTORY = ("self", "device", "dtype", "generator")
 _GIVEN = "given"  # vectors or groups that a user gave: the tensors hold them
 _BINARY = "binary_weight"
-_NORM = (
-    "eps",
-    "momentum",
-)  # of a convolution layer's batch norm, which its constructor leaves as torch's
+# Of a convolution layer's batch norm, which its constructor leaves as torch's.
+_NORM = ("eps", "momentum")
 # Arguments that a block's constructor keeps under other names.
 _BLOCK = {
     "channels": lambda block: _outputs(block.head.convolution),

@@ -155,14 +155,16 @@ class StreamingClassifier:
             A `StreamPrediction`; with one class known, margins are 0.
 
         Raises:
-            ValueError: If no class is known yet, or samples are not as those observed, or not finite.
+            ValueError: If no class is known yet, or samples are of another shape than those
+                observed, or not finite.
             TypeError: If samples are neither pixels nor floats.
         """
         if not len(self.classes):
             raise ValueError("no class is known yet: observe a labelled sample first")
         x = as_tensor(x, "x").detach()
         if x.ndim > 1:  # else the network says that there is no batch axis
-            self._check_samples(x)
+            self.buffer.check_shape(x)
+            self._check_finite(x)
         self.net.eval()
         found = self.net.predict_detailed(self._input(x.to(self._device)), exit_threshold)
         names = [self.classes.labels[index] for index in found.labels.tolist()]
@@ -316,15 +318,16 @@ class StreamingClassifier:
                 f"`x` and `y` must hold the same samples, at least one: got x {tuple(x.shape)} and "
                 f"{len(names)} labels"
             )
-        self._check_samples(x)
+        self.buffer.check(x)
+        self._check_finite(x)
         return x.to(self._device), names
 
-    def _check_samples(self, x: Tensor) -> None:
-        """Refuse samples that are not as those observed so far, or hold what is no number."""
-        self.buffer.check(x)
-        if not bool(torch.isfinite(prepare(x)).all()):
+    def _check_finite(self, x: Tensor) -> None:
+        seen = self._input(x)
+        if not bool(torch.isfinite(seen).all()):
+            dtype = str(seen.dtype).removeprefix("torch.")
             raise ValueError(
-                "`x` has values that are NaN, Inf or beyond float32: leave such samples out"
+                f"`x` has values that are NaN, Inf or beyond {dtype}: leave such samples out"
             )
 
     def _train_mode(self) -> None:

@@ -14,6 +14,13 @@ POLICIES = ("balanced", "reservoir")
 FIRST_ROOM = 64
 
 
+def _unlike(x: Tensor, kept: Tensor) -> ValueError:
+    return ValueError(
+        f"`x` has samples of shape {tuple(x.shape[1:])} {x.dtype}, the stream so far "
+        f"{tuple(kept.shape[1:])} {kept.dtype}: pass all samples alike"
+    )
+
+
 class ReplayBuffer:
     """At most `capacity` samples of a stream, kept so that they stand for all of it.
 
@@ -84,12 +91,16 @@ class ReplayBuffer:
         Raises:
             ValueError: If their shape or dtype differs.
         """
+        self.check_shape(x)
         kept = self._room_x
-        if kept is not None and (x.shape[1:], x.dtype) != (kept.shape[1:], kept.dtype):
-            raise ValueError(
-                f"`x` has samples of shape {tuple(x.shape[1:])} {x.dtype}, the stream so far "
-                f"{tuple(kept.shape[1:])} {kept.dtype}: pass all samples alike"
-            )
+        if kept is not None and x.dtype != kept.dtype:
+            raise _unlike(x, kept)
+
+    def check_shape(self, x: Tensor) -> None:
+        """As `check`, of the shape alone: floats of another width are answered as well."""
+        kept = self._room_x
+        if kept is not None and x.shape[1:] != kept.shape[1:]:
+            raise _unlike(x, kept)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Offer samples, one after the other.

@@ -104,3 +104,16 @@ def test_a_digest_is_of_what_is_learnt_and_not_of_where_it_lies() -> None:
         Dataset("eye", x.view(4, 1, 2, 2), y, x.view(4, 1, 2, 2), y, 2, ("a", "b")),
     ):
         assert other.digest != data.digest
+
+
+def test_labels_go_with_the_names_of_their_classes() -> None:
+    x, y = torch.eye(4), torch.tensor([0, 1, 2, 3])
+    data = Dataset("eye", x, y, x, y.flip(0), 4, tuple("abcd"))
+    mixed = data.with_classes(tuple("bdac"))
+    names = [mixed.class_names[label] for label in mixed.test_y.tolist()]
+    assert names == list("dcba")
+    assert torch.equal(mixed.with_classes(data.class_names).train_y, y)
+    numbered = Dataset("eye", x, y, x, y, 4, tuple("0123"))
+    assert numbered.with_classes(data.class_names) is numbered
+    with pytest.raises(ValueError, match="take data of the same classes"):
+        data.with_classes(tuple("wxyz"))

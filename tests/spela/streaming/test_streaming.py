@@ -404,3 +404,7 @@ def test_what_is_no_number_is_not_answered() -> None:
             stream.predict(torch.full((2, 5), value))
     with pytest.raises(ValueError, match="pass all samples alike"):
         stream.predict(torch.ones(2, 4))
+    assert len(stream.predict(np.eye(5)[:2]).labels) == 2  # float64
+    half = StreamingClassifier(SpelaSequential(SpelaLinear(5, 8, 4, dtype=torch.float16)))
+    with pytest.raises(ValueError, match="NaN, Inf"):
+        half.observe(torch.full((2, 5), 1e6), ["a", "b"])

@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from spela.cli import main
-from spela.cli.trained import named_alike
 from spela.data import Dataset
 from spela.experiments import load_run, make_config, run
 from spela.experiments.declare import Experiment, Row
@@ -294,15 +293,3 @@ def test_a_file_of_the_run_itself_is_not_written_over(
         assert stop.value.code == 2
         assert "is a file of the run itself" in capsys.readouterr().err
         assert path.read_bytes() == before
-
-
-def test_labels_are_judged_by_the_names_of_their_classes(data: Dataset) -> None:
-    order = torch.tensor([2, 0, 3, 1])
-    mixed = dataclasses.replace(
-        data, class_names=tuple("bdac"), train_y=order[data.train_y], test_y=order[data.test_y]
-    )
-    assert torch.equal(named_alike(mixed, data.class_names).test_y, data.test_y)
-    numbered = dataclasses.replace(data, class_names=tuple("0123"))
-    assert named_alike(numbered, data.class_names) is numbered
-    with pytest.raises(ValueError, match="judge by the same classes"):
-        named_alike(dataclasses.replace(data, class_names=tuple("wxyz")), data.class_names)
