@@ -112,6 +112,7 @@ def test_labels_go_with_the_names_of_their_classes() -> None:
     mixed = data.with_classes(tuple("bdac"))
     names = [mixed.class_names[label] for label in mixed.test_y.tolist()]
     assert names == list("dcba")
+    assert [mixed.class_names[label] for label in mixed.train_y.tolist()] == list("abcd")
     assert torch.equal(mixed.with_classes(data.class_names).train_y, y)
     numbered = Dataset("eye", x, y, x, y, 4, tuple("0123"))
     assert numbered.with_classes(data.class_names) is numbered
