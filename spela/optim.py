@@ -292,7 +292,9 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         """
         if not super().can_fuse(parameters):
             return False
-        steps = [self.state[p]["step"] for p in parameters if self.state.get(p)]
+        if len(parameters) == 1:
+            return True
+        steps = [held["step"] for p in parameters if (held := self.state.get(p))]
         if len(steps) < len(parameters):
             return not steps
         first = steps[0]
