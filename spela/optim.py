@@ -294,7 +294,7 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
             return False
         if len(parameters) == 1:
             return True
-        steps = [held["step"] for p in parameters if (held := self.state.get(p))]
+        steps = [self.state[p]["step"] for p in parameters if self.state.get(p)]
         if len(steps) < len(parameters):
             return not steps
         first = steps[0]
