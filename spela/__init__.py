@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from spela.early_exit import ExitPolicy, Prediction, calibrate_thresholds, multiply_adds
     from spela.estimator import SpelaClassifier
     from spela.graphed import GraphedStep
-    from spela.layers import Frozen, LocalLayer, RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear
+    from spela.layers import (
+        Frozen,
+        LocalLayer,
+        RowNorm,
+        SpelaBlock,
+        SpelaConv2d,
+        SpelaLinear,
+        Standardize,
+    )
     from spela.network import SpelaSequential
     from spela.process import keep_freed_memory
     from spela.vectors import class_grouping, coulomb_energy, random_vectors, symmetric_vectors
@@ -31,6 +39,7 @@ __all__ = [
     "SpelaConv2d",
     "SpelaLinear",
     "SpelaSequential",
+    "Standardize",
     "calibrate_thresholds",
     "class_grouping",
     "convert",
@@ -51,7 +60,10 @@ _HOMES = {
     "early_exit": ("ExitPolicy", "Prediction", "calibrate_thresholds", "multiply_adds"),
     "estimator": ("SpelaClassifier",),
     "graphed": ("GraphedStep",),
-    "layers": ("Frozen", "LocalLayer", "RowNorm", "SpelaBlock", "SpelaConv2d", "SpelaLinear"),
+    "layers": (
+        *("Frozen", "LocalLayer", "RowNorm"),
+        *("SpelaBlock", "SpelaConv2d", "SpelaLinear", "Standardize"),
+    ),
     "network": ("SpelaSequential",),
     "optim": (),
     "process": ("keep_freed_memory",),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spela.early_exit import ExitPolicy, Prediction, exit_thresholds, margin_and_label
 from spela.layers import Frozen, LocalLayer
-from spela.layers.chain import chain_of, is_flatten
+from spela.layers.chain import chain_of, modules_ahead
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
 from spela.layers.steps import check_step, learning, set_rates
@@ -273,9 +273,12 @@ class SpelaSequential(Pretrained):
         if torch.compiler.is_compiling() or not isinstance(optimizer, FusedOptimizer):
             return None
         stack = [module for module, _ in modules]
-        if is_flatten(stack[0]):
-            x, stack = x.flatten(1), stack[1:]
-        chain = chain_of(stack, x, target)
+        ahead = modules_ahead(stack)
+        if ahead is None:
+            return None
+        for module in stack[:ahead]:
+            x = module(x)
+        chain = chain_of(stack[ahead:], x, target)
         if chain is None:
             return None
         return optimizer.linear_steps(chain, x, target.contiguous(), batch_size, rates)

@@ -14,6 +14,7 @@ from spela.data import Dataset
 from spela.distributed import Ranks, SharedRunFolder, run_parallel
 from spela.experiments import load_run
 from spela.experiments import run as run_training
+from spela.layers import Standardize
 from spela.process import multiplies_bf16
 from spela.training import (
     Listener,
@@ -24,10 +25,12 @@ from spela.training import (
     extension_note,
 )
 
-__all__ = ["few_steps_note", "train_run"]
+__all__ = ["few_steps_note", "scaling_note", "train_run"]
 
 # Steps below which the note is given: the recipes' epochs were chosen on 60,000 images, where they are more.
 _FEW = 1000
+# From how many deviations off zero, or times the median deviation, a note is given.
+_FAR, _UNEVEN = 10.0, 100.0
 
 
 def train_run(
@@ -71,6 +74,8 @@ def train_run(
         _say(
             ranks, "this processor has no products in bf16: fp32 takes a fraction of the time here"
         )
+    if note := scaling_note(config, dataset):
+        _say(ranks, note)
     listeners: list[Listener] = [ProgressBar()]
     if tensorboard:
         listeners.append(TensorBoardListener(out / "tensorboard"))
@@ -124,6 +129,37 @@ def train_run(
                 "same settings with --resume write it"
             ) from error
     typer.echo(f"report:     {report}")
+
+
+def scaling_note(config: RunConfig, dataset: Dataset) -> str:
+    """What to try where features lie far from zero, or one varies far more than the others; else nothing.
+
+    Args:
+        config: The run's settings.
+        dataset: Its data; pixels have one scale.
+
+    Returns:
+        One sentence, or "".
+
+    Example:
+        >>> from spela.experiments import make_config
+        >>> x, y = torch.tensor([[999.0, 1000.0], [1001.0, 1002.0]]), torch.tensor([0, 1])
+        >>> far = Dataset("far", x, y, x, y, num_classes=2, class_names=("a", "b"))
+        >>> scaling_note(make_config("far.npz"), far)
+        'features lie 1000 deviations from zero, where layers learn little: try --standardize'
+    """
+    if config.standardize or dataset.train_x.dtype == torch.uint8:
+        return ""
+    scale = Standardize(dataset.sample_shape).fit(dataset.train_x)
+    distance = float((scale.mean.abs() / scale.deviation).median())
+    ratio = float(scale.deviation.max() / scale.deviation.median())
+    if distance > _FAR:
+        found = f"features lie {distance:.0f} deviations from zero"
+    elif ratio > _UNEVEN:
+        found = f"one feature varies {ratio:.0f} times as much as most"
+    else:
+        return ""
+    return f"{found}, where layers learn little: try --standardize"
 
 
 def few_steps_note(config: RunConfig, samples: int) -> str:

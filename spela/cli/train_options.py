@@ -54,6 +54,7 @@ __all__ = [
     "ShareGroups",
     "Shuffle",
     "Similarity",
+    "Standardize",
     "SymmetricDim",
     "Tensorboard",
     "Vectors",
@@ -293,6 +294,15 @@ Noise = Annotated[
 Augment = Annotated[
     bool | None,
     _setting(DATA, "Crop and mirror training images at random.", "--augment/--no-augment"),
+]
+
+Standardize = Annotated[
+    bool | None,
+    _setting(
+        DATA,
+        "Centre each feature and divide it by its deviation, inside the network (images: each channel).",
+        "--standardize/--no-standardize",
+    ),
 ]
 
 Diagnostics = Annotated[

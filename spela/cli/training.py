@@ -112,6 +112,7 @@ def train(
     resize: option.Resize = None,
     noise: option.Noise = None,
     augment: option.Augment = None,
+    standardize: option.Standardize = None,
     diagnostics: option.Diagnostics = False,
     tensorboard: option.Tensorboard = False,
     threads: Threads = None,
@@ -173,6 +174,7 @@ def train(
         projection=projection,
         similarity=similarity,
         augment=augment,
+        standardize=standardize,
         diagnostics=diagnostics,
     )
     folder = RunFolder(out)

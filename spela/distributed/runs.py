@@ -13,7 +13,7 @@ from spela.distributed.folder import SharedRunFolder
 from spela.distributed.layer_parallel import LayerParallelSequential
 from spela.distributed.ranks import Ranks
 from spela.distributed.trainers import DataParallelTrainer, LayerParallelTrainer
-from spela.experiments import build_network, build_optimizer
+from spela.experiments import build_optimizer, network_for
 from spela.experiments.runs import checked_checkpoint
 from spela.network import SpelaSequential
 from spela.training import Listener, RunConfig
@@ -59,7 +59,7 @@ def run_parallel(
     if parallel not in PARALLEL:
         raise ValueError(f"unknown parallel {parallel!r}: use one of {', '.join(PARALLEL)}")
     folder = SharedRunFolder(out, ranks)
-    net = build_network(config, dataset.sample_shape, dataset.num_classes)
+    net = network_for(config, dataset)
     if not isinstance(net, SpelaSequential):
         raise ValueError(f"--parallel trains SPELA networks only, not method {config.method!r}")
     trainer: DataParallelTrainer | LayerParallelTrainer

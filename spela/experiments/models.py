@@ -9,17 +9,25 @@ import torch
 from torch import nn
 
 from spela.baselines import BackpropSequential
+from spela.data import Dataset
 from spela.experiments.block_networks import build_named_network
 from spela.experiments.initial import FLOAT32, initialised_linear, torch_default
 from spela.experiments.rivals import Network, build_rival
-from spela.layers import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, with_binary_weight
+from spela.layers import (
+    RowNorm,
+    SpelaBlock,
+    SpelaConv2d,
+    SpelaLinear,
+    Standardize,
+    with_binary_weight,
+)
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
 from spela.vectors import Groups, class_grouping, most_groups
 from spela_kernels.activations import get_activation
 
-__all__ = ["build_network", "build_optimizer", "least_weights"]
+__all__ = ["build_network", "build_optimizer", "least_weights", "network_for"]
 
 POOL = 2
 
@@ -40,6 +48,24 @@ class _Activation(nn.Module):
         return get_activation(self.name).forward(z, self.slope)
 
 
+def network_for(config: RunConfig, dataset: Dataset) -> Network:
+    """The network a run starts from: `build_network`, its input scaled by the training samples if asked for.
+
+    Args:
+        config: The run's settings.
+        dataset: Its data.
+
+    Raises:
+        ValueError: As `build_network`.
+    """
+    net = build_network(config, dataset.sample_shape, dataset.num_classes)
+    if config.standardize:
+        scale = net[0]
+        assert isinstance(scale, Standardize)
+        scale.fit(dataset.train_x)
+    return net
+
+
 def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes: int) -> Network:
     """The network a run trains, initialised from the run's seed.
 
@@ -53,13 +79,21 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
         layer, SpelaLinear (with binary weights if asked for) after RowNorm and Dropout, if any; or the
         backprop baseline with the same hidden layers and an output layer of C logits; or another rival
         (`build_rival`). Dropout on the network's input stands first. A network by name is a
-        `SpelaSequential` of SpelaBlock, or the baseline with an output layer.
+        `SpelaSequential` of SpelaBlock, or the baseline with an output layer. In front of all of it stands
+        `Standardize`, if asked for, which `network_for` fits.
 
     Raises:
         ValueError: If convolutions are asked for samples that are no images, or too small ones; or if a
             layer has no room for as many class vectors.
     """
     _check_room(config, num_classes)
+    net = _learning_part(config, sample_shape, num_classes)
+    if config.standardize:
+        net.insert(0, Standardize(sample_shape, **FLOAT32))
+    return net
+
+
+def _learning_part(config: RunConfig, sample_shape: tuple[int, ...], num_classes: int) -> Network:
     generator = torch.Generator().manual_seed(config.seed)
     if config.network:
         return build_named_network(config, sample_shape, num_classes, generator)

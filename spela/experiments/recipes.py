@@ -58,6 +58,7 @@ _COMMON: dict[str, Any] = {
     "projection": 128,
     "similarity": 0.0,
     "augment": False,
+    "standardize": False,
     "head_weight_decay": None,
 }
 

@@ -16,7 +16,7 @@ from spela.data import (
     resize_images,
     split_anew,
 )
-from spela.experiments.models import build_network, build_optimizer, least_weights
+from spela.experiments.models import build_network, build_optimizer, least_weights, network_for
 from spela.experiments.rivals import Network
 from spela.training import (
     Checkpoint,
@@ -105,7 +105,7 @@ def run(
     with folder.writing():
         checkpoint = checked_checkpoint(folder, config, dataset, extend) if resume else None
         dataset = dataset.to(device)
-        net = build_network(config, dataset.sample_shape, dataset.num_classes).to(device)
+        net = network_for(config, dataset).to(device)
         optimizer = build_optimizer(config, net)
         trainer = Trainer(config, net, optimizer, dataset, folder, listener, graph)
         if checkpoint is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from spela.choices import EXPORTS, FORMATS, OPSET
 from spela.experiments import build_network, build_optimizer
 from spela.export.inference import inference_program
@@ -12,6 +14,7 @@ from spela.export.program import Program
 from spela.export.pt2_file import write_pt2
 from spela.export.pte_file import write_pte
 from spela.export.train_step import train_step_program
+from spela.layers import Standardize
 from spela.network import SpelaSequential
 from spela.training import Checkpoint, RunFolder, read_checkpoint, restore
 
@@ -69,13 +72,23 @@ def export_run(
     return program
 
 
+def _keep_scaling(checkpoint: Checkpoint, net: nn.Module) -> None:
+    """The scaling of the run's input is its data's: known before the first step, and no part of training."""
+    for name, module in net.named_children():
+        if isinstance(module, Standardize):
+            for key, own in module.named_buffers():
+                own.copy_(checkpoint.tensors[f"model.{name}.{key}"])
+
+
 def _program(
     checkpoint: Checkpoint, what: str, batch_size: int | None, untrained: bool, weights_apart: bool
 ) -> Program:
     config, shape = checkpoint.config, checkpoint.sample_shape
     net = build_network(config, shape, len(checkpoint.class_names))
     optimizer = build_optimizer(config, net)
-    if not untrained:
+    if untrained:
+        _keep_scaling(checkpoint, net)
+    else:
         restore(checkpoint, net, optimizer)
     pixels = str(checkpoint.sample_dtype) == "torch.uint8"
     facts = {

@@ -6,7 +6,7 @@ from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.conv import SpelaConv2d
 from spela.layers.frozen import Frozen
 from spela.layers.linear import SpelaLinear
-from spela.layers.normalize import RowNorm
+from spela.layers.normalize import RowNorm, Standardize
 
 __all__ = [
     "BinaryWeight",
@@ -17,5 +17,6 @@ __all__ = [
     "SpelaBlock",
     "SpelaConv2d",
     "SpelaLinear",
+    "Standardize",
     "with_binary_weight",
 ]

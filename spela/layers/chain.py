@@ -9,30 +9,47 @@ from torch import Tensor, nn
 
 from spela.layers.contract import ChainLayer
 from spela.layers.linear import SpelaLinear
-from spela.layers.normalize import RowNorm
+from spela.layers.normalize import RowNorm, Standardize
 from spela_kernels.backend import select_backend
 from spela_kernels.contracts import Settings, check_labels, check_target
 from spela_kernels.linear import Parameters
 from spela_kernels.precision import runs_as_written
 
-__all__ = ["chain_of", "is_flatten", "steps_a_call"]
+__all__ = ["chain_of", "modules_ahead", "steps_a_call"]
 
 # Multiply-adds of one call: a tenth of a second at most of any processor.
 _A_CALL = 500_000_000
 
 
-def is_flatten(module: nn.Module) -> bool:
-    """Whether a module makes each sample a row, and nothing watches it.
+def modules_ahead(modules: list[nn.Module]) -> int | None:
+    """How many modules, first to last, only make each sample a row or scale it, whatever its batch.
+
+    They can be given the samples of many steps at once.
+
+    Args:
+        modules: Of a network, in order.
+
+    Returns:
+        The count; None where what follows is no stack of linear layers, norms and dropout.
 
     Example:
-        >>> is_flatten(nn.Flatten()), is_flatten(nn.Flatten(2))
-        (True, False)
+        >>> layer = SpelaLinear(3, 4, 2)
+        >>> modules_ahead([Standardize((3,)), layer]), modules_ahead([nn.ReLU(), layer])
+        (1, None)
     """
-    return (
-        type(module) is nn.Flatten
-        and (module.start_dim, module.end_dim) == (1, -1)
-        and not (module._forward_pre_hooks or module._forward_hooks)
-    )
+    count = 0
+    while count < len(modules) and _is_fixed(modules[count]):
+        count += 1
+    known = all(type(module) in (SpelaLinear, RowNorm, nn.Dropout) for module in modules[count:])
+    return count if known else None
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    if module._forward_pre_hooks or module._forward_hooks:
+        return False
+    if type(module) is nn.Flatten:
+        return (module.start_dim, module.end_dim) == (1, -1)
+    return type(module) is Standardize
 
 
 def chain_of(modules: Iterable[nn.Module], x: Tensor, target: Tensor) -> list[ChainLayer] | None:

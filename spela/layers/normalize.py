@@ -1,13 +1,18 @@
-"""RowNorm, between layers: a layer's input does not depend on the scale of the output before it."""
+"""Scales of what a layer takes: RowNorm between layers, Standardize in front of the first."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from spela_kernels.linear.steps import norm_fits, norm_rows
 
-__all__ = ["RowNorm"]
+__all__ = ["RowNorm", "Standardize"]
+
+_ROWS = 4096  # samples at a time: bounds the temporaries
 
 
 class RowNorm(nn.Module):
@@ -51,3 +56,89 @@ class RowNorm(nn.Module):
     def extra_repr(self) -> str:
         """The target norm."""
         return f"norm={self.norm!r}"
+
+
+class Standardize(nn.Module):
+    """Centre each feature and divide it by its deviation, both of the samples that `fit` saw.
+
+    In front of a network's first layer the scaling goes wherever the network goes: into checkpoints, exported
+    programs and predictions of raw features. Nothing of it is trained; before `fit` it changes nothing.
+
+    Args:
+        sample_shape: Of one sample: (F,), each feature by its own; or (C, H, W), each channel by its own.
+        device: Of the buffers.
+        dtype: Of the buffers; None: torch's default.
+
+    Shape:
+        (B, *sample_shape), floating point -> the same.
+
+    Raises:
+        ValueError: If `sample_shape` is neither.
+
+    Source: LeCun, Bottou, Orr, Mueller, "Efficient BackProp", 1998, Section 4.3.
+
+    Example:
+        >>> scale = Standardize((2,)).fit(torch.tensor([[1.0, 30.0], [3.0, 30.0]]))
+        >>> scale(torch.tensor([[3.0, 31.0]]))
+        tensor([[1., 1.]])
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        sample_shape: Sequence[int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.sample_shape = tuple(sample_shape)
+        if len(self.sample_shape) not in (1, 3) or min(self.sample_shape) < 1:
+            raise ValueError(f"`sample_shape` must be (F,) or (C, H, W), got {self.sample_shape}")
+        shape = (self.sample_shape[0],) + (1,) * (len(self.sample_shape) - 1)
+        self.register_buffer("mean", torch.zeros(shape, device=device, dtype=dtype))
+        self.register_buffer("deviation", torch.ones(shape, device=device, dtype=dtype))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> Standardize:
+        """Take mean and deviation from samples; a feature that never changes is only centred.
+
+        Args:
+            x: (N, *sample_shape); uint8 pixels count as 0..1, which is what the network is given (`prepare`).
+
+        Returns:
+            The module.
+
+        Raises:
+            ValueError: If the shape does not fit, or there is no sample.
+        """
+        if tuple(x.shape[1:]) != self.sample_shape or len(x) == 0:
+            raise ValueError(
+                f"`x` must be (N, {', '.join(map(str, self.sample_shape))}) with at least one sample, got "
+                f"shape {tuple(x.shape)}"
+            )
+        axes = [0, *range(2, x.dim())]
+        count = len(x) * math.prod(x.shape[2:])
+        full_scale = 255.0 if x.dtype == torch.uint8 else 1.0
+        mean = torch.zeros_like(self.mean, dtype=torch.float64)
+        squares = torch.zeros_like(mean)
+        for part in x.split(_ROWS):
+            mean += (part.double() / full_scale).sum(axes).view_as(mean) / count
+        for part in x.split(_ROWS):
+            squares += (part.double() / full_scale - mean).square().sum(axes).view_as(mean) / count
+        deviation = squares.sqrt()
+        # What rounding alone leaves of a constant is no deviation.
+        deviation[deviation <= 1e-7 * mean.abs()] = 1.0
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale a batch."""
+        return (x - self.mean) / self.deviation
+
+    def extra_repr(self) -> str:
+        """The samples' shape."""
+        return f"sample_shape={self.sample_shape}"

@@ -23,6 +23,7 @@ from spela.layers import (
     SpelaBlock,
     SpelaConv2d,
     SpelaLinear,
+    Standardize,
     with_binary_weight,
 )
 from spela.layers.plain import departure
@@ -33,7 +34,7 @@ __all__ = ["DTYPES", "build_module", "describe_module", "parts_of", "shapes_of"]
 _KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
-        *(SpelaLinear, SpelaConv2d, SpelaBlock, RowNorm, Frozen, nn.Sequential),
+        *(SpelaLinear, SpelaConv2d, SpelaBlock, RowNorm, Standardize, Frozen, nn.Sequential),
         *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
         *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout),

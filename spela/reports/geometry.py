@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spela.data import Dataset, prepare
-from spela.experiments import build_network, load_data, load_run
+from spela.experiments import load_data, load_run, network_for
 from spela.experiments.archive import find_run
 from spela.layers import LocalLayer
 
@@ -56,7 +56,7 @@ def layers_figure(runs: Path, key: str, data_root: Path | None, quick: bool) -> 
     count = min(_QUICK_SAMPLES if quick else _SAMPLES, len(dataset.test_y))
     dataset = dataset.subset(test=count)  # at equal distances: files are often sorted by class
     x, labels = prepare(dataset.test_x), dataset.test_y
-    untrained = build_network(config, dataset.sample_shape, dataset.num_classes).eval()
+    untrained = network_for(config, dataset).eval()
     before, after = _outputs(untrained, x), _outputs(loaded.net, x)
     chosen = sorted({0, len(after) // 2, len(after) - 1})[:_COLUMNS]
     figure = Figure(figsize=(3.6 * len(chosen), 7.4), layout="constrained")

@@ -135,6 +135,8 @@ class RunConfig:
         head_hidden: Outputs of the heads' hidden layers; 0: none.
         projection: Outputs of the heads' projections; their loss is `objective` with `scale`.
         similarity: Weight of the blocks' similarity loss, in [0, 1).
+        standardize: Whether the network first centres every feature, or an image's every channel, and divides
+            it by its deviation, both of the training samples.
         augment: Whether training images are cropped (zeros around, 4 pixels) and mirrored at random.
     """
 
@@ -188,6 +190,7 @@ class RunConfig:
     head_hidden: int = 0
     similarity: float = 0.0
     augment: bool = False
+    standardize: bool = False
     head_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
@@ -251,6 +254,10 @@ class RunConfig:
             )
         if self.share_groups and (self.method != "spela" or not self.channels):
             raise ValueError("share_groups is for SPELA's convolutions: use --model cnn")
+        if self.standardize and self.method in ("ff", "pepita", "supervised"):
+            raise ValueError(
+                f"method {self.method} changes its input itself or takes blocks alone: leave standardize out"
+            )
         if self.binarise and (self.method != "spela" or self.channels):
             raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
 
