@@ -95,6 +95,11 @@ def evaluate_command(
     where = pick_device(device)
     loaded = _loaded(run_dir, where)
     checkpoint = loaded.checkpoint
+    learnt_from = checkpoint.config.data
+    if data is None and Path(learnt_from).suffix and not Path(learnt_from).expanduser().exists():
+        raise ValueError(
+            f"{run_dir} was trained on {learnt_from}, which is not here: say where it lies now, --data FILE"
+        )
     dataset = load_data(checkpoint.config, data_root, data)
     if dataset.sample_shape != checkpoint.sample_shape:
         raise ValueError(

@@ -308,7 +308,7 @@ def _can_resume(folder: RunFolder, config: RunConfig) -> bool:
         folder.clear()
         return False
     whole = len(evidence.records) == checkpoint.epoch and not checkpoint.extended_at
-    if whole and checkpoint.config == config:
+    if whole and _placeless(checkpoint.config.to_dict()) == _placeless(config.to_dict()):
         return True
     folder.clear()
     return False

@@ -129,9 +129,11 @@ def checked_checkpoint(
 
     Raises:
         ValueError: If there is no readable checkpoint, the run's files disagree, or it was started with
-            other settings or data.
+            other settings or data (the same samples in a file that was moved are the same data).
     """
     evidence, checkpoint = read_checkpoint(RunFolder(folder.path))
+    if checkpoint.data_digest == dataset.digest:  # its file may have been moved
+        config = replace(config, data=checkpoint.config.data)
     saved, asked = asdict(checkpoint.config), asdict(config)
     longer = extend and _is_longer(config, checkpoint)
     changed = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -158,6 +158,8 @@ class Trainer:
             ValueError: If the records of some of its epochs are lost.
         """
         restore(checkpoint, self.module, self.optimizer)
+        # The name that the data was first read by, wherever its file lies now.
+        self.config = replace(self.config, data=checkpoint.config.data)
         self.epochs_done = checkpoint.epoch
         self.extended_at = checkpoint.extended_at
         self.folder.keep_metrics(self.epochs_done)

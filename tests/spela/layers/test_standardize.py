@@ -1,4 +1,4 @@
-"""Standardize: its values against NumPy's in float64, what it refuses, and the bits of many steps in one call."""
+"""Standardize: its values against NumPy, what it refuses, and the bits of many steps in one call."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -172,3 +173,40 @@ def test_the_command_line_goes_on_only_when_epochs_are_given(
     assert "not the result of one run of 2 epochs" in note
     assert note in shown
     assert note in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("epochs", [1, 2], ids=["as it was", "longer"])
+def test_a_run_goes_on_where_its_file_was_moved_and_only_with_the_same_samples(
+    epochs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)).astype(np.float32), np.arange(60) % 3
+    (tmp_path / "moved").mkdir()
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", x=x, y=y)
+    np.savez("moved/other.npz", x=x + 1, y=y)
+
+    def spela(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spela", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    train = ("train", "--layers", "8", "--out", "run", "--data")
+    assert spela(*train, "mine.npz", "--epochs", "1")[0] == 0
+    before = load_file("run/checkpoint.safetensors")
+    Path("mine.npz").rename("moved/mine.npz")
+    code, _, error = spela("evaluate", "run")
+    assert code == 2
+    assert "run was trained on mine.npz, which is not here" in error
+    assert spela("evaluate", "run", "--data", "moved/mine.npz")[0] == 0
+    code, _, error = spela(*train, "moved/other.npz", "--epochs", str(epochs), "--resume")
+    assert code == 2
+    assert "data 'mine.npz' -> 'moved/other.npz'" in error
+    assert spela(*train, "moved/mine.npz", "--epochs", str(epochs), "--resume")[0] == 0
+    read = read_evidence(RunFolder("run"))
+    assert len(read.records) == epochs
+    assert load_run("run").checkpoint.config.data == "mine.npz"
+    after = load_file("run/checkpoint.safetensors")
+    same = all(torch.equal(after[key], before[key]) for key in before if key.endswith("weight"))
+    assert same == (epochs == 1)
