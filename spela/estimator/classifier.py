@@ -187,6 +187,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self._train(x, target, held, goes_on)
             self._score_precisely()
             self._calibrate(*((x, target) if held is None else held))
+            if held is None:  # scored after they were learnt: nothing for `partial_fit` to go by
+                self._recent = None
         return self
 
     @without_inference
@@ -208,6 +210,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             ValueError: If a parameter or the data does not fit, or classes are missing or other ones.
         """
         check_parameters(self)
+        if isinstance(classes, set | frozenset):  # which NumPy takes for one object
+            classes = list(classes)
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
@@ -234,7 +238,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self._score_precisely()
             self._calibrate(x, target)
             self.net_.float()
-            batch_size = 100 if isinstance(self.batch_size, str) else self.batch_size
+            batch_size = 100 if isinstance(self.batch_size, str) else int(self.batch_size)
             self._epoch(x, target, batch_size, lambda share: float(self.learning_rate))
             self._score_precisely()
         return self

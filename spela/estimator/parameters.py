@@ -55,7 +55,7 @@ def batch_rows(batch_size: int | str, samples: int) -> int:
         ([16, 60, 100, 200], 32)
     """
     if not isinstance(batch_size, str):
-        return batch_size
+        return int(batch_size)  # NumPy's small integers would overflow
     return max(16, min(100 if samples < 20_000 else 200, samples // 10))
 
 
@@ -128,6 +128,8 @@ def check_goes_on(model: Any, labels: np.ndarray) -> None:
         ("objective", first.objective, model.objective),
         ("scale", first.scale, float(model.scale)),
         ("standardize", model.scaler_ is not None, bool(model.standardize)),
+        # Rows that were learnt are no validation part.
+        ("early_stopping", model.validation_scores_ is not None, bool(model.early_stopping)),
         ("device", str(first.weight.device), str(device)),
     ):
         if built != asked:

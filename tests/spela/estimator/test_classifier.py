@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from spela import SpelaClassifier, SpelaSequential
+from spela.estimator.calibration import fit_temperature
 from spela.optim import LocalAdam
 
 IRIS = load_iris(return_X_y=True)
@@ -167,6 +169,37 @@ def test_partial_fit_goes_on_after_fit(digits: Split) -> None:
         model.partial_fit(x, y)
     assert model.n_iter_ == 10
     assert model.score(x_test, y_test) > before
+
+
+def test_the_temperature_after_fit_is_of_samples_scored_before_they_were_learnt(
+    digits: Split,
+) -> None:
+    x, _, y, _ = digits
+    model = SpelaClassifier(random_state=0, max_iter=2).fit(x[:500], y[:500])
+    new, labels = x[500:], y[500:]
+    # The scaler learns from a batch first: of the same rows again, its deviations stay.
+    scores = []
+    for _ in range(2):
+        twin = copy.deepcopy(model)
+        twin.scaler_.partial_fit(new)  # before anything is scored
+        scores.append(torch.from_numpy(twin.decision_function(new)))
+        model.partial_fit(new, labels)
+        recent = torch.cat(scores), torch.from_numpy(np.tile(labels, len(scores)))
+        kept = tuple(part[-1000 - len(labels) :] for part in recent)
+        assert model.temperature_ == pytest.approx(fit_temperature(*kept), rel=1e-6)
+
+
+def test_settings_and_classes_of_other_types_count_the_same() -> None:
+    x, y = IRIS
+    plain = SpelaClassifier(16, max_iter=3, random_state=0, batch_size=100).fit(x, y)
+    for size in (np.uint8(100), np.int64(100)):  # 150 samples do not fit into 8 bits
+        other = SpelaClassifier(16, max_iter=3, random_state=0, batch_size=size).fit(x, y)
+        np.testing.assert_array_equal(other.decision_function(x), plain.decision_function(x))
+    found = [
+        SpelaClassifier(16, random_state=0, batch_size=size).partial_fit(x, y, classes=classes)
+        for size, classes in ((100, [0, 1, 2]), (np.uint8(100), {2, 0, 1}))
+    ]
+    np.testing.assert_array_equal(*(one.decision_function(x) for one in found))
 
 
 def test_the_seed_decides_and_torchs_generator_is_left_alone() -> None:

@@ -93,6 +93,7 @@ def test_early_stopping_keeps_what_was_better_before() -> None:
         ("objective", "log", "whose objective is 'softmax', not 'log'"),
         ("scale", 5, "whose scale is 20.0, not 5.0"),
         ("standardize", False, "whose standardize is True, not False"),
+        ("early_stopping", True, "whose early_stopping is False, not True"),
         ("device", "meta", "whose device is 'cpu', not 'meta'"),
     ],
 )
