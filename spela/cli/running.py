@@ -184,8 +184,8 @@ def few_steps_note(config: RunConfig, samples: int) -> str:
     if steps >= _FEW:
         return ""
     return (
-        f"only {steps} steps: try more --epochs, such as {math.ceil(_FEW / in_an_epoch)}, or a smaller "
-        "--batch-size"
+        f"only {steps} step{'' if steps == 1 else 's'}: try more --epochs, such as "
+        f"{math.ceil(_FEW / in_an_epoch)}, or a smaller --batch-size"
     )
 
 

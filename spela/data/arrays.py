@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_labels", "as_samples", "as_tensor", "count_classes", "split_indices"]
+__all__ = ["as_indices", "as_labels", "as_samples", "as_tensor", "count_classes", "split_indices"]
 
 _CHANNELS = (1, 3, 4)
 
@@ -87,6 +89,37 @@ def as_samples(array: np.ndarray, where: str) -> Tensor:
     return torch.from_numpy(array)
 
 
+def as_indices(array: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
+    """Turn an array of class names into class indices.
+
+    Args:
+        array: (N,) or (N, 1) text.
+        names: The classes, in the order of their indices.
+        where: file or array name for messages.
+
+    Returns:
+        int64, of the array's shape.
+
+    Raises:
+        ValueError: another dtype, or a name that is none of `names`.
+
+    Example:
+        >>> as_indices(np.array(["dog", "cat"]), ("cat", "dog"), "y")
+        array([1, 0])
+    """
+    if array.dtype.kind != "U":
+        raise ValueError(f"{where} must be class names, as the other labels are, got {array.dtype}")
+    found, places = np.unique(array, return_inverse=True)
+    unknown = [str(name) for name in found if str(name) not in names]
+    if unknown:
+        raise ValueError(
+            f"{where} holds {unknown[0]!r}, which is no class: the classes are {', '.join(names[:5])}"
+            + (", ..." if len(names) > 5 else "")
+        )
+    indices = np.array([names.index(str(name)) for name in found], np.int64)
+    return indices[places].reshape(array.shape)
+
+
 def as_labels(array: np.ndarray, where: str) -> Tensor:
     """Turn an array of class indices into labels.
 
@@ -146,7 +179,8 @@ def count_classes(labels: Tensor, where: str) -> int:
     if missing:
         raise ValueError(
             f"{where} goes up to {high} but class {missing[0]} has no training sample; number the "
-            "classes 0..C-1, or store a class_names array of length C beside the data"
+            "classes 0..C-1, give their names as labels, or store a class_names array of length C beside the "
+            "data"
         )
     return high + 1
 

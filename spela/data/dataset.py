@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "check_samples"]
 
 _MOST = 1e15  # sums of squares stay in float32, which norms of rows need
 
@@ -62,7 +62,7 @@ class Dataset:
             x, y = getattr(self, f"{part}_x"), getattr(self, f"{part}_y")
             if not isinstance(x, Tensor) or not isinstance(y, Tensor):
                 raise TypeError(f"{label}: {part}_x and {part}_y must be tensors")
-            _check_samples(x, f"{label}: {part}_x")
+            check_samples(x, f"{label}: {part}_x")
             _check_labels(y, self.num_classes, f"{label}: {part}_y")
             if len(x) != len(y):
                 raise ValueError(
@@ -170,7 +170,22 @@ class Dataset:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def _check_samples(x: Tensor, where: str) -> None:
+def check_samples(x: Tensor, where: str) -> None:
+    """Refuse what can be no samples of a dataset.
+
+    Args:
+        x: (N, C, H, W) or (N, F), uint8 or float32.
+        where: Its name for messages.
+
+    Raises:
+        ValueError: As `Dataset`.
+
+    Example:
+        >>> check_samples(torch.zeros(0, 3), "x")
+        Traceback (most recent call last):
+        ...
+        ValueError: x must be (N, F) or (N, C, H, W) with at least one sample, got shape (0, 3)
+    """
     if x.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"{where} must be uint8 (pixels) or float32 (features), got {x.dtype}")
     if x.ndim not in (2, 4) or x.numel() == 0:

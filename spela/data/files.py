@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
-from spela.data.arrays import as_labels, as_samples, count_classes, split_indices
-from spela.data.dataset import Dataset
+import numpy as np
+from torch import Tensor
+
+from spela.data.arrays import (
+    as_indices,
+    as_labels,
+    as_samples,
+    count_classes,
+    split_indices,
+)
+from spela.data.dataset import Dataset, check_samples
 from spela.data.idx import read_idx_files
 from spela.data.npz import npz_keys, read_npz
 from spela.data.tensor_file import TENSOR_SUFFIX, read_tensor_dataset
@@ -26,8 +36,10 @@ def load_file(path: Path, *, split_seed: int = 0) -> Dataset:
     Args:
         path: an .npz file with train_x, train_y, test_x, test_y (or Keras' x_train, ..., or
             MedMNIST's train_images, ...), or with x and y, of which every fifth sample of a class
-            becomes a test sample; an optional text array class_names. Or a .safetensors file with
-            train_x, ..., such as `spela features` writes. Or a folder with four idx files.
+            becomes a test sample; an optional text array class_names. Labels are whole numbers from 0, or
+            class names, which without class_names are numbered in their alphabetical order. Or a
+            .safetensors file with train_x, ..., such as `spela features` writes. Or a folder with four idx
+            files.
         split_seed: which samples of x and y become test samples.
 
     Raises:
@@ -48,42 +60,62 @@ def _load_idx(folder: Path) -> Dataset:
 
 
 def _load_npz(path: Path, split_seed: int) -> Dataset:
+    if path.suffix.lower() != ".npz" and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is not a kind of file that holds a dataset: numpy.savez('mine.npz', x=features, "
+            "y=labels) makes one; .safetensors files and folders of idx files are read too"
+        )
     keys = npz_keys(path)
     split = next((names for names in _SPLIT_KEYS if set(names) <= set(keys)), None)
-    if split is not None:
-        train_x = as_samples(read_npz(path, split[0]), f"{path}: {split[0]}")
-        train_y = as_labels(read_npz(path, split[1]), f"{path}: {split[1]}")
-        test_x = as_samples(read_npz(path, split[2]), f"{path}: {split[2]}")
-        test_y = as_labels(read_npz(path, split[3]), f"{path}: {split[3]}")
-        label_key = split[1]
-    elif {"x", "y"} <= set(keys):
-        x = as_samples(read_npz(path, "x"), f"{path}: x")
-        y = as_labels(read_npz(path, "y"), f"{path}: y")
-        if len(x) != len(y):
-            raise ValueError(f"{path}: x has {len(x)} samples but y has {len(y)} labels")
-        train, test = split_indices(y, seed=split_seed)
-        train_x, train_y, test_x, test_y = x[train], y[train], x[test], y[test]
-        label_key = "y"
-    else:
+    if split is None and not {"x", "y"} <= set(keys):
         raise ValueError(
             f"{path} must hold train_x, train_y, test_x, test_y, or x and y; "
             f"it holds {', '.join(keys) or 'no array'}"
         )
-    if "class_names" in keys:
-        class_names = _class_names(path)
-    else:
-        count = count_classes(train_y, f"{path}: {label_key}")
+    of_samples = ("x",) if split is None else (split[0], split[2])
+    of_labels = ("y",) if split is None else (split[1], split[3])
+    x = [as_samples(read_npz(path, key), f"{path}: {key}") for key in of_samples]
+    labels = [read_npz(path, key) for key in of_labels]
+    class_names = _class_names(path) if "class_names" in keys else ()
+    if labels[0].dtype.kind == "U":
+        class_names = class_names or tuple(str(name) for name in np.unique(labels[0]))
+        labels = [
+            as_indices(array, class_names, f"{path}: {key}")
+            for key, array in zip(of_labels, labels, strict=True)
+        ]
+    y = [as_labels(array, f"{path}: {key}") for key, array in zip(of_labels, labels, strict=True)]
+    if not class_names:
+        count = count_classes(y[0], f"{path}: {of_labels[0]}")
         class_names = tuple(str(index) for index in range(count))
+    if split is None:
+        check_samples(x[0], f"{path}: x")  # while its rows are those of the file
+        x, y = _split(x[0], y[0], class_names, path, split_seed)
     return Dataset(
         name=path.stem,
-        train_x=train_x,
-        train_y=train_y,
-        test_x=test_x,
-        test_y=test_y,
+        train_x=x[0],
+        train_y=y[0],
+        test_x=x[1],
+        test_y=y[1],
         num_classes=len(class_names),
         class_names=class_names,
         source=str(path),
     )
+
+
+def _split(
+    x: Tensor, y: Tensor, class_names: tuple[str, ...], path: Path, seed: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Samples and labels, for training and for the test."""
+    if len(x) != len(y):
+        raise ValueError(f"{path}: x has {len(x)} samples but y has {len(y)} labels")
+    train, test = split_indices(y, seed=seed)
+    lost = sorted(set(y.tolist()) - set(y[train].tolist()))
+    if lost and 0 <= lost[0] < len(class_names):
+        raise ValueError(
+            f"{path}: class {class_names[lost[0]]} has one sample, which became a test sample: give two or "
+            "more of every class, or a split of your own as train_x, train_y, test_x and test_y"
+        )
+    return [x[train], x[test]], [y[train], y[test]]
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def _read_array(stream: IO[bytes], most_bytes: int, where: str) -> np.ndarray:
     if dtype.hasobject:
         raise ValueError(
             f"{where} is an array of Python objects, which only pickle could read and which is "
-            "never loaded; save numbers instead, e.g. numpy.stack(items).astype('float32')"
+            "never loaded; save numbers, e.g. numpy.stack(items).astype('float32'), or text as .astype(str)"
         )
     if not all(0 <= extent < 2**63 for extent in shape):  # beside a 0 any extent would pass below
         raise ValueError(f"{where} is not a NumPy array: its header claims the shape {shape}")

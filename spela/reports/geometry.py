@@ -13,6 +13,7 @@ from spela.data import Dataset, prepare
 from spela.experiments import load_data, load_run, network_for
 from spela.experiments.archive import find_run
 from spela.layers import LocalLayer
+from spela.reports.lettering import drawable
 
 __all__ = ["layers_figure", "layers_run"]
 
@@ -93,5 +94,7 @@ def _name_classes(figure: Figure, dots: Any, dataset: Dataset, labels: Tensor) -
     present = sorted(set(labels.tolist()))
     handles, _ = dots.legend_elements(num=None)
     if len(handles) == len(present):
-        names = [dataset.class_names[k] for k in present]
-        figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8)
+        names = drawable(dataset.class_names)
+        figure.legend(
+            handles, [names[k] for k in present], loc="outside lower center", ncols=5, fontsize=8
+        )

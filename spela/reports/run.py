@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from spela.data import Dataset
 from spela.experiments import LoadedRun
 from spela.reports.cells import by_layer
+from spela.reports.lettering import drawable
 from spela.reports.looks import Looks, look_at
 from spela.reports.rendering import render, write_bytes
 from spela.reports.run_figures import (
@@ -56,7 +58,7 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
     looks = look_at(run, dataset, names)
     samples = sample_cards(looks, dataset, names)
     (folder.path / "plots").mkdir(exist_ok=True)
-    figures = _figures(records, names, confusion, looks, dataset.class_names)
+    figures = _figures(records, names, confusion, looks, drawable(dataset.class_names))
     page = render(
         "run.html",
         title=f"SPELA run {folder.path.name}",
@@ -92,7 +94,7 @@ def _figures(
     names: list[str],
     confusion: Any,
     looks: Looks,
-    classes: tuple[str, ...],
+    classes: Sequence[str],
 ) -> list[tuple[str, list[tuple[str, str, Figure]]]]:
     """The page's plots in groups: (title, [(file name without ending, what it shows, figure)])."""
     return [

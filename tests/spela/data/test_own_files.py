@@ -105,9 +105,50 @@ def test_class_names_allow_a_class_without_samples(tmp_path):
     assert data.class_names == ("ant", "bee", "cow", "dog")
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["by alphabet", "as named"])
+def test_labels_may_be_class_names(named: bool, tmp_path):
+    words = np.array(["ox", "ant", "bee"])
+    more = {"class_names": np.array(["bee", "ox", "ant", "cow"])} if named else {}
+    y = {"train_y": words[TRAIN_Y], "test_y": words[[2, 1, 0]]}
+    data = load_dataset(_save(tmp_path / "words.npz", **y, **more))
+    assert data.class_names == (("bee", "ox", "ant", "cow") if named else ("ant", "bee", "ox"))
+    assert [data.class_names[k] for k in data.train_y] == [*words[TRAIN_Y]]
+    assert [data.class_names[k] for k in data.test_y] == ["bee", "ant", "ox"]
+    np.savez(tmp_path / "both.npz", x=np.eye(30), y=words[np.arange(30) % 3][:, None], **more)
+    both = load_dataset(tmp_path / "both.npz")
+    rows, labels = torch.cat([both.train_x, both.test_x]), torch.cat([both.train_y, both.test_y])
+    for row, label in zip(rows, labels, strict=True):
+        assert both.class_names[label] == words[int(row.argmax()) % 3]
+
+
+def test_a_file_of_x_and_y_is_judged_by_its_own_rows_and_classes(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4
+    x[17, 1] = np.nan
+    np.savez(tmp_path / "nan.npz", x=x, y=y)
+    with pytest.raises(ValueError, match=r"nan\.npz: x has 1 values .* the first in sample 17"):
+        load_dataset(tmp_path / "nan.npz")
+    # One sample of a class, which only one of the parts can have.
+    np.savez(tmp_path / "single.npz", x=np.ones((11, 3)), y=np.array(["rare"] + ["seen"] * 10))
+    with pytest.raises(ValueError, match=r"class rare has one sample, which became a test sample"):
+        load_dataset(tmp_path / "single.npz")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"test_y": np.array(["0", "1", "2"])}, "test_y must be integer class indices"),
+        (
+            {"train_y": np.array(list("abcabc"))},
+            "test_y must be class names, as the other labels are",
+        ),
+        (
+            {"train_y": np.array(list("abcabc")), "test_y": np.array(list("abd"))},
+            "test_y holds 'd', which is no class: the classes are a, b, c",
+        ),
+        (
+            {"train_y": np.array(list("abcabc")), "class_names": np.array(["a", "b"])},
+            "train_y holds 'c', which is no class: the classes are a, b",
+        ),
         ({"train_x": np.full((6, 4), np.nan)}, "24 values that are NaN"),
         ({"test_x": np.full((3, 4), 1e300)}, "12 values that are NaN, Inf or beyond float32"),
         ({"train_x": np.zeros((6, 4), np.int64)}, "train_x must be uint8 .*got int64"),
@@ -127,6 +168,10 @@ def test_class_names_allow_a_class_without_samples(tmp_path):
         ({"class_names": np.array(["a", "b"])}, r"train_y must be in 0\.\.1"),
     ],
     ids=[
+        "test-names",
+        "test-numbers",
+        "unknown-name",
+        "unnamed-name",
         "nan",
         "overflow",
         "int-samples",
@@ -165,8 +210,15 @@ def test_a_missing_path_a_text_file_and_an_empty_folder(tmp_path):
     with pytest.raises(ValueError, match=r"data file .*none\.npz does not exist"):
         load_dataset(tmp_path / "none.npz")
     (tmp_path / "table.csv").write_text("1,2\n")
-    with pytest.raises(ValueError, match=r"cannot read .*table\.csv as an \.npz file"):
-        load_dataset(tmp_path / "table.csv")
+    np.save(tmp_path / "x.npy", TRAIN_X)
+    for name in ("table.csv", "x.npy"):
+        with pytest.raises(
+            ValueError, match=r"is not a kind of file .*numpy\.savez\('mine\.npz', x="
+        ):
+            load_dataset(tmp_path / name)
+    (tmp_path / "cut.npz").write_text("1,2\n")
+    with pytest.raises(ValueError, match=r"cannot read .*cut\.npz as an \.npz file"):
+        load_dataset(tmp_path / "cut.npz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="does not hold four idx files"):
         load_dataset(tmp_path / "empty")

@@ -23,6 +23,7 @@ from spela.data import Dataset, load_dataset
 from spela.data.prepare import prepare
 from spela.experiments import LoadedRun, load_data, load_run, make_config
 from spela.experiments import run as run_training
+from spela.reports.lettering import drawable
 from spela.reports.looks import look_at
 from spela.reports.run import write_report
 from spela.reports.run_figures import confusion_figure, curve_figures, geometry_figure
@@ -338,6 +339,19 @@ def test_weights_that_are_not_finite_have_a_page(tmp_path: Path) -> None:
     page = _page(tmp_path / "run", load_run(tmp_path / "run"), data)
     assert "The weights are no longer finite from epoch 1 on" in page
     assert "Class geometry of" not in page
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_of_classes_may_be_of_any_script_and_hold_formulas(tmp_path: Path) -> None:
+    data = _rows(classes=("$a", "\u6f22\u5b57", "$b_{1"))
+    config = make_config("rows", layers=(8,), epochs=1)
+    run_training(config, data, tmp_path / "run")
+    page = _page(tmp_path / "run", load_run(tmp_path / "run"), data)
+    assert "\u6f22\u5b57" in page  # text shows what the pictures' font lacks
+    figure = confusion_figure(torch.eye(3, dtype=torch.int64), drawable(data.class_names))
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [r"\$a", "1", r"\$b_{1"]
 
 
 def test_names_of_classes_of_any_length_leave_the_matrix_its_place() -> None:
