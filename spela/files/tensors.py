@@ -1,8 +1,10 @@
-"""Named tensors as a safetensors file: whole or absent, and the same bytes for the same content."""
+"""Named tensors as a safetensors file with their digest: whole or absent, the same bytes for one state."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from io import BufferedIOBase
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,8 @@ from torch import Tensor
 from spela.files.atomic import write_atomically
 
 __all__ = ["fill_tensors", "read_tensors", "save_tensors"]
+
+_DIGEST = "sha256"  # of the tensors' bytes
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -41,10 +45,10 @@ def fill_tensors(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]
         OSError: If it cannot be written.
     """
     try:
-        save_file(tensors, name, metadata)
+        save_file(tensors, name, {**metadata, _DIGEST: "0" * 64})
     except SafetensorError as error:
         raise OSError(str(error)) from None  # `write_atomically` names the file
-    _sort_metadata(name)
+    _complete_metadata(name)
 
 
 def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -58,25 +62,38 @@ def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, st
         Tensors on the CPU and texts, by name.
 
     Raises:
-        ValueError: If it is of another format.
+        ValueError: If it is of another format, or holds other bytes than were written.
         SafetensorError, OSError, UnicodeDecodeError: If it is damaged or cannot be read.
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != form:
             raise ValueError(f"format is not {form}")
+        with open(path, "rb") as raw:
+            # Files of older versions, and of others, say nothing of their bytes.
+            if metadata.pop(_DIGEST, None) not in (None, _digest_of_tensors(raw)):
+                raise ValueError("its tensors are not those that were written")
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
-def _sort_metadata(name: str) -> None:
-    """safetensors writes the texts in an order that changes from call to call.
+def _digest_of_tensors(file: BufferedIOBase) -> str:
+    """SHA-256 of what follows the header."""
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _complete_metadata(name: str) -> None:
+    """Put in the digest, and sort the texts, whose order in safetensors' files changes from call to call.
 
     Source: the format's description: 8 bytes of length, then JSON that spaces may follow, then tensors.
     """
     with open(name, "r+b") as file:
+        digest = _digest_of_tensors(file)
+        file.seek(0)
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        texts = header.pop("__metadata__") | {_DIGEST: digest}
+        ordered = {"__metadata__": dict(sorted(texts.items())), **header}
         text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
         if len(text) > size:
             raise OSError(f"the header takes {len(text)} bytes instead of {size}")

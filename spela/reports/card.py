@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from spela.experiments import LoadedRun, load_run
+from spela.experiments.unread import unread_settings
 from spela.training import RunFolder, extension_note
 
 __all__ = ["Card", "as_markdown", "as_text", "describe", "printable"]
@@ -125,6 +126,13 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     ]
 
 
+def _settings(card: Card) -> dict[str, Any]:
+    """Those that the run reads."""
+    config = card.run.checkpoint.config
+    unread = unread_settings(config)
+    return {name: value for name, value in config.to_dict().items() if name not in unread}
+
+
 def as_text(card: Card) -> str:
     """Lines for a terminal: facts, settings, architecture."""
     checkpoint = card.run.checkpoint
@@ -132,7 +140,7 @@ def as_text(card: Card) -> str:
         f"checkpoint after {checkpoint.epoch} of {checkpoint.config.total_epochs} epochs",
         *(f"{name}: {value}" for name, value in _facts(card)),
         "settings:",
-        *(f"  {k}: {printable(v)}" for k, v in checkpoint.config.to_dict().items()),
+        *(f"  {k}: {printable(v)}" for k, v in _settings(card).items()),
         repr(card.run.net),
     ]
     return "\n".join(lines)
@@ -182,7 +190,7 @@ def _limits(card: Card) -> list[str]:
 
 def as_markdown(card: Card) -> str:
     """A model card: data, training, metrics of every layer, limits, how to load."""
-    settings = [(k, str(v)) for k, v in card.run.checkpoint.config.to_dict().items()]
+    settings = [(k, str(v)) for k, v in _settings(card).items()]
     folder = printable(card.path)
     limits = "\n".join(f"- {limit}" for limit in _limits(card))
     return f"""# Model card: {_cell(card.path.resolve().name)}

@@ -273,6 +273,7 @@ def test_damaged_weights_are_not_trained_on(runs: Path, data: Dataset, tmp_path:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     name = next(name for name in tensors if name.startswith("model.") and name.endswith("weight"))
     tensors[name][0, 0] = 1e6
+    assert len(metadata.pop("sha256")) == 64  # as in files of older versions
     save_file(tensors, path, metadata)
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     with pytest.raises(ValueError, match="disagrees with itself"):
@@ -293,3 +294,22 @@ def test_a_file_of_the_run_itself_is_not_written_over(
         assert stop.value.code == 2
         assert "is a file of the run itself" in capsys.readouterr().err
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["bias", "vectors", "exp_avg"])
+def test_a_changed_number_of_any_tensor_is_found(
+    part: str, runs: Path, data: Dataset, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "short", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, tensors = (
+            file.metadata(),
+            {name: file.get_tensor(name).clone() for name in file.keys()},
+        )  # noqa: SIM118
+    save_file(tensors, path, metadata)
+    load_run(tmp_path / "run")  # the same tensors by another hand
+    next(tensor for name, tensor in tensors.items() if name.endswith(part)).view(-1)[0] += 1
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="its tensors are not those that were written"):
+        load_run(tmp_path / "run")
