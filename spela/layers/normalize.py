@@ -122,12 +122,14 @@ class Standardize(nn.Module):
         axes = [0, *range(2, x.dim())]
         count = len(x) * math.prod(x.shape[2:])
         full_scale = 255.0 if x.dtype == torch.uint8 else 1.0
-        mean = torch.zeros_like(self.mean, dtype=torch.float64)
+        # On the CPU, which has float64: the same bits whatever the device.
+        mean = torch.zeros_like(self.mean, dtype=torch.float64, device="cpu")
         squares = torch.zeros_like(mean)
         for part in x.split(_ROWS):
-            mean += (part.double() / full_scale).sum(axes).view_as(mean) / count
+            mean += (part.cpu().double() / full_scale).sum(axes).view_as(mean) / count
         for part in x.split(_ROWS):
-            squares += (part.double() / full_scale - mean).square().sum(axes).view_as(mean) / count
+            centred = part.cpu().double() / full_scale - mean
+            squares += centred.square().sum(axes).view_as(mean) / count
         deviation = squares.sqrt()
         # What rounding alone leaves of a constant is no deviation.
         deviation[deviation <= 1e-7 * mean.abs()] = 1.0

@@ -23,6 +23,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "best, bf16": {"recipe": "best", "layers": (48, 48), "lr": 0.01, "precision": "bf16"},
     "tmlr": {"recipe": "tmlr", "layers": (48, 10)},  # SGD
     "tmlr, bf16": {"recipe": "tmlr", "layers": (48, 10), "precision": "bf16"},
+    "tmlr, scaled": {"recipe": "tmlr", "layers": (48, 10), "standardize": True},
     "cnn": {**CNN, "recipe": "cnn", "symmetric_dim": 12, "lr": 0.01},
     "cnn best": {**CNN, "recipe": "best"},
     "cnn best, bf16": {**CNN, "recipe": "best", "precision": "bf16"},
