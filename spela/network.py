@@ -272,6 +272,10 @@ class SpelaSequential(Pretrained):
         """Losses (steps, L) of steps in one call; None where there is no such call for this network."""
         if torch.compiler.is_compiling() or not isinstance(optimizer, FusedOptimizer):
             return None
+        if (
+            x.device.type != "cpu"
+        ):  # before any module runs that the steps one by one would run again
+            return None
         stack = [module for module, _ in modules]
         ahead = modules_ahead(stack)
         if ahead is None:

@@ -24,6 +24,7 @@ from spela.training import (
     TensorBoardListener,
     extension_note,
 )
+from spela.training.config import NOT_STANDARDIZED
 
 __all__ = ["few_steps_note", "scaling_note", "train_run"]
 
@@ -74,7 +75,7 @@ def train_run(
         _say(
             ranks, "this processor has no products in bf16: fp32 takes a fraction of the time here"
         )
-    if note := scaling_note(config, dataset):
+    if not resume and (note := scaling_note(config, dataset)):
         _say(ranks, note)
     listeners: list[Listener] = [ProgressBar()]
     if tensorboard:
@@ -139,7 +140,7 @@ def scaling_note(config: RunConfig, dataset: Dataset) -> str:
         dataset: Its data; pixels have one scale.
 
     Returns:
-        One sentence, or "".
+        One sentence, or ""; nothing for a method that would refuse it.
 
     Example:
         >>> from spela.experiments import make_config
@@ -149,6 +150,8 @@ def scaling_note(config: RunConfig, dataset: Dataset) -> str:
         'features lie 1000 deviations from zero, where layers learn little: try --standardize'
     """
     if config.standardize or dataset.train_x.dtype == torch.uint8:
+        return ""
+    if config.method in NOT_STANDARDIZED:
         return ""
     scale = Standardize(dataset.sample_shape).fit(dataset.train_x)
     distance = float((scale.mean.abs() / scale.deviation).median())

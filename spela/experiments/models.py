@@ -59,10 +59,9 @@ def network_for(config: RunConfig, dataset: Dataset) -> Network:
         ValueError: As `build_network`.
     """
     net = build_network(config, dataset.sample_shape, dataset.num_classes)
-    if config.standardize:
-        scale = net[0]
-        assert isinstance(scale, Standardize)
-        scale.fit(dataset.train_x)
+    for module in net:
+        if isinstance(module, Standardize):
+            module.fit(dataset.train_x)
     return net
 
 

@@ -19,6 +19,8 @@ _LEAST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).m
 
 # Of any size or count: beyond it nothing fits into memory, and libraries overflow.
 MOST = 2**31 - 1
+# Methods that change their input themselves, or take blocks alone.
+NOT_STANDARDIZED = ("ff", "pepita", "supervised")
 _POSITIVE = ("epochs", "batch_size", "kernel_size", "symmetric_dim", "readout", "projection")
 _SIZES = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(
     ("head_epochs", "resize", "width", "head_channels", "head_hidden"), 0
@@ -254,7 +256,7 @@ class RunConfig:
             )
         if self.share_groups and (self.method != "spela" or not self.channels):
             raise ValueError("share_groups is for SPELA's convolutions: use --model cnn")
-        if self.standardize and self.method in ("ff", "pepita", "supervised"):
+        if self.standardize and self.method in NOT_STANDARDIZED:
             raise ValueError(
                 f"method {self.method} changes its input itself or takes blocks alone: leave standardize out"
             )

@@ -177,7 +177,6 @@ def test_the_temperature_after_fit_is_of_samples_scored_before_they_were_learnt(
     x, _, y, _ = digits
     model = SpelaClassifier(random_state=0, max_iter=2).fit(x[:500], y[:500])
     new, labels = x[500:], y[500:]
-    # The scaler learns from a batch first: of the same rows again, its deviations stay.
     scores = []
     for _ in range(2):
         twin = copy.deepcopy(model)

@@ -156,3 +156,5 @@ def test_the_note_is_of_data_that_need_it() -> None:
     signs = torch.tensor([[1.0], [-1.0]]).expand(2, 5).repeat(50, 1)
     assert "1000 deviations from zero" in note(signs + 1000)
     assert "varies 500 times as much" in note(signs * torch.tensor([1, 1, 500, 1, 1]))
+    config = make_config("mine.npz", "ff")  # which would refuse what the note says
+    assert note(signs + 1000) == ""
