@@ -40,13 +40,16 @@ _CONVOLUTIONS = (
 )
 _LARGER = (
     Row("cifarnet, backprop", "backprop", "cifarnet", _CIFARNET, ("cifar10",), series="backprop"),
-    _spela(
-        "cifarnet, layers",
-        "cifarnet",
-        {**_CIFARNET, "head_channels": 64},
-        "layers",
-        data=("cifar10",),
-        rival="cifarnet, backprop",
+    *(
+        _spela(
+            f"cifarnet, {name}",
+            "cifarnet",
+            {**_CIFARNET, "head_channels": 64},
+            blocks,
+            data=("cifar10",),
+            rival="cifarnet, backprop",
+        )
+        for name, blocks in (("3 blocks", "3"), ("layers", "layers"))
     ),
 )
 _TRANSFORMER = (
