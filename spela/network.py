@@ -39,6 +39,24 @@ def _check_least(modules: list[tuple[nn.Module, bool]], samples: int) -> None:
             )
 
 
+def _batch_sizes(samples: int, batch_size: int | Sequence[int]) -> list[int]:
+    """Samples of every step."""
+    if isinstance(batch_size, Sequence):
+        sizes = [operator.index(size) for size in batch_size]  # NumPy's integers too
+        wrong = [size for size in sizes if size < 1]
+        if wrong or sum(sizes) != samples:
+            raise ValueError(
+                f"batch sizes must be at least 1 and {samples} together, the number of samples; got "
+                + (str(wrong[0]) if wrong else f"{sum(sizes)} together")
+            )
+        return sizes
+    size = operator.index(batch_size)
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {size}")
+    full, rest = divmod(samples, size)
+    return [size] * full + [rest] * (rest > 0 or full == 0)
+
+
 def _check_batch(x: Tensor) -> None:
     if x.dim() < 2:
         raise ValueError(f"`x` must be a batch (B, ...), got shape {tuple(x.shape)}: use x[None]")
@@ -180,7 +198,7 @@ class SpelaSequential(Pretrained):
         check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
         _check_least(modules, len(x))
         x = hooked_input(self, x)
-        done = self._chained(modules, x, target, optimizer, len(x), None)
+        done = self._chained(modules, x, target, optimizer, [len(x)], None)
         if done is not None:
             return done[0]
         for module, is_local in modules:
@@ -198,7 +216,7 @@ class SpelaSequential(Pretrained):
         x: Tensor,
         target: Tensor,
         optimizer: torch.optim.Optimizer,
-        batch_size: int,
+        batch_size: int | Sequence[int],
         rates: Sequence[float] | None = None,
     ) -> Tensor:
         """A training step on every batch of the samples, in order: the bits of `local_step` on each.
@@ -211,7 +229,8 @@ class SpelaSequential(Pretrained):
             x: (N, ...) inputs.
             target: (N,) int64 labels.
             optimizer: As in `local_step`.
-            batch_size: Samples a step; the last batch may be smaller.
+            batch_size: Samples a step, the last batch may be smaller; or the samples of every step, which are
+                N together (of several epochs, whose last batches are smaller).
             rates: Learning rate of every step, written to all parameter groups as a schedule would; None:
                 the groups' own.
 
@@ -219,8 +238,8 @@ class SpelaSequential(Pretrained):
             (steps, L) losses from before the updates, on the network's device.
 
         Raises:
-            ValueError: As `local_step`; or if the batch size is below 1, there is not one rate a step, or a
-                rate is below 0.
+            ValueError: As `local_step`; or if a batch size is below 1, several are not N together, there is
+                not one rate a step, or a rate is below 0.
             TypeError: As `local_step`.
 
         Example:
@@ -231,14 +250,11 @@ class SpelaSequential(Pretrained):
             >>> net.local_steps(torch.randn(10, 4), torch.arange(10) % 3, optimizer, batch_size=4).shape
             torch.Size([3, 2])
         """
-        batch_size = operator.index(batch_size)  # NumPy's integers too
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        steps = -(-len(x) // batch_size)
+        sizes = _batch_sizes(len(x), batch_size)
         if rates is not None:
             rates = [float(rate) for rate in rates]  # an array's and a tensor's, too
-            if len(rates) != steps:
-                raise ValueError(f"{steps} steps need as many rates, got {len(rates)}")
+            if len(rates) != len(sizes):
+                raise ValueError(f"{len(sizes)} steps need as many rates, got {len(rates)}")
             wrong = [rate for rate in rates if not 0 <= rate <= _FLOAT32]
             if wrong:
                 raise ValueError(f"`rates` must be finite in float32 and >= 0, got {wrong[0]}")
@@ -246,14 +262,14 @@ class SpelaSequential(Pretrained):
         check_target(x, target)
         check_labels(target, self.local_layers[-1].num_classes)  # of all batches, before the first
         check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
-        _check_least(modules, (len(x) - 1) % batch_size + 1)
+        _check_least(modules, min(sizes))
         if not self._forward_pre_hooks:
-            done = self._chained(modules, x, target, optimizer, batch_size, rates)
+            done = self._chained(modules, x, target, optimizer, sizes, rates)
             if done is not None:
                 return done
         losses = []
         for step, (batch, labels) in enumerate(
-            zip(x.split(batch_size), target.split(batch_size), strict=True)
+            zip(x.split(sizes), target.split(sizes), strict=True)
         ):
             if rates is not None:
                 set_rates(optimizer, rates[step])
@@ -266,7 +282,7 @@ class SpelaSequential(Pretrained):
         x: Tensor,
         target: Tensor,
         optimizer: torch.optim.Optimizer,
-        batch_size: int,
+        sizes: Sequence[int],
         rates: Sequence[float] | None,
     ) -> Tensor | None:
         """Losses (steps, L) of steps in one call; None where there is no such call for this network."""
@@ -285,7 +301,7 @@ class SpelaSequential(Pretrained):
         chain = chain_of(stack[ahead:], x, target)
         if chain is None:
             return None
-        return optimizer.linear_steps(chain, x, target.contiguous(), batch_size, rates)
+        return optimizer.linear_steps(chain, x, target.contiguous(), sizes, rates)
 
     @torch.no_grad()
     def predict(self, x: Tensor, exit_threshold: float | ExitPolicy | None = None) -> Tensor:

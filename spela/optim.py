@@ -120,7 +120,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         layers: Sequence[ChainLayer],
         x: Tensor,
         target: Tensor,
-        batch_size: int,
+        sizes: Sequence[int],
         rates: Sequence[float] | None,
     ) -> Tensor | None:
         """Steps of a stack of linear layers, a batch each: see `spela_kernels.linear.steps.run`."""
@@ -137,25 +137,24 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             if not self.can_fuse(held):  # type: ignore[arg-type]
                 return None
             plan, count = self._planned(layer)
-            if not fits(plan, min(batch_size, len(x))):
+            if not fits(plan, max(sizes)):
                 return None
             buffers = (*plan.params, *plan.first, *plan.second)
             check_updated(buffers, (x, plan.vectors))
             planned.append(plan)
             counts.append(count)
             own.append(self._group_of(layer.params.weight)["lr"])
-        steps = -(-len(x) // batch_size)
         # As the ops have them: float32.
         pairs = [
             rates_of(
                 plan.rule, float(np.float32(lr if rates is None else rates[step])), count + step + 1
             )
-            for step in range(steps)
+            for step in range(len(sizes))
             for plan, count, lr in zip(planned, counts, own, strict=True)
         ]
-        losses, _ = run(planned, x, target, batch_size, pairs)
+        losses, _ = run(planned, x, target, sizes, pairs)
         for layer in layers:
-            self._count(*layer.params, steps=steps)
+            self._count(*layer.params, steps=len(sizes))
             torch.autograd.graph.increment_version([p for p in layer.params if p is not None])
         if rates is not None:
             set_rates(self, rates[-1])

@@ -25,12 +25,13 @@ from spela.estimator.fitting import (
     build_rows_network,
     check_range,
     cosine_rate,
+    epochs_a_call,
     features_as_given,
     held_out,
     mean_scores,
     plain_mode,
     scoring_dtype,
-    train_epoch,
+    train_epochs,
 )
 from spela.estimator.parameters import (
     batch_rows,
@@ -239,7 +240,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self._calibrate(x, target)
             self.net_.float()
             batch_size = 100 if isinstance(self.batch_size, str) else int(self.batch_size)
-            self._epoch(x, target, batch_size, lambda share: float(self.learning_rate))
+            self._epochs(x, target, batch_size, lambda done: float(self.learning_rate))
             self._score_precisely()
         return self
 
@@ -333,26 +334,27 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
     def _targets(self, labels: np.ndarray) -> Tensor:
         return torch.tensor(labels, device=next(self.net_.parameters()).device)
 
-    def _epoch(
+    def _epochs(
         self,
         x: Tensor,
         target: Tensor,
         batch_size: int,
         rate: Callable[[float], float],
+        *,
+        count: int = 1,
         dropout: float = 0.0,
     ) -> None:
-        loss = train_epoch(
+        self.loss_curve_ += train_epochs(
             self.net_,
             self.optimizer_,
             x.float(),
             target,
             batch_size=batch_size,
-            generator=epoch_generator(self.seed_, self.n_iter_),
+            generators=[epoch_generator(self.seed_, self.n_iter_ + k) for k in range(count)],
             rate=rate,
             dropout=dropout,
         )
-        self.loss_curve_.append(loss)
-        self.n_iter_ += 1
+        self.n_iter_ += count
 
     def _train(
         self, x: Tensor, target: Tensor, held: tuple[Tensor, Tensor] | None, goes_on: bool
@@ -366,22 +368,29 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         top = best
         x, batch_size = x.float(), batch_rows(self.batch_size, len(x))
         dropout = input_share(self.input_dropout, x.shape[1])
+        # Held-out samples, and whoever watches, are shown every epoch.
+        most = (
+            1 if held is not None or self.verbose else epochs_a_call(self.net_, len(x), batch_size)
+        )
+        epoch = 0
         with tqdm(total=self.max_iter, desc="SpelaClassifier", disable=not self.verbose) as bar:
-            for epoch in range(self.max_iter):
+            while epoch < self.max_iter and since < self.n_iter_no_change:
+                # No more than it takes until training could end.
+                count = min(most, self.max_iter - epoch, self.n_iter_no_change - since)
                 rate = partial(cosine_rate, float(self.learning_rate), self.max_iter, epoch)
-                self._epoch(x, target, batch_size, rate, dropout)
-                reached = -self.loss_curve_[-1]
-                if held is not None and self.validation_scores_ is not None:
-                    reached = self._right(held)
-                    self.validation_scores_.append(reached)
-                    if reached >= top:
-                        top, weights = reached, copy.deepcopy(self.net_.state_dict())
-                bar.set_postfix(loss=f"{self.loss_curve_[-1]:.4f}", refresh=False)
-                bar.update()
-                since = 0 if reached > best + self.tol else since + 1
-                best = max(best, reached)
-                if since >= self.n_iter_no_change:
-                    break
+                self._epochs(x, target, batch_size, rate, count=count, dropout=dropout)
+                for loss in self.loss_curve_[-count:]:
+                    reached = -loss
+                    if held is not None and self.validation_scores_ is not None:
+                        reached = self._right(held)
+                        self.validation_scores_.append(reached)
+                        if reached >= top:
+                            top, weights = reached, copy.deepcopy(self.net_.state_dict())
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                    since = 0 if reached > best + self.tol else since + 1
+                    best = max(best, reached)
+                bar.update(count)
+                epoch += count
         if weights is not None:
             self.net_.load_state_dict(weights)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +25,13 @@ __all__ = [
     "check_range",
     "cosine_rate",
     "drop_features_",
+    "epochs_a_call",
     "features_as_given",
     "held_out",
     "mean_scores",
     "plain_mode",
     "scoring_dtype",
-    "train_epoch",
+    "train_epochs",
 ]
 
 # Numbers up to which torch stays on the calling thread: on a busy machine it waits longer for others than it
@@ -199,18 +200,28 @@ def held_out(
     return rest, part, rest_labels, part_labels
 
 
-def train_epoch(
+def epochs_a_call(net: SpelaSequential, samples: int, batch_size: int) -> int:
+    """How many epochs over so many samples take a tenth of a second or less: at least 1.
+
+    Example:
+        >>> epochs_a_call(build_rows_network(4, (10,), 2, seed=0), samples=100, batch_size=10) > 100
+        True
+    """
+    return max(1, steps_a_call(net, batch_size) // -(-samples // batch_size))
+
+
+def train_epochs(
     net: SpelaSequential,
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     target: Tensor,
     *,
     batch_size: int,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     rate: Callable[[float], float],
     dropout: float = 0.0,
-) -> float:
-    """One pass over the rows in a new order.
+) -> list[float]:
+    """Passes over the rows, each in a new order; several share a call: at most `epochs_a_call`.
 
     Args:
         net: The network, in float32.
@@ -218,35 +229,57 @@ def train_epoch(
         x: (N, I) float rows.
         target: (N,) int64 labels.
         batch_size: Rows a step.
-        generator: CPU source of the order, and of what dropout leaves out.
-        rate: Learning rate by the share of the epoch done, in [0, 1).
+        generators: CPU source of each pass's order, and of what dropout leaves out there.
+        rate: Learning rate by how many of these passes are done, whole ones and the share of the next.
         dropout: Share of the features that each row goes without, in [0, 1).
 
     Returns:
-        The mean loss of the layers.
+        The mean loss of the layers in every pass.
 
     Raises:
-        TrainingDivergedError: If it is not finite.
+        TrainingDivergedError: If one is not finite.
+
+    Example:
+        >>> net = build_rows_network(4, (8, 8), 3, seed=0)
+        >>> x, target = torch.randn(10, 4), torch.arange(10) % 3
+        >>> optimizer = torch.optim.SGD(net.parameters())
+        >>> drawn = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        >>> len(train_epochs(net, optimizer, x, target, batch_size=4, generators=drawn, rate=lambda _: 0.1))
+        2
     """
     net.train()
-    steps, calls = -(-len(target) // batch_size), steps_a_call(net, batch_size)
-    total, first = x.new_zeros((), dtype=torch.float32), 0
-    # As many steps' rows at once as one call takes.
-    several = Batches(x, target, calls * batch_size, shuffle=True, generator=generator)
-    for rows, labels in several:
+    samples, passes, calls = len(target), len(generators), steps_a_call(net, batch_size)
+    sizes = [min(batch_size, samples - start) for start in range(0, samples, batch_size)]
+    shares = torch.tensor(sizes, dtype=torch.float64, device="cpu") / samples
+    rates = [rate(done + step / len(sizes)) for done in range(passes) for step in range(len(sizes))]
+    sizes = sizes * passes
+    parts: Iterable[tuple[Tensor, ...]] = (
+        part
+        for generator in generators
+        for part in _shuffled(x, target, calls * batch_size, generator, dropout)
+    )
+    if passes > 1:  # which one call takes together
+        parts, calls = [tuple(map(torch.cat, zip(*parts, strict=True)))], len(sizes)
+    losses = []
+    for first, (rows, labels) in zip(range(0, len(sizes), calls), parts, strict=True):
+        steps = slice(first, first + calls)
+        losses.append(net.local_steps(rows, labels, optimizer, sizes[steps], rates[steps]))
+    by_step = torch.cat(losses).mean(dim=1).to("cpu", torch.float64)
+    means = (by_step.view(passes, -1) @ shares).tolist()
+    for loss in means:
+        if loss - loss != 0:
+            raise TrainingDivergedError(f"the loss became {loss}: lower the learning rate")
+    return means
+
+
+def _shuffled(
+    x: Tensor, target: Tensor, count: int, generator: torch.Generator, dropout: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All rows and labels in a new order, `count` at a time, without what dropout leaves out."""
+    for rows, labels in Batches(x, target, count, shuffle=True, generator=generator):
         if dropout > 0:
-            drop_features_(rows, dropout, generator)  # gathered for this epoch: nobody else's
-        count = -(-len(labels) // batch_size)
-        rates = [rate(step / steps) for step in range(first, first + count)]
-        losses = net.local_steps(rows, labels, optimizer, batch_size, rates).mean(dim=1)
-        sizes = losses.new_full((count,), batch_size)
-        sizes[-1] = len(labels) - (count - 1) * batch_size
-        total += (losses * sizes).sum()
-        first += count
-    loss = float(total) / len(target)
-    if loss - loss != 0:
-        raise TrainingDivergedError(f"the loss became {loss}: lower the learning rate")
-    return loss
+            drop_features_(rows, dropout, generator)  # gathered for this pass: nobody else's
+        yield rows, labels
 
 
 def drop_features_(rows: Tensor, share: float, generator: torch.Generator) -> None:
@@ -277,15 +310,14 @@ def drop_features_(rows: Tensor, share: float, generator: torch.Generator) -> No
         part.mul_(kept).mul_(2**16 / (2**16 - dropped))
 
 
-def cosine_rate(first: float, epochs: int, epoch: int, share: float) -> float:
-    """The learning rate after `epoch` epochs and a share of the next: half a cosine from `first` to zero.
+def cosine_rate(first: float, epochs: int, epoch: int, done: float) -> float:
+    """The learning rate when so many of all epochs are done after epoch `epoch`: half a cosine to zero.
 
     Example:
-        >>> cosine_rate(0.5, 2, 1, 0.0)
+        >>> cosine_rate(0.5, 4, 1, 1.0)
         0.25
     """
-    done = (epoch + share) / epochs
-    return first * 0.5 * (1 + math.cos(math.pi * done))
+    return first * 0.5 * (1 + math.cos(math.pi * (epoch + done) / epochs))
 
 
 def scoring_dtype(device: torch.device) -> torch.dtype:

@@ -54,13 +54,13 @@ class FusedOptimizer(ABC):
         layers: Sequence[ChainLayer],
         x: Tensor,
         target: Tensor,
-        batch_size: int,
+        sizes: Sequence[int],
         rates: Sequence[float] | None,
     ) -> Tensor | None:
         """Steps of a stack of linear layers, a batch each, in one compiled call: losses (steps, L).
 
-        Labels are checked. `rates`: of every step, for all groups; None: the groups' own. None is returned,
-        and nothing was done, where there is no such call for them.
+        Labels are checked. `sizes`: samples of every batch. `rates`: of every step, for all groups; None:
+        the groups' own. None is returned, and nothing was done, where there is no such call for them.
         """
 
     @abstractmethod

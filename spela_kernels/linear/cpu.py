@@ -172,7 +172,7 @@ def _small_step(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor] | None
     assert target is not None
     number = 0.0 if step.number is None else float(step.number)
     rate = steps.rates_of(step.rule, float(step.lr), number)
-    losses, y = steps.run([layer], x, target.contiguous(), len(x), [rate])
+    losses, y = steps.run([layer], x, target.contiguous(), [len(x)], [rate])
     return losses.reshape(()), y
 
 

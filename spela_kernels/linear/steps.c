@@ -205,6 +205,17 @@ static const struct layer *unpack(PyObject *bytes, int64_t *depth)
     return (const struct layer *)PyBytes_AS_STRING(bytes);
 }
 
+/* The batches' sizes in bytes of int64; 0 where these are none. */
+static const int64_t *sizes_in(PyObject *bytes, int64_t *steps)
+{
+    if (!PyBytes_Check(bytes)) {
+        PyErr_SetString(PyExc_TypeError, "sizes must be bytes");
+        return NULL;
+    }
+    *steps = PyBytes_GET_SIZE(bytes) / (int64_t)sizeof(int64_t);
+    return (const int64_t *)PyBytes_AS_STRING(bytes);
+}
+
 /* scratch(layers, B): floats of scratch memory that `run` needs */
 static PyObject *scratch(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
@@ -216,32 +227,33 @@ static PyObject *scratch(PyObject *module, PyObject *const *args, Py_ssize_t cou
     return PyErr_Occurred() ? NULL : PyLong_FromLongLong(room(layers, depth, batch, &width));
 }
 
-/* run(layers, x (N, I), target (N,), N, B, rates (steps, depth, 2), masks, eps, margin, losses (steps, depth),
+/* run(layers, x (N, I), target (N,), sizes, rates (steps, depth, 2), masks, eps, margin, losses (steps, depth),
  *     y (B, O) of the last layer, scratch memory, threads): weights, biases and their state are updated, losses and y
- * written. `layers`: bytes of struct layer. `masks`: (B, I) of each layer with dropout, batch by batch. Batches of B
- * samples, the last one may be smaller; y is that one's, each batch writes it. */
+ * written. `layers`: bytes of struct layer. `sizes`: bytes of each batch's number of samples, B the largest.
+ * `masks`: (B, I) of each layer with dropout, batch by batch. y is the last batch's, each batch writes it. */
 static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
-    int64_t depth, width;
-    const struct layer *layers = has(count, 13) ? unpack(args[0], &depth) : NULL;
+    int64_t depth, width, steps = 0;
+    const struct layer *layers = has(count, 12) ? unpack(args[0], &depth) : NULL;
     if (!layers)
         return NULL;
     const float *x = address(args[1]);
-    const int64_t *target = address(args[2]);
-    int64_t samples = integer(args[3]), batch = integer(args[4]);
-    const double *rates = address(args[5]);
-    const float *mask = address(args[6]);
-    double eps = real(args[7]), margin = real(args[8]);
-    float *losses = address(args[9]), *last = address(args[10]), *memory = address(args[11]);
-    int64_t threads = integer(args[12]);
+    const int64_t *target = address(args[2]), *sizes = sizes_in(args[3], &steps);
+    const double *rates = address(args[4]);
+    const float *mask = address(args[5]);
+    double eps = real(args[6]), margin = real(args[7]);
+    float *losses = address(args[8]), *last = address(args[9]), *memory = address(args[10]);
+    int64_t threads = integer(args[11]), batch = 1;
     if (PyErr_Occurred())
         return NULL;
+    for (int64_t k = 0; k < steps; k++)
+        batch = largest(batch, sizes[k]);
     room(layers, depth, batch, &width);
     Py_BEGIN_ALLOW_THREADS
     float *normed = memory, *outputs = normed + batch * width, *scratch = outputs + 2 * batch * width;
-    for (int64_t start = 0; start < samples; start += batch) {
-        int64_t size = samples - start < batch ? samples - start : batch;
-        const float *input = x + start * layers->inputs;
+    for (int64_t k = 0; k < steps; target += sizes[k], x += sizes[k] * layers->inputs, k++) {
+        int64_t size = sizes[k];
+        const float *input = x;
         for (int64_t i = 0; i < depth; i++, rates += 2) {
             float *y = i + 1 < depth ? outputs + (i % 2) * batch * width : last;
             if (layers[i].norm > 0) {
@@ -253,8 +265,8 @@ static PyObject *run(PyObject *module, PyObject *const *args, Py_ssize_t count)
                 mask += size * layers[i].inputs;
                 input = normed;
             }
-            *losses++ = (float)step(layers + i, input, target + start, size, rates[0], rates[1], eps, margin, y,
-                                    scratch, threads);
+            *losses++ = (float)step(layers + i, input, target, size, rates[0], rates[1], eps, margin, y, scratch,
+                                    threads);
             input = y;
         }
     }

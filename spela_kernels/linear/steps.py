@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
+from array import array
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -158,7 +159,7 @@ def run(
     layers: Sequence[Planned],
     x: Tensor,
     target: Tensor,
-    batch_size: int,
+    sizes: Sequence[int],
     rates: Sequence[tuple[float, float]],
 ) -> tuple[Tensor, Tensor]:
     """A step on every batch: each layer learns right after its own forward, and the next one follows.
@@ -167,7 +168,7 @@ def run(
         layers: First to last; each `fits`, and takes as many inputs as the one before has outputs.
         x: (N, I) float32, rows packed, N at least 1.
         target: (N,) int64 labels, checked, packed.
-        batch_size: B; the last batch may be smaller.
+        sizes: Samples of every batch, at least 1 each and N together; B is the largest.
         rates: `rates_of` every step and layer, a step's layers together.
 
     Returns:
@@ -175,34 +176,32 @@ def run(
 
     Source: `reference.py` and `rules.py`, whose mathematics this is.
     """
-    samples = len(target)
-    count = -(-samples // batch_size)
     last = layers[-1].params.weight
-    losses = x.new_empty(count, len(layers))
-    y = x.new_empty(min(samples, batch_size), last.shape[0])
+    losses = x.new_empty(len(sizes), len(layers))
+    y = x.new_empty(max(sizes), last.shape[0])
     numbers = torch.tensor(rates, dtype=torch.float64, device="cpu")
-    masks = _masks(layers, samples, batch_size) if any(p.dropout > 0 for p in layers) else None
+    masks = _masks(layers, sizes) if any(p.dropout > 0 for p in layers) else None
     drawn = 0 if masks is None else masks.data_ptr()
     packed = b"".join(map(_packed, layers))
     scratch = x.new_empty(_steps.scratch(packed, len(y)))  # of torch's memory, which is counted
     _steps.run(
-        packed, x.data_ptr(), target.data_ptr(), samples, len(y),
+        packed, x.data_ptr(), target.data_ptr(), array("q", sizes).tobytes(),
         numbers.data_ptr(), drawn, NORM_EPS, COSINE_MARGIN, losses.data_ptr(), y.data_ptr(),
         scratch.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return losses, y[: samples - (count - 1) * batch_size]
+    return losses, y[: sizes[-1]]
 
 
-def _masks(layers: Sequence[Planned], samples: int, batch_size: int) -> Tensor:
+def _masks(layers: Sequence[Planned], sizes: Sequence[int]) -> Tensor:
     """What inputs are multiplied by, batch after batch, layer after layer: drawn as torch's dropout."""
     dropped = [(p.params.weight.shape[1], p.dropout) for p in layers if p.dropout > 0]
     masks = torch.empty(
-        samples * sum(inputs for inputs, _ in dropped), device="cpu", dtype=torch.float32
+        sum(sizes) * sum(inputs for inputs, _ in dropped), device="cpu", dtype=torch.float32
     )
     start = 0
-    for first in range(0, samples, batch_size):
+    for samples in sizes:
         for inputs, share in dropped:
-            size = min(batch_size, samples - first) * inputs
+            size = samples * inputs
             masks[start : start + size].bernoulli_(1 - share).div_(1 - share)
             start += size
     return masks

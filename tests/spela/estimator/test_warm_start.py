@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.datasets import load_iris
 
 from spela import SpelaClassifier
 from spela.data import epoch_generator
-from spela.estimator.fitting import cosine_rate, held_out, train_epoch
+from spela.estimator.fitting import cosine_rate, held_out, train_epochs
 
 X, Y = load_iris(return_X_y=True)
 
@@ -28,12 +29,12 @@ def test_it_goes_on_with_weights_moments_order_and_curve() -> None:
     net.float()
     x, y = torch.tensor(model.scaler_.transform(X)).float(), torch.tensor(Y)
     losses = [
-        train_epoch(
+        train_epochs(
             net, optimizer, x, y,
             batch_size=16,  # "auto" of 150 samples
-            generator=epoch_generator(model.seed_, 3 + epoch),
-            rate=lambda share, epoch=epoch: cosine_rate(5e-3, 3, epoch, share),
-        )
+            generators=[epoch_generator(model.seed_, 3 + epoch)],
+            rate=partial(cosine_rate, 5e-3, 3, epoch),
+        )[0]
         for epoch in range(3)
     ]  # fmt: skip
     optimizer_before = model.optimizer_

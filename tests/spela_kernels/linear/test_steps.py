@@ -97,11 +97,11 @@ def _by_reference(
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("objective", ["log", "cosine", "angular", "euclidean", "mse", "softmax"])
 @pytest.mark.parametrize(
-    ("sizes", "classes", "samples", "batch_size"),
+    ("widths", "classes", "samples", "batch_size"),
     [([7, 20, 33, 6], 5, 23, 10), ([70, 9, 65], 12, 40, 40), ([3, 100], 2, 3, 1)],
 )
 def test_steps_are_those_of_the_reference(
-    sizes: list[int],
+    widths: list[int],
     classes: int,
     samples: int,
     batch_size: int,
@@ -110,10 +110,10 @@ def test_steps_are_those_of_the_reference(
     bias: bool,
 ) -> None:
     settings = Settings("leaky_relu", 0.1, objective, 7.0)
-    layers = _stack(sizes, classes, settings, RULES[rule], norm=True, bias=bias)
+    layers = _stack(widths, classes, settings, RULES[rule], norm=True, bias=bias)
     g = torch.Generator().manual_seed(1)
     x, target = (
-        torch.randn(samples, sizes[0], generator=g),
+        torch.randn(samples, widths[0], generator=g),
         torch.randint(classes, (samples,), generator=g),
     )
     expected, expected_losses = _by_reference(layers, x, target, batch_size)
@@ -123,7 +123,8 @@ def test_steps_are_those_of_the_reference(
         for number in range(1, -(-samples // batch_size) + 1)
         for layer in layers
     ]
-    losses, _ = steps.run(layers, x, target, batch_size, rates)
+    sizes = [len(batch) for batch in x.split(batch_size)]
+    losses, _ = steps.run(layers, x, target, sizes, rates)
     torch.testing.assert_close(losses.double(), expected_losses, rtol=2e-5, atol=2e-5)
     for layer, params in zip(layers, expected, strict=True):
         for name, ours, theirs in zip(params._fields, layer.params, params, strict=True):
@@ -140,7 +141,7 @@ def test_activations_are_those_of_the_reference(activation: str, objective: str)
     x, target = 3 * torch.randn(30, 9, generator=g), torch.randint(7, (30,), generator=g)
     expected, expected_losses = _by_reference(layers, x, target, 30)
     rates = [steps.rates_of(layer.rule, RATE, 1) for layer in layers]
-    losses, _ = steps.run(layers, x, target, 30, rates)
+    losses, _ = steps.run(layers, x, target, [30], rates)
     torch.testing.assert_close(losses.double(), expected_losses, rtol=2e-5, atol=2e-5)
     for layer, params in zip(layers, expected, strict=True):
         for ours, theirs in zip(layer.params[:2], params[:2], strict=True):
@@ -160,7 +161,7 @@ def test_gelu_is_torch_s_to_rounding() -> None:
         NO_BUFFERS,
         NO_BUFFERS,
     )
-    _, y = steps.run([layer], z[None], torch.tensor([0]), 1, [(0.0, 0.0)])
+    _, y = steps.run([layer], z[None], torch.tensor([0]), [1], [(0.0, 0.0)])
     torch.testing.assert_close(y[0], torch.nn.functional.gelu(z), rtol=1e-6, atol=1e-6)
 
 
@@ -170,7 +171,7 @@ def test_the_output_is_that_of_the_last_batch_before_its_update() -> None:
     x, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
     weight, bias, _ = layer.params
     before = torch.nn.functional.linear(x[3:], weight, bias)
-    _, y = steps.run([layer], x, target, 3, [(0.0, 0.0), (0.5, 0.0)])
+    _, y = steps.run([layer], x, target, [3, 2], [(0.0, 0.0), (0.5, 0.0)])
     torch.testing.assert_close(y, before)
     assert not torch.allclose(torch.nn.functional.linear(x[3:], weight, bias), before)
 
@@ -192,7 +193,7 @@ def test_nan_in_a_sample_reaches_the_loss() -> None:
         (layer,) = _stack([4, 8], 3, settings, SgdRule(), norm=False, bias=True)
         x = torch.ones(2, 4)
         x[1, 2] = float("nan")
-        losses, _ = steps.run([layer], x, torch.tensor([0, 1]), 2, [(0.1, 0.0)])
+        losses, _ = steps.run([layer], x, torch.tensor([0, 1]), [2], [(0.1, 0.0)])
         assert losses.isnan().all()
 
 
@@ -207,7 +208,7 @@ def test_threads_do_not_change_a_bit() -> None:
         torch.set_num_threads(count)
         rates = [steps.rates_of(layer.rule, RATE, step) for step in (1, 2) for layer in layers]
         try:
-            losses, y = steps.run(layers, x, target, 65, rates)
+            losses, y = steps.run(layers, x, target, [65, 65], rates)
         finally:
             torch.set_num_threads(before)
         weights = [layer.params.weight.flatten() for layer in layers]
@@ -241,7 +242,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_scratch_memory_is_of_torch_which_counts_it() -> None:
     (layer,) = _stack([64, 96], 3, Settings(), SgdRule(), norm=False, bias=True)
     x, target = torch.ones(50, 64), torch.arange(50) % 3
-    taken = peak_bytes(lambda: steps.run([layer], x, target, 50, [(0.1, 0.0)]))
+    taken = peak_bytes(lambda: steps.run([layer], x, target, [50], [(0.1, 0.0)]))
     packed_rows = 4 * 50 * (64 + 96)
     assert taken > packed_rows + 2 * 4 * 50 * 96  # and the gradient and the outputs
 
@@ -262,5 +263,5 @@ def test_what_does_not_fit() -> None:
     assert not steps.fits(layer, steps.LARGEST)
     x, target = torch.ones(1, 4), torch.tensor([0])
     with torch.device("meta"):  # where new tensors go changes nothing
-        losses, _ = steps.run([layer], x, target, 1, [(0.1, 0.0)])
+        losses, _ = steps.run([layer], x, target, [1], [(0.1, 0.0)])
     assert losses.device.type == "cpu"
