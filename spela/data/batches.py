@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spela.data.prepare import prepare
 
-__all__ = ["Batches", "epoch_generator"]
+__all__ = ["Batches", "epoch_generator", "gather"]
 
 _NUMPY = (torch.uint8, torch.float32, torch.float64, torch.int64)
 
@@ -101,7 +101,7 @@ class Batches:
 
     def _shuffled(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for index in order.split(self.batch_size)[: len(self)]:
-            yield self._inputs(_gathered(self.x, index)), _gathered(self.y, index)
+            yield self._inputs(gather(self.x, index)), gather(self.y, index)
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self) * self.batch_size, self.batch_size):
@@ -112,13 +112,24 @@ class Batches:
         return prepare(x if self.augment is None else self.augment(x))
 
 
-def _gathered(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x, on the CPU by NumPy: a copy of rows gains little from torch's threads, and waits for them
-    where other processes hold the cores."""
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x: on the CPU by NumPy, whose copy waits for no threads where other processes hold the cores.
+
+    Args:
+        x: (N, ...) of any dtype.
+        index: (B,) int64 from 0 to N - 1, which is not checked; on the CPU or the device of x.
+
+    Returns:
+        (B, ...), a copy.
+
+    Example:
+        >>> gather(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0]))
+        tensor([3., 1.])
+    """
     if x.device.type != "cpu" or x.dtype not in _NUMPY or x.requires_grad:
-        return x.index_select(0, index)
+        return x.index_select(0, index.to(x.device))
     rows = x.new_empty((len(index), *x.shape[1:]))
-    # The indices are a permutation's; "raise" would copy through a buffer to check them.
+    # "raise" would copy through a buffer to check the indices.
     np.take(x.numpy(), index.numpy(), axis=0, out=rows.numpy(), mode="clip")
     return rows
 

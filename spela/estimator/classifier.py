@@ -240,7 +240,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self._calibrate(x, target)
             self.net_.float()
             batch_size = 100 if isinstance(self.batch_size, str) else int(self.batch_size)
-            self._epochs(x, target, batch_size, lambda done: float(self.learning_rate))
+            self._epochs(x, target, batch_size, lambda *_: float(self.learning_rate))
             self._score_precisely()
         return self
 
@@ -339,7 +339,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         x: Tensor,
         target: Tensor,
         batch_size: int,
-        rate: Callable[[float], float],
+        rate: Callable[[int, float], float],
         *,
         count: int = 1,
         dropout: float = 0.0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,7 @@ from sklearn import config_context
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from spela.data import Batches
+from spela.data.batches import gather
 from spela.layers import RowNorm, SpelaLinear
 from spela.layers.chain import steps_a_call
 from spela.network import SpelaSequential
@@ -218,7 +219,7 @@ def train_epochs(
     *,
     batch_size: int,
     generators: Sequence[torch.Generator],
-    rate: Callable[[float], float],
+    rate: Callable[[int, float], float],
     dropout: float = 0.0,
 ) -> list[float]:
     """Passes over the rows, each in a new order; several share a call: at most `epochs_a_call`.
@@ -230,7 +231,7 @@ def train_epochs(
         target: (N,) int64 labels.
         batch_size: Rows a step.
         generators: CPU source of each pass's order, and of what dropout leaves out there.
-        rate: Learning rate by how many of these passes are done, whole ones and the share of the next.
+        rate: Learning rate by how many of these passes are done, and the share of the next, in [0, 1).
         dropout: Share of the features that each row goes without, in [0, 1).
 
     Returns:
@@ -244,42 +245,36 @@ def train_epochs(
         >>> x, target = torch.randn(10, 4), torch.arange(10) % 3
         >>> optimizer = torch.optim.SGD(net.parameters())
         >>> drawn = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-        >>> len(train_epochs(net, optimizer, x, target, batch_size=4, generators=drawn, rate=lambda _: 0.1))
+        >>> len(train_epochs(net, optimizer, x, target, batch_size=4, generators=drawn, rate=lambda *_: 0.1))
         2
     """
     net.train()
-    samples, passes, calls = len(target), len(generators), steps_a_call(net, batch_size)
-    sizes = [min(batch_size, samples - start) for start in range(0, samples, batch_size)]
-    shares = torch.tensor(sizes, dtype=torch.float64, device="cpu") / samples
-    rates = [rate(done + step / len(sizes)) for done in range(passes) for step in range(len(sizes))]
-    sizes = sizes * passes
-    parts: Iterable[tuple[Tensor, ...]] = (
-        part
-        for generator in generators
-        for part in _shuffled(x, target, calls * batch_size, generator, dropout)
-    )
-    if passes > 1:  # which one call takes together
-        parts, calls = [tuple(map(torch.cat, zip(*parts, strict=True)))], len(sizes)
+    samples, passes = len(target), len(generators)
+    a_pass = [min(batch_size, samples - start) for start in range(0, samples, batch_size)]
+    sizes, each = a_pass * passes, len(a_pass)
+    rates = [rate(done, step / each) for done in range(passes) for step in range(each)]
+    # Several passes are one call; one alone may take more.
+    at_once = len(sizes) if passes > 1 else steps_a_call(net, batch_size)
+    order = torch.cat([torch.randperm(samples, generator=g, device="cpu") for g in generators])
     losses = []
-    for first, (rows, labels) in zip(range(0, len(sizes), calls), parts, strict=True):
-        steps = slice(first, first + calls)
-        losses.append(net.local_steps(rows, labels, optimizer, sizes[steps], rates[steps]))
-    by_step = torch.cat(losses).mean(dim=1).to("cpu", torch.float64)
-    means = (by_step.view(passes, -1) @ shares).tolist()
-    for loss in means:
-        if loss - loss != 0:
-            raise TrainingDivergedError(f"the loss became {loss}: lower the learning rate")
+    firsts = range(0, len(sizes), at_once)
+    for first, index in zip(firsts, order.split(at_once * batch_size), strict=True):
+        rows, labels = gather(x, index), gather(target, index)
+        if dropout > 0:  # of rows gathered for this call: nobody else's
+            for part, generator in zip(rows.split(samples), generators, strict=True):
+                drop_features_(part, dropout, generator)
+        steps = slice(first, first + at_once)
+        found = net.local_steps(rows, labels, optimizer, sizes[steps], rates[steps])
+        losses += [sum(layers) / len(layers) for layers in found.tolist()]
+    means = []
+    for done in range(0, len(losses), each):
+        weighted = map(operator.mul, losses[done : done + each], a_pass)
+        means.append(
+            math.fsum(weighted) / samples
+        )  # rounded once, however many passes share a call
+        if means[-1] - means[-1] != 0:
+            raise TrainingDivergedError(f"the loss became {means[-1]}: lower the learning rate")
     return means
-
-
-def _shuffled(
-    x: Tensor, target: Tensor, count: int, generator: torch.Generator, dropout: float
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """All rows and labels in a new order, `count` at a time, without what dropout leaves out."""
-    for rows, labels in Batches(x, target, count, shuffle=True, generator=generator):
-        if dropout > 0:
-            drop_features_(rows, dropout, generator)  # gathered for this pass: nobody else's
-        yield rows, labels
 
 
 def drop_features_(rows: Tensor, share: float, generator: torch.Generator) -> None:
@@ -310,14 +305,15 @@ def drop_features_(rows: Tensor, share: float, generator: torch.Generator) -> No
         part.mul_(kept).mul_(2**16 / (2**16 - dropped))
 
 
-def cosine_rate(first: float, epochs: int, epoch: int, done: float) -> float:
-    """The learning rate when so many of all epochs are done after epoch `epoch`: half a cosine to zero.
+def cosine_rate(first: float, epochs: int, start: int, done: int, share: float) -> float:
+    """The learning rate `done` epochs and a share of the next after epoch `start`: half a cosine to zero.
 
     Example:
-        >>> cosine_rate(0.5, 4, 1, 1.0)
+        >>> cosine_rate(0.5, 4, 1, 1, 0.0)
         0.25
     """
-    return first * 0.5 * (1 + math.cos(math.pi * (epoch + done) / epochs))
+    # Whole numbers first: the same epoch has the same rate, whatever it is counted from.
+    return first * 0.5 * (1 + math.cos(math.pi * (start + done + share) / epochs))
 
 
 def scoring_dtype(device: torch.device) -> torch.dtype:

@@ -192,6 +192,28 @@ def test_what_is_refused_leaves_the_weights(
     assert unchanged
 
 
+@pytest.mark.parametrize("rates", [None, [0.1, 0.2, 0.3, 0.4]], ids=["own rate", "rates"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_batches_may_differ_in_size(optimizer: str, rates: list[float] | None) -> None:
+    x, target = _data(23)
+    sizes = np.array([3, 10, 1, 9])
+    one, many, stepwise = _net(), _net(), _net(nn.Identity())
+    first, second, third = (OPTIMIZERS[optimizer](n.parameters()) for n in (one, many, stepwise))
+    expected = []
+    for k, (batch, labels) in enumerate(
+        zip(x.split(sizes.tolist()), target.split(sizes.tolist()), strict=True)
+    ):
+        if rates is not None:
+            for group in first.param_groups:
+                group["lr"] = rates[k]
+        expected.append(one.local_step(batch, labels, first))
+    for net, other in ((many, second), (stepwise, third)):
+        found = net.local_steps(x, target, other, tuple(sizes), rates)
+        assert torch.equal(found, torch.stack(expected))
+        for ours, theirs in zip(_state(net, other), _state(one, first), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["numpy", "torch"])
 def test_rates_may_be_an_array(kind: Callable[[list[float]], Any]) -> None:
     x, target = _data()
