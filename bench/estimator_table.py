@@ -1,9 +1,9 @@
 """`python -m bench.estimator_table`: SpelaClassifier beside scikit-learn's MLPClassifier of the same layers.
 
-scikit-learn's embedded datasets, 30 % held out by class, or Fashion-MNIST with its own test images (`--data
-fashion-mnist`); features standardised for both, and as many epochs at most; test accuracy, log loss of the
-probabilities, and wall seconds of `fit`, as means over seeds of split and training. Both models of a seed are
-fitted one after the other, so that a busy machine slows both; one epoch of each comes first, uncounted.
+scikit-learn's embedded datasets and two toy sets, 30 % held out by class, or Fashion-MNIST with its own test
+images (`--data fashion-mnist`); features standardised for both, and as many epochs at most; test accuracy, log
+loss of the probabilities, and wall seconds of `fit`, as means over seeds of split and training. Both models of a
+seed are fitted one after the other, so that a busy machine slows both; one epoch of each comes first, uncounted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_digits,
+    load_iris,
+    load_wine,
+    make_circles,
+    make_moons,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
@@ -29,11 +36,14 @@ from spela.estimator import SpelaClassifier
 
 __all__ = ["main", "measure", "samples"]
 
-DATASETS = {
+DATASETS: dict[str, Callable[..., Any]] = {
     "digits": load_digits,
     "breast cancer": load_breast_cancer,
     "wine": load_wine,
     "iris": load_iris,
+    # Two features, 300 samples.
+    "moons": lambda **_: make_moons(300, noise=0.2, random_state=0),
+    "circles": lambda **_: make_circles(300, noise=0.1, factor=0.6, random_state=0),
 }
 FASHION = "fashion-mnist"
 LAYERS = (100, 100)
@@ -103,7 +113,7 @@ def main() -> None:
                 found[model].append(measure(build(asked.epochs, seed), parts))
         rows = {model: np.array(values) for model, values in found.items()}
         cells = [
-            f"{_spread(values[:, 0])}, {values[:, 1].mean():.3f}, {values[:, 2].mean():.2f}"
+            f"{_spread(values[:, 0])}, {values[:, 1].mean():.3f}, {values[:, 2].mean():.3f}"
             for values in rows.values()
         ]
         ahead = np.subtract(*(values[:, 0] for values in rows.values()))

@@ -37,6 +37,7 @@ from spela.estimator.parameters import (
     batch_rows,
     check_goes_on,
     check_parameters,
+    cosine_scale,
     input_share,
     layer_sizes,
 )
@@ -61,10 +62,10 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         hidden_layer_sizes: Outputs of each layer; all of them classify, there is no output layer.
         objective: log, cosine, angular, euclidean, mse, or softmax (over all classes).
         activation: leaky_relu, relu, tanh, elu, gelu, identity, or prelu.
-        scale: Factor of the cosines in `softmax`.
+        scale: Factor of the cosines in `softmax`; "auto": twice the number of classes, from 5 to 20.
         input_dropout: Share of the features, once standardised, that `fit` leaves out of each sample of a
-            batch, in [0, 1); "auto": 0.1 of fifty features or more, and none of fewer, where one alone may
-            tell the class. `partial_fit`, which sees a sample once, leaves out none.
+            batch, in [0, 1); "auto": 0.1, and none of fewer than four features, where one alone may tell
+            the class. `partial_fit`, which sees a sample once, leaves out none.
         learning_rate: Of Adam; falls to zero over `max_iter` epochs along half a cosine. `partial_fit`
             holds it constant.
         batch_size: Samples a step; "auto": in `fit` a tenth of them but 16 at least and 100 at most, so
@@ -117,7 +118,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         *,
         objective: str = "softmax",
         activation: str = "gelu",
-        scale: float = 20.0,
+        scale: float | str = "auto",
         input_dropout: float | str = "auto",
         learning_rate: float = 5e-3,
         batch_size: int | str = "auto",
@@ -316,7 +317,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self.seed_,
             activation=self.activation,
             objective=self.objective,
-            scale=float(self.scale),
+            scale=cosine_scale(self.scale, len(self.classes_)),
         ).to(self.device or "cpu")
         self.optimizer_ = LocalAdam(self.net_.parameters(), float(self.learning_rate))
         self.n_iter_ = 0

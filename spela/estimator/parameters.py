@@ -12,10 +12,18 @@ import torch
 
 from spela.estimator.fitting import LARGEST
 
-__all__ = ["batch_rows", "check_goes_on", "check_parameters", "input_share", "layer_sizes"]
+__all__ = [
+    "batch_rows",
+    "check_goes_on",
+    "check_parameters",
+    "cosine_scale",
+    "input_share",
+    "layer_sizes",
+]
 
 # Found on held-out parts of the training data of `bench.estimator_table`.
-_DROPOUT, _MANY = 0.1, 50
+_DROPOUT, _MANY = 0.1, 4
+_SHARPEST = 20.0
 
 
 def _is(kind: type, value: object) -> bool:
@@ -39,12 +47,27 @@ def input_share(share: float | str, features: int) -> float:
     """`input_dropout` as a share: "auto" goes by the number of features.
 
     Example:
-        >>> input_share("auto", 64), input_share("auto", 4), input_share(0.3, 4)
+        >>> input_share("auto", 64), input_share("auto", 3), input_share(0.3, 3)
         (0.1, 0.0, 0.3)
     """
     if isinstance(share, str):
         return _DROPOUT if features >= _MANY else 0.0
     return float(share)
+
+
+def cosine_scale(scale: float | str, classes: int) -> float:
+    """`scale` as a number: "auto" is twice the number of classes, from 5 to 20.
+
+    Fewer classes lie further apart: with two of them, cosines already differ by 2, with many by hardly more
+    than 1.
+
+    Example:
+        >>> [cosine_scale("auto", classes) for classes in (2, 3, 100)], cosine_scale(7, 3)
+        ([5.0, 6.0, 20.0], 7.0)
+    """
+    if isinstance(scale, str):
+        return max(5.0, min(_SHARPEST, 2.0 * classes))
+    return float(scale)
 
 
 def batch_rows(batch_size: int | str, samples: int) -> int:
@@ -83,12 +106,16 @@ def check_parameters(model: Any) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1{choice}, got {value!r}")
     for name, low, high in (
         ("learning_rate", 0, LARGEST),
-        ("scale", 0, LARGEST),
         ("validation_fraction", 0, 1),
     ):
         value = getattr(model, name)
         if not _is(Real, value) or not low < value < high:
             raise ValueError(f"{name} must be a number in ({low}, {high:g}), got {value!r}")
+    is_auto = isinstance(model.scale, str) and model.scale == "auto"
+    if not is_auto and (not _is(Real, model.scale) or not 0 < model.scale < LARGEST):
+        raise ValueError(
+            f"scale must be a number in (0, {LARGEST:g}) or 'auto', got {model.scale!r}"
+        )
     for name in ("standardize", "early_stopping", "warm_start"):
         value = getattr(model, name)
         if not isinstance(value, bool | np.bool_):
@@ -126,7 +153,7 @@ def check_goes_on(model: Any, labels: np.ndarray) -> None:
         ),
         ("activation", first.activation, model.activation),
         ("objective", first.objective, model.objective),
-        ("scale", first.scale, float(model.scale)),
+        ("scale", first.scale, cosine_scale(model.scale, len(model.classes_))),
         ("standardize", model.scaler_ is not None, bool(model.standardize)),
         # Rows that were learnt are no validation part.
         ("early_stopping", model.validation_scores_ is not None, bool(model.early_stopping)),

@@ -264,13 +264,25 @@ def test_features_are_standardised_unless_told_not_to() -> None:
     assert raw.scaler_ is None
 
 
+@pytest.mark.parametrize(("classes", "scale"), [(2, 5.0), (4, 8.0), (30, 20.0)])
+def test_the_scale_goes_by_the_number_of_classes(classes: int, scale: float) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 5)), np.arange(60) % classes
+    for model in (
+        SpelaClassifier(8, max_iter=1, random_state=0).fit(x, y),
+        SpelaClassifier(8, random_state=0).partial_fit(x[:2], y[:2], classes=np.arange(classes)),
+    ):
+        assert [layer.scale for layer in model.net_.local_layers] == [scale]
+    assert SpelaClassifier(8, max_iter=1, scale=3).fit(x, y).net_.local_layers[0].scale == 3.0
+
+
 WRONG = {
     "hidden_layer_sizes": ((), "hidden_layer_sizes must hold at least one size"),
     "objective": ("hinge", "hinge"),
     "activation": ("step", "unknown activation 'step'"),
     "hidden_layer_sizes as a fraction": ((5.5,), "all at least 1, got \\(5.5,\\)"),
     "hidden_layer_sizes as nothing": (None, "must hold at least one size"),
-    "scale": (0.0, r"scale must be a number in \(0, 3.40282e\+38\), got 0.0"),
+    "scale": (0.0, r"scale must be a number in \(0, 3.40282e\+38\) or 'auto', got 0.0"),
+    "scale as text": ("some", r"in \(0, 3.40282e\+38\) or 'auto', got 'some'"),
     "input_dropout": (1.0, r"input_dropout must be a number in \[0, 1\) or 'auto', got 1.0"),
     "input_dropout as text": ("some", r"in \[0, 1\) or 'auto', got 'some'"),
     "learning_rate": (-1.0, r"learning_rate must be a number in \(0, 3.40282e\+38\), got -1.0"),

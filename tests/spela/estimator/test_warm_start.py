@@ -34,6 +34,7 @@ def test_it_goes_on_with_weights_moments_order_and_curve() -> None:
             batch_size=16,  # "auto" of 150 samples
             generators=[epoch_generator(model.seed_, 3 + epoch)],
             rate=partial(cosine_rate, 5e-3, 3, epoch),
+            dropout=0.1,
         )[0]
         for epoch in range(3)
     ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_early_stopping_keeps_what_was_better_before() -> None:
         ("hidden_layer_sizes", (16, 8), r"whose hidden_layer_sizes is \(16,\), not \(16, 8\)"),
         ("activation", "relu", "whose activation is 'gelu', not 'relu'"),
         ("objective", "log", "whose objective is 'softmax', not 'log'"),
-        ("scale", 5, "whose scale is 20.0, not 5.0"),
+        ("scale", 20, "whose scale is 6.0, not 20.0"),
         ("standardize", False, "whose standardize is True, not False"),
         ("early_stopping", True, "whose early_stopping is False, not True"),
         ("device", "meta", "whose device is 'cpu', not 'meta'"),
