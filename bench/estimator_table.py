@@ -1,9 +1,10 @@
 """`python -m bench.estimator_table`: SpelaClassifier beside scikit-learn's MLPClassifier of the same layers.
 
-scikit-learn's embedded datasets and two toy sets, 30 % held out by class, or Fashion-MNIST with its own test
-images (`--data fashion-mnist`); features standardised for both, and as many epochs at most; test accuracy, log
-loss of the probabilities, and wall seconds of `fit`, as means over seeds of split and training. Both models of a
-seed are fitted one after the other, so that a busy machine slows both; one epoch of each comes first, uncounted.
+scikit-learn's embedded datasets and two toy sets, 30 % held out by class, or Fashion-MNIST with its own
+test images (`--data fashion-mnist`); features standardised for both, and as many epochs at most; test
+accuracy, log loss of the probabilities, and wall seconds of `fit`, as means over seeds of split and
+training. Both models of a seed are fitted one after the other, so that a busy machine slows both; one
+epoch of each comes first, uncounted.
 """
 
 from __future__ import annotations
