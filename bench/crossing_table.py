@@ -1,8 +1,9 @@
 """`python -m bench.crossing_table`: up to which size is a step in one compiled call faster than operators?
 
 Networks I-O-O of two linear layers, steps of B samples: the whole step in one call
-(`spela_kernels.linear.steps`), beside the same step operator by operator; medians of turns. With the cheapest
-rows and update (`log`, LeakyReLU, SGD) and with those of the recipe `best` (`softmax`, GELU, a norm, Adam).
+(`spela_kernels.linear.steps`), beside the same step operator by operator, and its four matrix products
+alone by torch (the floor); medians of turns. With the cheapest rows and update (`log`, LeakyReLU, SGD)
+and with those of the recipe `best` (`softmax`, GELU, a norm, Adam).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from spela_kernels.linear import steps
 __all__ = ["main"]
 
 SHAPES = (
+    (64, 100, 50),
+    (64, 100, 200),
     (784, 100, 50),
     (784, 100, 100),
     (784, 100, 200),
@@ -77,6 +80,23 @@ def _milliseconds(inputs: int, outputs: int, batch: int, cheap: bool, turns: int
     return [statistics.median(times[turns // 4 :]) for times in found]
 
 
+def _products(inputs: int, outputs: int, batch: int, turns: int) -> float:
+    """Milliseconds of what a step multiplies: both layers' outputs and weight gradients."""
+    x, y = torch.randn(batch, inputs), torch.randn(batch, outputs)
+    first, second = torch.randn(inputs, outputs), torch.randn(outputs, outputs)
+    count = max(3, _A_TURN // (batch * inputs * outputs))
+    times = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        for _ in range(count):
+            torch.mm(x, first)
+            torch.mm(x.T, y)
+            torch.mm(y, second)
+            torch.mm(y.T, y)
+        times.append(1e3 * (time.perf_counter() - start) / count)
+    return statistics.median(times[turns // 4 :])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table.
 
@@ -87,13 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=20)
     turns = parser.parse_args(arguments).turns
     print(f"{torch.get_num_threads()} threads; ms a step by operators / in one call (ratio)\n")
-    print("| I-O-O, batch | multiply-adds | log, LeakyReLU, SGD | softmax, GELU, norm, Adam |")
-    print("|---|---|---|---|")
+    print(
+        "| I-O-O, batch | multiply-adds | products | log, LeakyReLU, SGD | softmax, GELU, norm, Adam |"
+    )
+    print("|---|---|---|---|---|")
     for inputs, outputs, batch in SHAPES:
-        cells = []
+        cells = [f"{_products(inputs, outputs, batch, turns):.3f}"]
         for cheap in (True, False):
             apart, whole = _milliseconds(inputs, outputs, batch, cheap, turns)
-            cells.append(f"{apart:.2f} / {whole:.2f} ({whole / apart:.2f})")
+            cells.append(f"{apart:.3f} / {whole:.3f} ({whole / apart:.2f})")
         size = inputs * outputs * batch / 2**20
         print(
             f"| {inputs}-{outputs}-{outputs}, {batch} | {size:.1f} Mi | {' | '.join(cells)} |",

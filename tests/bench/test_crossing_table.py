@@ -20,7 +20,7 @@ def test_a_row_a_shape_and_the_limit_stays(
     assert [line.split(" | ")[0] for line in lines] == ["| 8-9-9, 4", "| 16-7-7, 2"]
     for line in lines:
         cells = line.strip("| ").split(" | ")[2:]
-        assert len(cells) == 2
+        assert len(cells) == 3
         assert all(
             float(number) > 0 for cell in cells for number in cell.split(" (")[0].split(" / ")
         )
