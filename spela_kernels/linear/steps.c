@@ -117,7 +117,7 @@ static void descend(const struct layer *l, struct shape shape, const float *dz, 
 
 /* dz (B, O) of softmax, before the activation, and the sum of losses. */
 static double class_gradient(const struct layer *l, const int64_t *target, int64_t batch, const float *y, double eps,
-                             float *dz, float *scratch)
+                             float *dz, float *scratch, int64_t asked)
 {
     float *dots = scratch, *factors = dots + batch * l->classes, *powers = factors + batch * l->classes;
     double total = 0;
@@ -128,7 +128,7 @@ static double class_gradient(const struct layer *l, const int64_t *target, int64
                 dots[i * l->classes + k] = spela_dot(y + i * l->outputs, l->vectors + k * l->outputs, l->outputs);
     } else {
         struct shape all = {batch, l->classes, l->outputs};
-        products->linear(all, y, l->vectors, NULL, 1, dots, scratch, 1);
+        products->linear(all, y, l->vectors, NULL, 1, dots, scratch, threads_for(all, asked));
     }
     for (int64_t i = 0; i < batch; i++) {
         const float *row = y + i * l->outputs;
@@ -139,7 +139,7 @@ static double class_gradient(const struct layer *l, const int64_t *target, int64
     }
     struct rule rule = {.kind = PLAIN, .beta = 1, .alpha = 1}; /* dz += factors^T vectors */
     struct shape pull = {l->classes, batch, l->outputs};
-    products->update(&rule, pull, factors, l->vectors, dz, dz, dz, scratch, 1);
+    products->update(&rule, pull, factors, l->vectors, dz, dz, dz, scratch, threads_for(pull, asked));
     return total;
 }
 
@@ -159,7 +159,7 @@ static double step(const struct layer *l, const float *x, const int64_t *target,
     else if (l->activation == RELU)
         spela_relu(y, size, slopes);
     if (l->objective == SOFTMAX) {
-        total = class_gradient(l, target, batch, y, eps, dz, scratch);
+        total = class_gradient(l, target, batch, y, eps, dz, scratch, asked);
         spela_activate(y, size, (float)l->slope, dz);
     } else
         for (int64_t i = 0; i < batch; i++) {

@@ -197,18 +197,25 @@ def test_nan_in_a_sample_reaches_the_loss() -> None:
         assert losses.isnan().all()
 
 
-def test_threads_do_not_change_a_bit() -> None:
+# 150 classes: enough for the threads to share the products with their vectors.
+@pytest.mark.parametrize("classes", [7, 150])
+def test_threads_do_not_change_a_bit(classes: int) -> None:
     before, results = torch.get_num_threads(), []
     g = torch.Generator().manual_seed(3)
-    x, target = torch.randn(130, 300, generator=g), torch.randint(7, (130,), generator=g)
+    x, target = torch.randn(260, 300, generator=g), torch.randint(classes, (260,), generator=g)
     for count in (1, 2, 3):
         layers = _stack(
-            [300, 301, 20], 7, Settings("gelu", objective="softmax"), RULES["adam"], True, True
+            [300, 301, 20],
+            classes,
+            Settings("gelu", objective="softmax"),
+            RULES["adam"],
+            True,
+            True,
         )
         torch.set_num_threads(count)
         rates = [steps.rates_of(layer.rule, RATE, step) for step in (1, 2) for layer in layers]
         try:
-            losses, y = steps.run(layers, x, target, [65, 65], rates)
+            losses, y = steps.run(layers, x, target, [130, 130], rates)
         finally:
             torch.set_num_threads(before)
         weights = [layer.params.weight.flatten() for layer in layers]
