@@ -68,9 +68,9 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             the class. `partial_fit`, which sees a sample once, leaves out none.
         learning_rate: Of Adam; falls to zero over `max_iter` epochs along half a cosine. `partial_fit`
             holds it constant.
-        batch_size: Samples a step; "auto": in `fit` a tenth of them but 16 at least and 100 at most, so
-            that few samples still make several steps an epoch, and 200 of 20,000 samples or more; in
-            `partial_fit` 100.
+        batch_size: Most samples a step; an epoch's batches are equally large, to one sample. "auto": in
+            `fit` a tenth of the samples but 16 at least and 100 at most, so that few samples still make
+            several steps an epoch, and 200 of 20,000 samples or more; in `partial_fit` 100.
         max_iter: Most epochs that `fit` makes.
         tol: Least improvement that counts, of the loss or the validation accuracy.
         n_iter_no_change: Epochs without one after which training stops.

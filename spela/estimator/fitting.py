@@ -229,7 +229,7 @@ def train_epochs(
         optimizer: Of its parameters.
         x: (N, I) float rows.
         target: (N,) int64 labels.
-        batch_size: Rows a step.
+        batch_size: Most rows a step.
         generators: CPU source of each pass's order, and of what dropout leaves out there.
         rate: Learning rate by how many of these passes are done, and the share of the next, in [0, 1).
         dropout: Share of the features that each row goes without, in [0, 1).
@@ -250,20 +250,22 @@ def train_epochs(
     """
     net.train()
     samples, passes = len(target), len(generators)
-    a_pass = [min(batch_size, samples - start) for start in range(0, samples, batch_size)]
-    sizes, each = a_pass * passes, len(a_pass)
+    each = -(-samples // batch_size)
+    # Equal batches, to one row: a last one of a few rows would be as large a step, in a poorer direction.
+    a_pass = [(samples + step) // each for step in range(each)]
+    sizes = a_pass * passes
     rates = [rate(done, step / each) for done in range(passes) for step in range(each)]
     # Several passes are one call; one alone may take more.
     at_once = len(sizes) if passes > 1 else steps_a_call(net, batch_size)
     order = torch.cat([torch.randperm(samples, generator=g, device="cpu") for g in generators])
     losses = []
-    firsts = range(0, len(sizes), at_once)
-    for first, index in zip(firsts, order.split(at_once * batch_size), strict=True):
+    for first in range(0, len(sizes), at_once):
+        steps = slice(first, first + at_once)
+        index, order = order.tensor_split([sum(sizes[steps])])
         rows, labels = gather(x, index), gather(target, index)
         if dropout > 0:  # of rows gathered for this call: nobody else's
             for part, generator in zip(rows.split(samples), generators, strict=True):
                 drop_features_(part, dropout, generator)
-        steps = slice(first, first + at_once)
         found = net.local_steps(rows, labels, optimizer, sizes[steps], rates[steps])
         losses += [sum(layers) / len(layers) for layers in found.tolist()]
     means = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_iris
 
-from spela.estimator import SpelaClassifier, classifier
+from spela import SpelaSequential
+from spela.estimator import SpelaClassifier, classifier, fitting
 
 X, Y = load_iris(return_X_y=True)
 
@@ -56,3 +59,22 @@ def test_whoever_watches_or_holds_samples_out_sees_every_epoch(
         model = SpelaClassifier(8, max_iter=3, random_state=0, **settings).fit(X, Y)  # type: ignore[arg-type]
         assert model.n_iter_ == 3
     capsys.readouterr()
+
+
+def test_batches_of_an_epoch_are_equally_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    steps = SpelaSequential.local_steps
+
+    def seen(self: SpelaSequential, x: torch.Tensor, target: torch.Tensor, *rest: Any) -> Any:
+        asked.append(rest[1])
+        return steps(self, x, target, *rest)
+
+    monkeypatch.setattr(SpelaSequential, "local_steps", seen)
+    SpelaClassifier(8, max_iter=2, batch_size=49, random_state=0).fit(
+        X, Y
+    )  # 3 of them leave 3 rows
+    assert [sorted(sizes) for sizes in asked] == [2 * [37] * 2 + 2 * [38] * 2]
+    asked.clear()
+    monkeypatch.setattr(fitting, "steps_a_call", lambda *args: 3)
+    SpelaClassifier(8, max_iter=2, batch_size=49, random_state=0).fit(X, Y)
+    assert [sorted(sizes) for sizes in asked] == 2 * [[37, 37, 38], [38]]
