@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import BboxBase
 
 from spela.reports.lines import line_style, say_start
 
@@ -41,33 +43,38 @@ def against_memory(rows: Rows) -> Figure:
             **style,
         )
     most = max(row["peak_memory_bytes"] for row in rows) / 1e6
-    axes.set_xlim(0, 1.15 * most)  # room for names
+    axes.set_xlim(0, 1.05 * most)
     axes.set_xlabel("peak memory of a training step, MB")
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8)
     say_start(axes, "y")
-    _name_points(axes, rows, most)
+    _name_points(axes, rows)
     return figure
 
 
-def _name_points(axes: Axes, rows: Rows, most: float) -> None:
-    """Names above their points, or below those that lie just under another point."""
-    low, high = axes.get_ylim()
-    places = [(r["peak_memory_bytes"] / 1e6, r["accuracy"][-1]["mean"], r["row"]) for r in rows]
-    for x, y, name in places:
-        crowded = any(
-            abs(x - other) < 0.25 * most and 0 < above - y < 0.07 * (high - low)
-            for other, above, _ in places
-        )
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(5, -11 if crowded else 5),
-            textcoords="offset points",
-            fontsize=7,
-        )
+def _name_points(axes: Axes, rows: Rows) -> None:
+    """Names beside their points, where they cover neither another's name nor leave the axes."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    taken: list[BboxBase] = []
+    for row in sorted(rows, key=lambda r: -r["accuracy"][-1]["mean"]):
+        point = row["peak_memory_bytes"] / 1e6, row["accuracy"][-1]["mean"]
+        for side, up in itertools.product((1, -1), (5, -11)):
+            text = axes.annotate(
+                row["row"],
+                point,
+                xytext=(5 * side, up),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                fontsize=7,
+            )
+            box = text.get_window_extent()
+            if box.x1 <= axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
+                break
+            if (side, up) != (-1, -11):
+                text.remove()
+        taken.append(box)
 
 
 def memory_figure(points: list[dict[str, Any]]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_points_of_memory_are_named_once_and_apart() -> None:
     rows = [
         _row("backprop", [81.0], peak_memory_bytes=96e6),
         _row("layers", [80.9], peak_memory_bytes=50e6, series="SPELA"),
-        _row("3 blocks", [80.5], peak_memory_bytes=50.2e6, series="SPELA"),
+        _row("3 blocks", [80.8], peak_memory_bytes=50.2e6, series="SPELA"),
         _row("predsim", [71.0], peak_memory_bytes=51e6, series="rivals"),
     ]
     figure = against_memory(rows)
@@ -46,6 +47,10 @@ def test_points_of_memory_are_named_once_and_apart() -> None:
     assert _legend(figure) == ["SPELA", "rivals"]  # backprop's name stands at its point
     heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
     assert heights["layers"] > 0 > heights["3 blocks"]  # just under the other point
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 for box in boxes)
     start = axes.get_ylim()[0]
     assert 60 < start < 71
     assert axes.get_ylabel() == f"test accuracy, % (axis starts at {start:g})"
