@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from spela.layers import Frozen, LocalLayer
 from spela.layers.chain import chain_of, modules_ahead
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
-from spela.layers.steps import check_step, learning, set_rates
+from spela.layers.steps import check_step, learning, rates_kept, set_rates
 from spela.pretrained import Pretrained
 from spela_kernels.contracts import check_labels, check_target, check_tensors
 from spela_kernels.precision import recordable
@@ -183,7 +184,8 @@ class SpelaSequential(Pretrained):
 
         Raises:
             ValueError: On a shape, device or label that does not fit, or if the optimizer cannot update one
-                of the layers: before any of them is updated.
+                of the layers: before any of them is updated, but for what only a later layer can find in
+                its own input or state.
             TypeError: On dtypes that do not fit, or if x or target is no tensor.
 
         Example:
@@ -271,9 +273,10 @@ class SpelaSequential(Pretrained):
         for step, (batch, labels) in enumerate(
             zip(x.split(sizes), target.split(sizes), strict=True)
         ):
-            if rates is not None:
-                set_rates(optimizer, rates[step])
-            losses.append(self.local_step(batch, labels, optimizer))
+            with rates_kept(optimizer) if rates is not None else nullcontext():
+                if rates is not None:
+                    set_rates(optimizer, rates[step])
+                losses.append(self.local_step(batch, labels, optimizer))
         return torch.stack(losses)
 
     def _chained(

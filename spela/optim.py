@@ -27,7 +27,7 @@ from spela.layers.steps import not_held, set_rates
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.cosines import scalar_like
 from spela_kernels.linear import Parameters
-from spela_kernels.linear.steps import Planned, fits, rates_of, run
+from spela_kernels.linear.steps import Planned, fits, prepare, rates_of
 from spela_kernels.linear.types import NO_BUFFERS
 from spela_kernels.precision import may_be_read
 from spela_kernels.rules import AdamRule, SgdRule, Step, check_updated, fused_update_, update_
@@ -52,6 +52,12 @@ def _check_numbers(group: dict[str, Any]) -> None:
         for number in value if isinstance(value, tuple | list) else (value,):
             if not 0 <= float(number) < bound:
                 raise ValueError(f"`{name}` must be in [0, {bound:g}), got {float(number)}")
+
+
+def _check_rate(group: dict[str, Any]) -> None:
+    rate = group["lr"]
+    if not isinstance(rate, Tensor) and not 0 <= rate < _FLOAT32:
+        raise ValueError(f"`lr` must be in [0, {_FLOAT32:g}), got {rate}")
 
 
 def _without_compiler(method: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -87,6 +93,15 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
                     return group
         raise not_held(parameter)
 
+    def check_rates(self) -> None:
+        """Refuse a learning rate that nothing learns with.
+
+        Raises:
+            ValueError: If one is negative, NaN or beyond float32.
+        """
+        for group in self.param_groups:
+            _check_rate(group)
+
     def can_fuse(self, parameters: list[nn.Parameter]) -> bool:
         """Whether all are in one parameter group whose rule the ops know.
 
@@ -94,8 +109,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             ValueError: If one is in none, or its rate is no number that anything learns with.
         """
         first = self._group_of(parameters[0])
-        if not isinstance(first["lr"], Tensor) and not 0 <= first["lr"] < _FLOAT32:
-            raise ValueError(f"`lr` must be in [0, {_FLOAT32:g}), got {first['lr']}")
+        _check_rate(first)
         if any(first.get(option) for option in _NOT_FUSED):
             return False
         return all(self._group_of(parameter) is first for parameter in parameters[1:])
@@ -123,7 +137,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         sizes: Sequence[int],
         rates: Sequence[float] | None,
     ) -> Tensor | None:
-        """Steps of a stack of linear layers, a batch each: see `spela_kernels.linear.steps.run`."""
+        """Steps of a stack of linear layers, a batch each: see `spela_kernels.linear.steps.prepare`."""
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -152,13 +166,15 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             for step in range(len(sizes))
             for plan, count, lr in zip(planned, counts, own, strict=True)
         ]
-        losses, _ = run(planned, x, target, sizes, pairs)
+        ready = prepare(planned, x, target, sizes, pairs)
+        # Counted before: Ctrl-C in the call, which ends first, is raised right behind it.
         for layer in layers:
             self._count(*layer.params, steps=len(sizes))
             torch.autograd.graph.increment_version([p for p in layer.params if p is not None])
         if rates is not None:
             set_rates(self, rates[-1])
-        return losses
+        ready.take()
+        return ready.losses
 
     def _count(self, *parameters: Tensor | None, steps: int = 1) -> None:
         """Count steps, after they were accepted: a refused batch leaves no trace."""

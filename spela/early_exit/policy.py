@@ -105,8 +105,9 @@ def margin_and_label(scores: Tensor) -> tuple[Tensor, Tensor]:
         >>> margin_and_label(torch.tensor([[0.5, 0.25, 0.0]]))
         (tensor([0.2500]), tensor([0]))
     """
-    best = scores.topk(min(2, scores.shape[1]), dim=1)
-    return best.values[:, 0] - best.values[:, -1], best.indices[:, 0]
+    best = scores.topk(min(2, scores.shape[1]), dim=1).values
+    # Of equal scores argmax names the first, topk any.
+    return best[:, 0] - best[:, -1], scores.argmax(dim=1)
 
 
 def mean_multiply_adds(

@@ -48,6 +48,7 @@ __all__ = ["SpelaClassifier"]
 
 # Rows whose scores `partial_fit` keeps for the temperature.
 _RECENT = 1000
+_CURVES = ("loss_curve_", "validation_scores_")
 
 
 class SpelaClassifier(ClassifierMixin, BaseEstimator):
@@ -276,7 +277,9 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Put back what was learnt before if the block ends by an exception."""
         learnt = vars(self).keys() - self.get_params(deep=False).keys()
-        before = copy.deepcopy({name: vars(self)[name] for name in learnt})
+        # Curves grow with every call: a list of numbers is copied fast.
+        before = {name: copy.copy(vars(self)[name]) for name in learnt if name in _CURVES}
+        before |= copy.deepcopy({name: vars(self)[name] for name in learnt if name not in _CURVES})
         try:
             yield
         except BaseException:

@@ -238,7 +238,7 @@ def train_epochs(
         The mean loss of the layers in every pass.
 
     Raises:
-        TrainingDivergedError: If one is not finite.
+        TrainingDivergedError: If one is not finite, or a weight is not in the end.
 
     Example:
         >>> net = build_rows_network(4, (8, 8), 3, seed=0)
@@ -276,6 +276,8 @@ def train_epochs(
         )  # rounded once, however many passes share a call
         if means[-1] - means[-1] != 0:
             raise TrainingDivergedError(f"the loss became {means[-1]}: lower the learning rate")
+    if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):
+        raise TrainingDivergedError("the last step made weights infinite: lower the learning rate")
     return means
 
 

@@ -118,5 +118,11 @@ def steps_a_call(net: nn.Module, batch_size: int) -> int:
         >>> steps_a_call(nn.Linear(1000, 1000), 50), steps_a_call(nn.Linear(10, 10), 50)
         (4, 45454)
     """
-    a_step = 2 * batch_size * max(1, sum(p.numel() for p in net.parameters()))
-    return max(1, _A_CALL // a_step)
+    numbers = sum(p.numel() for p in net.parameters())
+    # Products with all class vectors, and exponentials of the cosines, which take as long as some products.
+    numbers += sum(
+        module.vectors.numel() + 16 * module.num_classes
+        for module in net.modules()
+        if isinstance(module, SpelaLinear) and module.objective == "softmax"
+    )
+    return max(1, _A_CALL // (2 * batch_size * max(1, numbers)))

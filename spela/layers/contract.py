@@ -35,6 +35,10 @@ class FusedOptimizer(ABC):
         """Whether these parameters of one layer share one set of hyper-parameters that the ops know."""
 
     @abstractmethod
+    def check_rates(self) -> None:
+        """Refuse, with a ValueError, a learning rate that nothing learns with."""
+
+    @abstractmethod
     def between_hooks(self, run: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         """`run(*args, **kwargs)`, a layer's whole step, between the optimizer's step hooks."""
 

@@ -131,8 +131,9 @@ class Standardize(nn.Module):
             centred = part.cpu().double() / full_scale - mean
             squares += centred.square().sum(axes).view_as(mean) / count
         deviation = squares.sqrt()
-        # What rounding alone leaves of a constant is no deviation.
-        deviation[deviation <= 1e-7 * mean.abs()] = 1.0
+        # What rounding alone leaves of a constant is no deviation, and what would be 0 here divides nothing.
+        least = torch.finfo(self.deviation.dtype).tiny
+        deviation[deviation <= (1e-7 * mean.abs()).clamp_min(least)] = 1.0
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
         return self

@@ -8,9 +8,10 @@ caller's left there, the layer's own included, wait for the caller's `optimizer.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,16 @@ from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela_kernels.contracts import check_tensors
 from spela_kernels.precision import made_in_inference, recordable
 
-__all__ = ["check_step", "learning", "not_held", "owns", "set_rates", "step_by_gradient", "step_on"]
+__all__ = [
+    "check_step",
+    "learning",
+    "not_held",
+    "owns",
+    "rates_kept",
+    "set_rates",
+    "step_by_gradient",
+    "step_on",
+]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -72,6 +82,24 @@ def not_held(parameter: Tensor) -> ValueError:
         f"the optimizer does not hold a parameter of shape {tuple(parameter.shape)}: build it "
         "from net.parameters() of the network that is trained, or freeze that layer"
     )
+
+
+@contextlib.contextmanager
+def rates_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put the learning rates back if the block ends by an exception, as of a batch that is refused."""
+    before = [
+        group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+        for group in optimizer.param_groups
+    ]
+    try:
+        yield
+    except BaseException:
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            if isinstance(rate, Tensor):
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
+        raise
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -126,11 +154,13 @@ def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -
 
     Raises:
         ValueError: If the optimizer does not hold a parameter that is to learn, such a parameter was made
-            under `torch.inference_mode` or is another layer's, too, or no step on given gradients is
-            possible with it.
+            under `torch.inference_mode` or is another layer's, too, no step on given gradients is
+            possible with it, or a rate of `LocalSGD` or `LocalAdam` is none.
         TypeError: If it is no optimizer.
     """
-    if not isinstance(optimizer, FusedOptimizer):
+    if isinstance(optimizer, FusedOptimizer):
+        optimizer.check_rates()
+    else:
         _check_kind(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     seen: set[int] = set()

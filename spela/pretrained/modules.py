@@ -134,6 +134,8 @@ def _described(module: nn.Module, name: str) -> dict[str, Any]:
         raise _refused(module, name, departs)
     if isinstance(module, LocalLayer) and module.num_classes < 2:
         raise _refused(module, name, "has met one class so far, of a stream")
+    if isinstance(module, SpelaConv2d) and _met_fewer(module):
+        raise _refused(module, name, "groups more classes than it has met so far, of a stream")
     entry: dict[str, Any] = {"type": kind.__name__}
     if isinstance(module, nn.Sequential):
         parts = parts_of(module).items()
@@ -160,6 +162,13 @@ def _described(module: nn.Module, name: str) -> dict[str, Any]:
     if dtypes:
         entry["dtype"] = _dtype_name(dtypes.pop(), module, name)
     return entry | ({_BINARY: True} if binary else {})
+
+
+def _met_fewer(layer: SpelaConv2d) -> bool:
+    """Whether a stream shows a layer fewer classes than its kernels have groups to draw."""
+    asked = layer._group_source
+    most = max(asked) if isinstance(asked, tuple) else asked
+    return isinstance(most, int) and most > layer.num_classes
 
 
 def _dtype_name(dtype: torch.dtype, module: nn.Module, name: str) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import math
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -29,7 +29,18 @@ from spela_kernels.objectives import COSINE_MARGIN, get_objective
 from spela_kernels.precision import runs_as_written
 from spela_kernels.rules import AdamRule, SgdRule
 
-__all__ = ["LARGEST", "Planned", "fits", "is_built", "norm_fits", "norm_rows", "rates_of", "run"]
+__all__ = [
+    "LARGEST",
+    "Planned",
+    "Ready",
+    "fits",
+    "is_built",
+    "norm_fits",
+    "norm_rows",
+    "prepare",
+    "rates_of",
+    "run",
+]
 
 _steps: Any = None
 with contextlib.suppress(ImportError):  # no compiler was there at installation
@@ -155,13 +166,21 @@ def rates_of(rule: SgdRule | AdamRule, lr: float, number: float) -> tuple[float,
     return lr / (1 - rule.beta1**number), (1 - rule.beta2**number) ** -0.5
 
 
-def run(
+class Ready(NamedTuple):
+    """Steps that nothing can refuse any more: `take` them, then read what they found."""
+
+    take: Callable[[], None]
+    losses: Tensor  # (steps, layers) from before the updates
+    y: Tensor  # the last layer's output for the last batch
+
+
+def prepare(
     layers: Sequence[Planned],
     x: Tensor,
     target: Tensor,
     sizes: Sequence[int],
     rates: Sequence[tuple[float, float]],
-) -> tuple[Tensor, Tensor]:
+) -> Ready:
     """A step on every batch: each layer learns right after its own forward, and the next one follows.
 
     Args:
@@ -171,9 +190,6 @@ def run(
         sizes: Samples of every batch, at least 1 each and N together; B is the largest.
         rates: `rates_of` every step and layer, a step's layers together.
 
-    Returns:
-        losses (steps, layers) from before the updates, and the last layer's output for the last batch.
-
     Source: `reference.py` and `rules.py`, whose mathematics this is.
     """
     last = layers[-1].params.weight
@@ -181,15 +197,34 @@ def run(
     y = x.new_empty(max(sizes), last.shape[0])
     numbers = torch.tensor(rates, dtype=torch.float64, device="cpu")
     masks = _masks(layers, sizes) if any(p.dropout > 0 for p in layers) else None
-    drawn = 0 if masks is None else masks.data_ptr()
     packed = b"".join(map(_packed, layers))
     scratch = x.new_empty(_steps.scratch(packed, len(y)))  # of torch's memory, which is counted
-    _steps.run(
-        packed, x.data_ptr(), target.data_ptr(), array("q", sizes).tobytes(),
-        numbers.data_ptr(), drawn, NORM_EPS, COSINE_MARGIN, losses.data_ptr(), y.data_ptr(),
-        scratch.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return losses, y[: sizes[-1]]
+
+    def take() -> None:
+        _steps.run(
+            packed, x.data_ptr(), target.data_ptr(), array("q", sizes).tobytes(),
+            numbers.data_ptr(), 0 if masks is None else masks.data_ptr(), NORM_EPS, COSINE_MARGIN,
+            losses.data_ptr(), y.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+
+    return Ready(take, losses, y[: sizes[-1]])
+
+
+def run(
+    layers: Sequence[Planned],
+    x: Tensor,
+    target: Tensor,
+    sizes: Sequence[int],
+    rates: Sequence[tuple[float, float]],
+) -> tuple[Tensor, Tensor]:
+    """What `prepare` takes, at once.
+
+    Returns:
+        losses (steps, layers) from before the updates, and the last layer's output for the last batch.
+    """
+    take, losses, y = prepare(layers, x, target, sizes, rates)
+    take()
+    return losses, y
 
 
 def _masks(layers: Sequence[Planned], sizes: Sequence[int]) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
-from spela.optim import LocalAdam, LocalSGD
+from spela.layers.chain import steps_a_call
+from spela.optim import LocalAdam, LocalSGD, layer_groups
 from spela_kernels.linear import steps
 
 Make = Callable[[Any], torch.optim.Optimizer]
@@ -82,13 +83,13 @@ def test_steps_have_the_bits_of_layers_one_by_one(objective: str, optimizer: str
 @pytest.mark.skipif(not steps.is_built(), reason="the passes were not built")
 def test_a_small_stack_takes_all_steps_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    run = steps.run
+    run = steps.prepare
 
     def counted(layers: Any, *rest: Any) -> Any:
         calls.append(len(layers))
         return run(layers, *rest)
 
-    monkeypatch.setattr("spela.optim.run", counted)
+    monkeypatch.setattr("spela.optim.prepare", counted)
     x, target = _data()
     net = _net(nn.Dropout().eval())
     net.local_steps(x, target, LocalAdam(net.parameters()), 10)
@@ -142,8 +143,8 @@ def test_dropout_draws_as_step_by_step(
     places: dict[int, float], calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, target = _data(23)
-    counted, run = [], steps.run
-    monkeypatch.setattr("spela.optim.run", lambda *given: counted.append(1) or run(*given))
+    counted, run = [], steps.prepare
+    monkeypatch.setattr("spela.optim.prepare", lambda *given: counted.append(1) or run(*given))
     results = []
     for many in (True, False):
         modules = list(_net())
@@ -335,3 +336,57 @@ def test_a_first_module_that_works_in_place_leaves_the_callers_batch() -> None:
     net = SpelaSequential(nn.ReLU(inplace=True), SpelaLinear(5, 8, 3))
     net.local_step(x, torch.arange(6) % 3, LocalSGD(net.parameters(), lr=0.1))
     assert torch.equal(x, before)
+
+
+@pytest.mark.skipif(not steps.is_built(), reason="the passes were not built")
+def test_steps_that_ctrl_c_follows_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        scratch = staticmethod(steps._steps.scratch)
+
+        @staticmethod
+        def run(*given: Any) -> None:
+            compiled.run(*given)
+            raise KeyboardInterrupt  # as Python does when the call returns
+
+    compiled = steps._steps
+    x, target = _data()
+    net, same = _net(), _net()
+    optimizer, other = (LocalAdam(n.parameters()) for n in (net, same))
+    same.local_steps(x, target, other, 10, RATES)
+    monkeypatch.setattr(steps, "_steps", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        net.local_steps(x, target, optimizer, 10, RATES)
+    for ours, theirs in zip(_state(net, optimizer), _state(same, other), strict=True):
+        assert torch.equal(ours, theirs)
+    assert optimizer.param_groups[0]["lr"] == RATES[-1]
+
+
+@pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+def test_a_refused_batch_leaves_the_rate(lr: Any) -> None:
+    net = SpelaSequential(SpelaLinear(4, 8, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    with pytest.raises(ValueError, match="5"):
+        net.local_steps(torch.randn(6, 5), torch.arange(6) % 3, optimizer, [4, 2], [0.1, 0.2])
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert float(lr) == 0.5
+
+
+@pytest.mark.parametrize("rates", [None, [0.1]], ids=["own rate", "rates"])
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_a_rate_that_is_none_of_a_later_group_is_found_before_the_first_layer(
+    activation: str, rates: list[float] | None
+) -> None:
+    net = SpelaSequential(*(SpelaLinear(6, 6, 3, activation=activation) for _ in range(2)))
+    optimizer = LocalAdam(layer_groups(net, [0.1, 0.1]))
+    optimizer.param_groups[1]["lr"] = float("nan")
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="`lr` must be in"):
+        net.local_steps(torch.randn(5, 6), torch.arange(5) % 3, optimizer, 5, rates)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_many_classes_make_a_call_shorter() -> None:
+    few, many = (SpelaSequential(SpelaLinear(10, 16, n, objective="softmax")) for n in (2, 1000))
+    label = SpelaSequential(SpelaLinear(10, 16, 1000, objective="log"))
+    assert steps_a_call(few, 50) > 50 * steps_a_call(many, 50)
+    assert steps_a_call(label, 50) > 50 * steps_a_call(many, 50)

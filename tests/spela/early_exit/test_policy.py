@@ -223,3 +223,11 @@ def test_costs_pass_through_the_networks_own_hooks_and_take_tokens() -> None:
     block = SpelaBlock(nn.Embedding(18, 6), 3, tokens)
     words = SpelaSequential(block, SpelaBlock(nn.Linear(6, 6), 3, torch.randn(2, 2, 6)))
     assert len(calibrate_thresholds(words, tokens, y).thresholds) == 1
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 50])
+def test_of_equal_scores_the_first_class_answers_everywhere(classes: int) -> None:
+    net = SpelaSequential(SpelaLinear(4, 64, classes, bias=False))
+    x = torch.zeros(3, 4)  # an output without a direction
+    assert net.predict(x).tolist() == [0, 0, 0]
+    assert net.predict_detailed(x).labels.tolist() == [0, 0, 0]

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from spela import SpelaClassifier, SpelaSequential
+from spela.training import TrainingDivergedError
 from tests.spela.torch_settings import default_dtype, warnings_are_errors
 
 X, Y = load_iris(return_X_y=True)
@@ -314,3 +315,24 @@ def test_joblib_brings_all_of_it_back(tmp_path: Path) -> None:
     for one in (model, loaded):
         one.partial_fit(X, np.array(["x", "y", "z"])[Y])
     np.testing.assert_array_equal(loaded.decision_function(X), model.decision_function(X))
+
+
+def test_a_step_that_makes_weights_infinite_is_an_error_that_leaves_the_model() -> None:
+    model = SpelaClassifier(8, random_state=0).partial_fit(X, Y, classes=[0, 1, 2])
+    before = model.predict_proba(X)
+    with pytest.raises(TrainingDivergedError, match="lower the learning rate"):
+        model.set_params(learning_rate=3e38).partial_fit(X, Y)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
+def test_a_call_costs_as_much_whatever_the_number_of_calls_before() -> None:
+    model = SpelaClassifier(8, random_state=0).partial_fit(X[:1], Y[:1], classes=[0, 1, 2])
+    curve = model.loss_curve_
+    curve.extend([Uncopied()] * 3)  # type: ignore[list-item]
+    model.partial_fit(X[:1], Y[:1])
+    assert len(model.loss_curve_) == 5
+
+
+class Uncopied(float):
+    def __deepcopy__(self, memo: object) -> object:
+        raise AssertionError("a curve's numbers are not copied one by one")

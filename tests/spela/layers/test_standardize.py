@@ -92,3 +92,10 @@ def test_a_saved_network_keeps_its_scale(tmp_path: Path) -> None:
     loaded = SpelaSequential.from_pretrained(tmp_path / "net")
     assert torch.equal(loaded[0].mean, net[0].mean)
     assert torch.equal(loaded(x), net(x))
+
+
+def test_a_deviation_below_the_dtype_is_none() -> None:
+    x = torch.tensor([[1e-50, 1.0], [-1e-50, 2.0]], dtype=torch.float64)
+    module = Standardize((2,)).fit(x)
+    assert module.deviation.tolist() == [1.0, 0.5]
+    assert module(x.float()).tolist() == [[0.0, -1.0], [0.0, 1.0]]

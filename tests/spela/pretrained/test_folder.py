@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from spela import RowNorm, SpelaBlock, SpelaLinear, SpelaSequential, convert
+from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential, convert
 from spela.data import load_dataset
 from spela.experiments import make_config, run
 from spela.files import atomic
@@ -355,3 +355,16 @@ def test_what_a_hook_or_a_stream_of_one_class_would_lose_is_not_saved(tmp_path: 
     with pytest.raises(ValueError, match="one class so far"):
         stream.net.save_pretrained(tmp_path / "hook")
     assert not (tmp_path / "hook").exists()
+
+
+@pytest.mark.parametrize("grouping", [6, (2, 6)], ids=["all", "a range"])
+def test_a_convolution_of_a_stream_that_met_few_classes_is_refused_by_name(
+    grouping: Any, tmp_path: Path
+) -> None:
+    layer = SpelaConv2d(1, 4, 3, 6, output_size=(1, 1), symmetric_dim=8, grouping=grouping)
+    stream = StreamingClassifier(SpelaSequential(layer))
+    for label in range(3):
+        stream.observe(torch.rand(2, 1, 4, 4), [label, 0])
+    with pytest.raises(ValueError, match=r"module '0'.* classes than it has met so far"):
+        stream.net.save_pretrained(tmp_path / "few")
+    assert not (tmp_path / "few").exists()
