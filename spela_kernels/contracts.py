@@ -80,8 +80,9 @@ def _check_device(name: str, tensor: Tensor, reference_name: str, reference: Ten
 def _check_like(name: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
     _check_device(name, tensor, reference_name, reference)
     if tensor.dtype != reference.dtype:
+        pixels = ", pixels by x.float() / 255" if tensor.dtype == torch.uint8 else ""
         raise TypeError(
-            f"`{name}` is {tensor.dtype} but `{reference_name}` is {reference.dtype}: convert one"
+            f"`{name}` is {tensor.dtype} but `{reference_name}` is {reference.dtype}: convert one{pixels}"
         )
 
 

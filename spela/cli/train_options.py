@@ -184,7 +184,7 @@ NormalizeInput = Annotated[
     str | None,
     one_of(
         choices.NORMALIZATIONS,
-        help="Length that the inputs of every layer are brought to",
+        help="Length that the inputs of every layer (with --standardize: but the first) are brought to",
         panel=_LINEAR,
         more=" (root mean square 1)",
     ),

@@ -145,10 +145,10 @@ def evaluate_command(
 
 def predict(
     run_dir: RunDir,
-    file: Annotated[
-        Path,
+    files: Annotated[
+        list[Path],
         typer.Argument(
-            help="Samples to label: an image, a folder of images, an idx, .npy or .npz file.",
+            help="Samples to label: images, a folder of images, or an idx, .npy or .npz file.",
             parser=parse_path,
             metavar="FILE",
         ),
@@ -156,17 +156,25 @@ def predict(
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Label samples of your own: index, label, class and score (cosine or logit), a line each."""
+    """Label samples of your own: index, label, class and score (cosine or logit), a line each.
+
+    Images have their file's name too, and are labelled in its order.
+    """
     import torch
 
     from spela.data import prepare, read_inputs
+    from spela.data.inputs import image_files, shows_images
     from spela.reports.card import printable
 
     where = pick_device(device)
     loaded = _loaded(run_dir, where)
     names = loaded.checkpoint.class_names
     checkpoint = loaded.checkpoint
-    inputs = read_inputs(file, checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype)
+    of_images = len(files) > 1 or shows_images(files[0])
+    images = [image for file in files for image in image_files(file)] if of_images else []
+    inputs = read_inputs(
+        images or files[0], checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype
+    )
     answers: list[tuple[int, float]] = []
     for chunk in inputs.split(1000):
         with torch.no_grad():
@@ -177,10 +185,12 @@ def predict(
         print_json(
             [
                 {"index": index, "label": label, "class": names[label], "score": score}
+                | ({"file": str(images[index])} if images else {})
                 for index, (label, score) in enumerate(answers)
             ]
         )
         return
-    typer.echo("index\tlabel\tclass\tscore")
+    typer.echo("index\tlabel\tclass\tscore" + "\tfile" * of_images)
     for index, (label, score) in enumerate(answers):
-        typer.echo(f"{index}\t{label}\t{printable(names[label])}\t{score:.4f}")
+        image = f"\t{printable(str(images[index]))}" if images else ""
+        typer.echo(f"{index}\t{label}\t{printable(names[label])}\t{score:.4f}{image}")

@@ -178,10 +178,8 @@ def train(
         diagnostics=diagnostics,
     )
     folder = RunFolder(out)
-    if folder.holds_run() and not resume:
-        raise ValueError(
-            f"{out} already holds a run: continue it with --resume, or choose another --out"
-        )
+    if not resume:
+        folder.check_free()
     if resume and not folder.holds_run():
         raise ValueError(f"{out} holds no run to continue: start one without --resume")
     if not parallel:

@@ -18,7 +18,7 @@ from spela.data.idx import looks_like_idx, read_idx
 from spela.data.npz import npz_keys, read_npy, read_npz
 from spela.data.pictures import open_picture, warn_of_backgrounds
 
-__all__ = ["check_scale", "image_files", "read_inputs"]
+__all__ = ["check_scale", "image_files", "read_inputs", "shows_images"]
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def read_inputs(
         files = [Path(item) for item in path]
     else:
         files = [Path(path).expanduser()]
-    if len(files) != 1 or files[0].is_dir() or _is_image(files[0]):
+    if len(files) != 1 or shows_images(files[0]):
         images = [file for item in files for file in image_files(item)]
         if not images:
             raise ValueError("path is an empty list; give at least one image file")
@@ -111,6 +111,16 @@ def image_files(path: str | os.PathLike[str]) -> list[Path]:
     if not files:
         raise ValueError(f"{path} holds no PNG or JPEG file; give a folder of images")
     return files
+
+
+def shows_images(path: Path) -> bool:
+    """Whether a path is read as images: one, or a folder.
+
+    Example:
+        >>> shows_images(Path("digit.png")), shows_images(Path("digits.npz"))
+        (True, False)
+    """
+    return path.is_dir() or _is_image(path)
 
 
 def _is_image(path: Path) -> bool:

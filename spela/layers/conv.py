@@ -256,7 +256,10 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"`x` must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         if x.dtype != self.weight.dtype and not autocast_is_on(x.device.type):
-            raise TypeError(f"`x` is {x.dtype} but the layer {self.weight.dtype}: convert one")
+            pixels = ", pixels by x.float() / 255" if x.dtype == torch.uint8 else ""
+            raise TypeError(
+                f"`x` is {x.dtype} but the layer {self.weight.dtype}: convert one{pixels}"
+            )
         height, width = convolved_size(self, x.shape[2:])
         window = self.pool_size if self.pool else 1
         pooled = (height // window, width // window)

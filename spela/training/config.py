@@ -113,7 +113,8 @@ class RunConfig:
             biases 0).
         bias_init: Of the linear layers' biases: default (0 for SPELA's, else as `init` says) or uniform
             (U(+-1 / sqrt(inputs)), torch's).
-        normalize_input: Row norm before every linear layer: none, unit (1) or rms (sqrt(features)).
+        normalize_input: Row norm before every linear layer (standardized features go without): none, unit
+            (1) or rms (sqrt(features)).
         precision: fp32, or bf16: products in bfloat16 over float32 weights and statistics; tests in fp32.
         dropout: Share of each hidden layer's inputs zeroed in training (not the network's input).
         input_dropout: Share of the network's input values zeroed in training.

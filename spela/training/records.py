@@ -20,6 +20,14 @@ def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
+def _is_of_run(config: Path) -> bool:
+    """Whether settings are a run's, which a start that failed leaves, and not some other config.json."""
+    try:
+        return {"recipe", "data", "method"} <= json.loads(config.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 class RunFolder:
     """Files of one run: config.json, checkpoint.safetensors, metrics.jsonl, summary.json, report.html.
 
@@ -62,16 +70,31 @@ class RunFolder:
                     left.unlink()
             yield
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the folder of a new run, where `writing` has not, and write its config.
+    def check_free(self) -> None:
+        """Refuse a folder that a new run would change something in.
 
         Raises:
-            ValueError: If the folder already holds a run.
+            ValueError: If it holds a run, or files that no run left there.
         """
         if self.holds_run():
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume, or choose another --out"
             )
+        if not self.path.is_dir():
+            return
+        for file in sorted(self.path.iterdir()):
+            if file.name != LOCK_FILE and not (file == self.config and _is_of_run(file)):
+                raise ValueError(
+                    f"{self.path} holds {file.name} and no run: choose a new folder for --out"
+                )
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder of a new run, where `writing` has not, and write its config.
+
+        Raises:
+            ValueError: As `check_free`.
+        """
+        self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_json(self.config, config)
 

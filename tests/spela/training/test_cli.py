@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from spela.cli import main
@@ -97,6 +98,35 @@ def test_predict_labels_a_file(trained: Path, tmp_path: Path) -> None:
     assert lines[0].split("\t") == ["index", "label", "class", "score"]
     labels = torch.tensor([int(line.split("\t")[1]) for line in lines[1:]])
     assert (labels == data.test_y[:50]).double().mean() > 0.7
+
+
+def test_images_are_labelled_with_their_names(trained: Path, tmp_path: Path) -> None:
+    data = load_dataset("digits")
+    files = [tmp_path / f"{name}.png" for name in "ba"]
+    for file, image in zip(files, data.test_x, strict=False):
+        Image.fromarray((255 * image.reshape(8, 8)).byte().numpy()).save(file)
+    (tmp_path / "notes.txt").write_text("no image")
+    of_folder = _spela("predict", trained, tmp_path).stdout.splitlines()
+    assert of_folder[0].split("\t") == ["index", "label", "class", "score", "file"]
+    assert [line.split("\t")[-1] for line in of_folder[1:]] == [*map(str, sorted(files))]
+    given = json.loads(_spela("predict", trained, *files, "--json").stdout)
+    assert [answer["file"] for answer in given] == [*map(str, files)]
+    assert [answer["label"] for answer in given] == [
+        int(line.split("\t")[1]) for line in reversed(of_folder[1:])
+    ]
+
+
+@pytest.mark.parametrize("name", ["report.html", "config.json", "notes.txt"])
+def test_a_folder_of_other_files_is_no_place_for_a_run(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    message = _fails(
+        capsys, "train", "--data", "digits", "--layers", "8", "--epochs", "1", "--out", tmp_path
+    )
+    assert f"holds {name} and no run: choose a new folder for --out" in message
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
 
 
 def test_info(trained: Path) -> None:

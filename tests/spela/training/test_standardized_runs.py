@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.datasets import load_breast_cancer
+from torch import nn
 
-from spela import Standardize
+from spela import RowNorm, SpelaLinear, Standardize
 from spela.cli import main
 from spela.cli.running import scaling_note
 from spela.data import Dataset, load_dataset
-from spela.experiments import load_run, make_config, network_for, run
+from spela.experiments import build_network, load_run, make_config, network_for, run
 
 SETTINGS = {"layers": (64, 64), "epochs": 8, "batch_size": 20}
 
@@ -64,7 +65,7 @@ def test_uneven_features_are_learnt_and_said(cancer, trained, tmp_path, monkeypa
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_it_is_the_run_of_data_scaled_before(cancer: Path, trained: Path, tmp_path: Path) -> None:
+def test_it_is_the_run_of_data_scaled_before(cancer: Path, tmp_path: Path) -> None:
     raw = load_dataset(cancer)
     scale = Standardize(raw.sample_shape).fit(raw.train_x)
     before = Dataset(
@@ -73,13 +74,27 @@ def test_it_is_the_run_of_data_scaled_before(cancer: Path, trained: Path, tmp_pa
         num_classes=2,
         class_names=raw.class_names,
     )
-    run(make_config("scaled", **SETTINGS), before, tmp_path)
+    settings = {**SETTINGS, "normalize_input": "none"}
+    run(make_config("scaled", **settings), before, tmp_path / "before")
+    run(make_config("raw", standardize=True, **settings), raw, tmp_path / "inside")
     ours, theirs = (
-        {k: v for k, v in load_file(out / "checkpoint.safetensors").items() if "weight" in k}
-        for out in (trained, tmp_path)
+        {
+            k: v
+            for k, v in load_file(tmp_path / out / "checkpoint.safetensors").items()
+            if "weight" in k
+        }
+        for out in ("inside", "before")
     )
     assert len(ours) == len(theirs) > 0
     assert all(torch.equal(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True))
+
+
+def test_a_scaled_row_keeps_its_length() -> None:
+    for standardize, before_first in ((True, SpelaLinear), (False, RowNorm)):
+        config = make_config("raw", layers=(8, 8), standardize=standardize)
+        kinds = [type(module) for module in build_network(config, (5,), 2)]
+        assert kinds[kinds.index(nn.Flatten) + 1] is before_first
+        assert kinds.count(RowNorm) == (1 if standardize else 2)
 
 
 def test_it_resumes_in_the_same_bits(cancer: Path, trained: Path, tmp_path: Path) -> None:
