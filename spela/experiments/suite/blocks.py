@@ -73,7 +73,7 @@ BLOCKS = Experiment(
     ),
     panels={"convolutions": "", "larger": "", "transformer": ""},
     main=("*",),
-    headline=("3 blocks", "layers", "cifarnet, layers"),
+    headline=("3 blocks", "layers", "cifarnet, 3 blocks"),
     against_memory=("convolutions",),
     quick={
         "vgg": {"width": 4, "resize": 16},
