@@ -182,6 +182,11 @@ def pick_device(name: str) -> torch.device:
     else:
         try:
             device = torch.device(name)
+        except RuntimeError:  # a list of all that torch was ever ported to
+            raise ValueError(
+                f"there is no device {name!r}: use auto, cpu, cuda or cuda:1, ..., or mps"
+            ) from None
+        try:
             torch.zeros(1, device=device).item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0].split(". ")[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import typer
+from torch import Tensor
 
 from spela.cli.accuracies import print_accuracy, print_batch_statistics, print_top5
 from spela.cli.progress import ProgressBar
@@ -26,7 +27,7 @@ from spela.training import (
 )
 from spela.training.config import NOT_STANDARDIZED
 
-__all__ = ["few_steps_note", "scaling_note", "train_run"]
+__all__ = ["chance_note", "few_steps_note", "scaling_note", "train_run"]
 
 # Steps below which the note is given: the recipes' epochs were chosen on 60,000 images, where they are more.
 _FEW = 1000
@@ -114,6 +115,7 @@ def train_run(
         print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
         notes = (
             extension_note(config, summary.get("extended_at", [])),
+            chance_note(summary["test_accuracy"], dataset.test_y),
             few_steps_note(config, len(dataset.train_y)),
         )
         for note in filter(None, notes):
@@ -163,6 +165,31 @@ def scaling_note(config: RunConfig, dataset: Dataset) -> str:
     else:
         return ""
     return f"{found}, where layers learn little: try --standardize"
+
+
+def chance_note(accuracy: list[float], labels: Tensor) -> str:
+    """What to try where no layer names more labels than the commonest class has; nothing where one does.
+
+    Args:
+        accuracy: Of every layer, 0..1.
+        labels: (N,) of the test samples.
+
+    Returns:
+        One sentence, or "".
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 1, 2])
+        >>> chance_note([0.25, 0.5], labels)
+        'no layer is better than naming one class for all, 50.0 %: try another --lr'
+        >>> chance_note([0.25, 0.75], labels)
+        ''
+    """
+    share = float(labels.bincount().max()) / len(labels)
+    if max(accuracy) > share:
+        return ""
+    return (
+        f"no layer is better than naming one class for all, {100 * share:.1f} %: try another --lr"
+    )
 
 
 def few_steps_note(config: RunConfig, samples: int) -> str:

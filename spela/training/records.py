@@ -83,7 +83,9 @@ class RunFolder:
         if not self.path.is_dir():
             return
         for file in sorted(self.path.iterdir()):
-            if file.name != LOCK_FILE and not (file == self.config and _is_of_run(file)):
+            # A lock, and what other programs hide in every folder: no file of a run has such a name.
+            hidden = file.name.startswith(".")
+            if not hidden and not (file == self.config and _is_of_run(file)):
                 raise ValueError(
                     f"{self.path} holds {file.name} and no run: choose a new folder for --out"
                 )

@@ -214,7 +214,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, tra
         (*train, "digits", "--lr", "nan"): "lr must be a positive number",
         (*train, "digits", "--backend", "cuda"): "unknown back-end 'cuda'",
         (*train, "digits", "--backend", "triton"): "back-end 'triton' cannot run on device 'cpu'",
-        (*train, "digits", "--device", "tpu"): "device 'tpu' cannot be used here",
+        (*train, "digits", "--device", "gpu"): "there is no device 'gpu': use auto, cpu, cuda",
         (*train, "digits", "--device", "meta"): "device 'meta' cannot be used here",
         (*train, "digits", "--seed", "-1"): "seed must be",
         (*train, "digits", "--resume"): "holds no run to continue",
