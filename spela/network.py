@@ -45,7 +45,7 @@ def _batch_sizes(samples: int, batch_size: int | Sequence[int]) -> list[int]:
     if isinstance(batch_size, Sequence):
         sizes = [operator.index(size) for size in batch_size]  # NumPy's integers too
         wrong = [size for size in sizes if size < 1]
-        if wrong or sum(sizes) != samples:
+        if wrong or not sizes or sum(sizes) != samples:
             raise ValueError(
                 f"batch sizes must be at least 1 and {samples} together, the number of samples; got "
                 + (str(wrong[0]) if wrong else f"{sum(sizes)} together")
@@ -291,9 +291,8 @@ class SpelaSequential(Pretrained):
         """Losses (steps, L) of steps in one call; None where there is no such call for this network."""
         if torch.compiler.is_compiling() or not isinstance(optimizer, FusedOptimizer):
             return None
-        if (
-            x.device.type != "cpu"
-        ):  # before any module runs that the steps one by one would run again
+        # Before any module runs that the steps one by one would run again.
+        if x.device.type != "cpu":
             return None
         stack = [module for module, _ in modules]
         ahead = modules_ahead(stack)

@@ -158,7 +158,7 @@ def predict(
 ) -> None:
     """Label samples of your own: index, label, class and score (cosine or logit), a line each.
 
-    Images have their file's name too, and are labelled in its order.
+    Images have their file's path too; those of a folder are labelled in the order of their names.
     """
     import torch
 

@@ -271,9 +271,8 @@ def train_epochs(
     means = []
     for done in range(0, len(losses), each):
         weighted = map(operator.mul, losses[done : done + each], a_pass)
-        means.append(
-            math.fsum(weighted) / samples
-        )  # rounded once, however many passes share a call
+        # Rounded once: the same of a pass, however many share a call.
+        means.append(math.fsum(weighted) / samples)
         if means[-1] - means[-1] != 0:
             raise TrainingDivergedError(f"the loss became {means[-1]}: lower the learning rate")
     if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):

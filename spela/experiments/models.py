@@ -105,10 +105,8 @@ def _learning_part(config: RunConfig, sample_shape: tuple[int, ...], num_classes
     if config.layers or not config.channels or config.method == "backprop":
         modules.append(nn.Flatten())
     for index, size in enumerate(config.layers):
-        # Scaled features are of order one, and the length of a sample may tell its class.
-        scaled = config.standardize and index == 0 and not config.channels
-        if config.normalize_input != "none" and not scaled:
-            modules.append(RowNorm(config.normalize_input))
+        if (norm := config.norm_before(index)) != "none":
+            modules.append(RowNorm(norm))
         if config.dropout > 0 and (index > 0 or config.channels):
             modules.append(nn.Dropout(config.dropout))
         if config.method == "backprop":

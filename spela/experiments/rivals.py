@@ -114,8 +114,8 @@ def _stack(
     if config.input_dropout > 0:
         modules.append(nn.Dropout(config.input_dropout))
     for index, size in enumerate(config.layers):
-        if config.normalize_input != "none":
-            modules.append(RowNorm(config.normalize_input))
+        if (norm := config.norm_before(index)) != "none":
+            modules.append(RowNorm(norm))
         if config.dropout > 0 and index > 0:
             modules.append(nn.Dropout(config.dropout))
         modules.append(hidden(width, size))

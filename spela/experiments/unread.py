@@ -116,3 +116,5 @@ def _unread_by_layers(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield from ((name, "of a head") for name in _OF_LINEAR_LAYERS if name not in own)
     elif len(config.layers) == 1 and not config.channels and config.method != "pepita":
         yield "dropout", "of layers after the first"
+        if config.standardize:
+            yield "normalize_input", "of layers after the first, whose features are standardized"

@@ -294,6 +294,14 @@ class RunConfig:
         """All passes over the data, the head's included."""
         return self.epochs + self.head_epochs
 
+    def norm_before(self, index: int) -> str:
+        """The row norm before a linear layer, counted from 0: none, unit or rms.
+
+        Standardized features go without: they are of order one, and a sample's length may tell its class.
+        """
+        first = index == 0 and not self.channels
+        return "none" if self.standardize and first else self.normalize_input
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; without those at their default, for settings that have one."""
         values = {**asdict(self), "layers": list(self.layers), "channels": list(self.channels)}

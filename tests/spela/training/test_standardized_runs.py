@@ -95,6 +95,15 @@ def test_a_scaled_row_keeps_its_length() -> None:
         kinds = [type(module) for module in build_network(config, (5,), 2)]
         assert kinds[kinds.index(nn.Flatten) + 1] is before_first
         assert kinds.count(RowNorm) == (1 if standardize else 2)
+        rival = build_network(
+            make_config("raw", "mono", layers=(8, 8), standardize=standardize), (5,), 2
+        )
+        assert [type(module) for module in rival].count(RowNorm) == kinds.count(RowNorm)
+
+
+def test_a_norm_that_no_layer_would_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"normalize_input 'unit' would change nothing"):
+        make_config("raw", layers=(8,), standardize=True, normalize_input="unit")
 
 
 def test_it_resumes_in_the_same_bits(cancer: Path, trained: Path, tmp_path: Path) -> None:
