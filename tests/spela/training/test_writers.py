@@ -294,3 +294,14 @@ def test_a_checkpoint_is_the_same_bytes_every_time(data: Dataset, tmp_path: Path
         run(CONFIG, data, tmp_path / str(number))
     contents = {path.read_bytes() for path in tmp_path.glob("*/checkpoint.safetensors")}
     assert len(contents) == 1
+
+
+def test_a_run_from_python_leaves_other_files_alone(data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    (tmp_path / ".hidden").write_text("of another program")
+    with pytest.raises(ValueError, match=r"holds report\.html and no run"):
+        run(CONFIG, data, tmp_path)
+    assert (tmp_path / "report.html").read_text() == "mine"
+    assert not RunFolder(tmp_path).config.exists()
+    (tmp_path / "report.html").unlink()
+    assert run(CONFIG, data, tmp_path)["epochs"] == 1
