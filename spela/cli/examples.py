@@ -33,7 +33,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": (
         "spela export runs/digits --out digits.onnx",
         "spela export runs/digits --what train-step --batch-size 32 --out step.onnx",
-        "spela export runs/digits --format pt2 --out digits.pt2",
+        "spela export runs/digits --out digits.pt2",
         "spela export runs/digits --what train-step --weights-apart --out step.onnx",
     ),
     "reproduce": (

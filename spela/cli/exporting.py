@@ -13,21 +13,22 @@ from spela.cli.trained import refuse_own_file
 
 __all__ = ["export"]
 
+_ENDINGS = ", ".join(f".{name}" for name in FORMATS)
+
 
 def export(
     run_dir: RunDir,
-    out: Annotated[Path, path_option(help="File to write; one that is there is replaced.")],
-    what: Annotated[str, one_of(EXPORTS, help="What the file computes")] = "inference",
-    format: Annotated[
-        str,
-        one_of(
-            FORMATS,
-            help="Format of the file",
-            more=" (for onnxruntime, PyTorch without SPELA, ExecuTorch)",
+    out: Annotated[
+        Path,
+        path_option(
+            help=f"File to write, in the format that its name ends with: {_ENDINGS} (for onnxruntime, "
+            "PyTorch without SPELA, ExecuTorch). One that is there is replaced."
         ),
-    ] = "onnx",
+    ],
+    what: Annotated[str, one_of(EXPORTS, help="What the file computes")] = "inference",
     batch_size: Annotated[
-        int | None, typer.Option(help="Fixed batch size of the file (default: any; pte needs one).")
+        int | None,
+        typer.Option(help="Fixed batch size of the file (default: any; .pte needs one)."),
     ] = None,
     untrained: Annotated[
         bool,
@@ -36,7 +37,7 @@ def export(
     opset: Annotated[
         int | None,
         typer.Option(
-            help=f"Operator set of an onnx file, {OLDEST_OPSET} to {OPSET} (default: {OPSET}); older "
+            help=f"Operator set of an .onnx file, {OLDEST_OPSET} to {OPSET} (default: {OPSET}); older "
             "runtimes need a lower one."
         ),
     ] = None,
@@ -44,7 +45,7 @@ def export(
         bool | None,
         typer.Option(
             "--weights-apart",
-            help="Write the weights of an onnx file beside it, as .safetensors, for every call to feed: "
+            help="Write the weights of an .onnx file beside it, as .safetensors, for every call to feed: "
             "onnxruntime-web needs it to train.",
         ),
     ] = None,
@@ -56,13 +57,12 @@ def export(
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
     refuse_own_file(run_dir, out)
-    if format != "onnx":
-        refuse_unread(f"format {format}", opset=opset, weights_apart=weights_apart)
+    if out.suffix != ".onnx":
+        refuse_unread(f"{out}, which is no .onnx file", opset=opset, weights_apart=weights_apart)
     program = export_run(
         run_dir,
         out,
         what=what,
-        format=format,
         batch_size=batch_size,
         untrained=untrained,
         opset=OPSET if opset is None else opset,

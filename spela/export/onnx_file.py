@@ -76,7 +76,7 @@ def write_onnx(
     inside = {} if weights_apart else program.defaults
     tensors = [*program.exported.state_dict.values(), *inside.values()]
     if sum(t.numel() * t.element_size() for t in tensors) > MOST_BYTES:
-        raise ValueError("an ONNX file ends at 2 GiB and this network is larger: use --format pt2")
+        raise ValueError("an ONNX file ends at 2 GiB and this network is larger: write a .pt2 file")
     content = _model(program, opset, inside).SerializeToString()
     files: dict[Path, Callable[[str], object]] = {path: partial(_write_bytes, content)}
     if weights_apart:

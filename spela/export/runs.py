@@ -26,7 +26,6 @@ def export_run(
     out: str | Path,
     *,
     what: str = "inference",
-    format: str = "onnx",
     batch_size: int | None = None,
     untrained: bool = False,
     opset: int = OPSET,
@@ -36,9 +35,8 @@ def export_run(
 
     Args:
         path: The run folder.
-        out: The file to create or replace.
+        out: The file to create or replace; its ending, .onnx, .pt2 or .pte, is its format.
         what: inference or train-step.
-        format: onnx, pt2 or pte.
         batch_size: None for any batch.
         untrained: Start from the weights the run started from, not from those it reached.
         opset: Of an ONNX file.
@@ -50,15 +48,18 @@ def export_run(
 
     Raises:
         ValueError: If the folder holds no readable checkpoint, its files disagree, or this network cannot
-            be exported so.
+            be exported so, or `out` ends otherwise.
         OSError: If the file cannot be written.
     """
-    for name, value, choices in (("what", what, EXPORTS), ("format", format, FORMATS)):
-        if value not in choices:
-            raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(choices)}")
-    if weights_apart and format != "onnx":
-        raise ValueError(f"weights_apart is for onnx files, got format {format}: leave it out")
+    if what not in EXPORTS:
+        raise ValueError(f"unknown what {what!r}: use one of {', '.join(EXPORTS)}")
     out = Path(out)
+    format = out.suffix.removeprefix(".")
+    if format not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise ValueError(f"cannot tell the format of {out}: end its name with one of {endings}")
+    if weights_apart and format != "onnx":
+        raise ValueError(f"weights_apart is for .onnx files, got {out}: leave it out")
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"cannot write {out}: give --out a file in a folder that exists")
     _, checkpoint = read_checkpoint(RunFolder(path))

@@ -28,7 +28,7 @@ _FLAGS = """--out --data --model --recipe --layers --head --channels --kernel-si
 --projection-std --conv-objective --conv-scale --resize --noise --epochs --head-epochs --seed --batch-size
 --objective --scale --activation --negative-slope --vectors --normalize-input --dropout --optimizer --lr
 --momentum --weight-decay --schedule --shuffle --no-shuffle --resume --threads --backend --device --what
---format --opset --untrained --card --help"""
+--opset --untrained --card --help"""
 FLAGS = _FLAGS.split()
 VALUES = st.sampled_from(NUMBERS + WORDS) | st.text(max_size=6)
 

@@ -36,7 +36,7 @@ def test_names_outside_the_console_s_encoding_are_escaped(
         ["info", "名"],
         ["info", "名", "--card"],
         ["info", "名", "--card", "--out", "名.md"],
-        ["export", "名", "--out", "名.onnx", "--format", "none"],
+        ["export", "名", "--out", "名.none"],
     ):
         with monkeypatch.context() as patch:
             console, errors = (

@@ -173,7 +173,7 @@ def _completed(line: str, *, shell: str = "bash", **variables: str) -> list[str]
         ("spela train --recipe transfer-b", ["transfer-backprop", "transfer-best"]),
         ("spela train --sch", ["--schedule"]),
         ("spela evaluate run --split ", ["test", "train"]),
-        ("spela export run --format p", ["pt2", "pte"]),
+        ("spela export run --what t", ["train-step"]),
         ("spela reproduce a", ["ablation", "all"]),
         ("spela bench m", ["memory"]),
         ("spela predict ru", []),  # the shell then completes files

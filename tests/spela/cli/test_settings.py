@@ -182,7 +182,7 @@ TRAIN = ["train", "--data", "digits", "--out", "new"]
         (["bench", "--model", "--quick"], "--quick"),
         (["bench", "--model", "--threads", "1"], "--threads"),
         (["bench", "--model", "epoch"], "epoch"),
-        (["export", ".", "--out", "new", "--format", "pt2", "--opset", "20"], "--opset"),
+        (["export", ".", "--out", "new.pt2", "--opset", "20"], "--opset"),
         (["info", ".", "--data-root", "."], "--data-root"),
         ([*TRAIN, "--rank-timeout", "5"], "--rank-timeout"),
         ([*TRAIN, "--momentum", "0.5"], "momentum"),

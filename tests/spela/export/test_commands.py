@@ -55,7 +55,7 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("what", "format"), [("inference", "onnx"), ("train-step", "pt2")])
 def test_it_writes_one_file(what, format, trained, tmp_path, monkeypatch, capsys):
     out = tmp_path / f"file.{format}"
-    arguments = ("export", trained, "--what", what, "--format", format, "--out", out)
+    arguments = ("export", trained, "--what", what, "--out", out)
     assert _spela(monkeypatch, *arguments) == 0
     shown = capsys.readouterr().out
     assert f"{out.stat().st_size:,} bytes" in shown
@@ -71,11 +71,10 @@ def test_weights_apart_are_a_second_file_that_the_command_names(
     beside = tmp_path / "net.safetensors"
     assert f"weights and states, first values in {beside}" in capsys.readouterr().out
     assert sorted(tmp_path.iterdir()) == [out, beside]
-    assert (
-        _spela(monkeypatch, "export", trained, "--format", "pt2", "--weights-apart", "--out", out)
-        == 2
-    )
-    assert "--weights-apart is not for format pt2" in capsys.readouterr().err
+    other = tmp_path / "net.pt2"
+    assert _spela(monkeypatch, "export", trained, "--weights-apart", "--out", other) == 2
+    assert f"--weights-apart is not for {other}, which is no .onnx file" in capsys.readouterr().err
+    assert not other.exists()
 
 
 # Stands in for a machine without PyTorch: an import of it is an error.
@@ -146,16 +145,18 @@ def test_the_code_of_the_documentation_runs(exported, monkeypatch, capsys):
 
 
 def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "file.onnx"
+    out, folder = tmp_path / "file.onnx", tmp_path / "folder.onnx"
+    folder.mkdir()
     rival = _train(tmp_path / "rival", recipe="backprop", layers=(8,))
     blocks = _train(tmp_path / "blocks", model="resnet", width=8)
     cases = {
         (tmp_path / "none", "--out", out): "is not a folder",
         (tmp_path, "--out", out): "holds no finished epoch",
-        (trained, "--out", tmp_path): "give --out a file",
-        (trained, "--out", tmp_path / "no" / "file"): "a folder that exists",
+        (trained, "--out", folder): "give --out a file",
+        (trained, "--out", tmp_path / "no" / "file.pt2"): "a folder that exists",
+        (trained, "--out", tmp_path): "end its name with one of .onnx, .pt2, .pte",
         (trained, "--out", out, "--what", "training"): "use one of inference, train-step",
-        (trained, "--out", out, "--format", "tflite"): "use one of onnx, pt2, pte",
+        (trained, "--out", tmp_path / "file.tflite"): "end its name with one of .onnx, .pt2, .pte",
         (trained, "--out", out, "--batch-size", "0"): "batch size must be at least 1",
         (trained, "--out", out, "--opset", "7"): "opset must be in",
         (rival, "--out", out, "--what", "train-step"): "use --what inference",

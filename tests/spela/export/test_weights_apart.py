@@ -97,8 +97,8 @@ def test_a_program_without_such_inputs_and_a_name_taken_are_refused(tmp_path):
     apart = inference_program(_linear(), (1, 6, 6), weights_as_inputs=True)
     with pytest.raises(ValueError, match="another ending"):
         write_onnx(apart, tmp_path / "net.safetensors", weights_apart=True)
-    with pytest.raises(ValueError, match="is for onnx files, got format pt2"):
-        export_run(tmp_path, tmp_path / "net.pt2", format="pt2", weights_apart=True)
+    with pytest.raises(ValueError, match=r"is for .onnx files, got .*net.pt2"):
+        export_run(tmp_path, tmp_path / "net.pt2", weights_apart=True)
     assert not list(tmp_path.iterdir())
 
 
