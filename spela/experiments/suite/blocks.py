@@ -15,6 +15,7 @@ _LAYERS: dict[str, Any] = {**_VGG, "blocks": "layers", "head_channels": 64}
 _VIT: dict[str, Any] = {"width": 128, "augment": True}
 # Larger than the others: what is reached in 20 epochs, not what an epoch of two minutes allows.
 _CIFARNET: dict[str, Any] = {"augment": True, "weight_decay": 0.05}
+_WIDE: dict[str, Any] = {"width": 32, **_CIFARNET}
 
 
 def _spela(name: str, model: str, settings: dict[str, Any], blocks: str, **more: Any) -> Row:
@@ -39,6 +40,15 @@ _CONVOLUTIONS = (
     _rival("layers, Mono-Forward heads", "mono", {**_VGG, "blocks": "layers"}),
 )
 _LARGER = (
+    Row("width 32, backprop", "backprop", "vgg", _WIDE, ("fashion-mnist",), series="backprop"),
+    _spela(
+        "width 32, layers",
+        "vgg",
+        {**_WIDE, "head_channels": 64},
+        "layers",
+        data=("fashion-mnist",),
+        rival="width 32, backprop",
+    ),
     Row("cifarnet, backprop", "backprop", "cifarnet", _CIFARNET, ("cifar10",), series="backprop"),
     *(
         _spela(
