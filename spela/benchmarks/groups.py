@@ -10,6 +10,7 @@ import torch
 from spela.benchmarks.blocks import NETWORK_SIZES, block_points
 from spela.benchmarks.busy import BUSY_CASES, BUSY_VARIANTS, busy_processes, on_one_thread
 from spela.benchmarks.clock import interleaved_medians
+from spela.benchmarks.cnn import CNN_CASE, CNN_VARIANTS
 from spela.benchmarks.convolution import CONV_CASES, CONV_VARIANTS, check_conv_parity
 from spela.benchmarks.epoch import EPOCH_VARIANTS, epoch_data
 from spela.benchmarks.memory import MEMORY_VARIANTS, SHAPES, memory_points, resident_bytes_of
@@ -79,6 +80,9 @@ def _network(quick: bool, device: str) -> list[Row]:
         if device == "cpu" and not quick:  # a GPU's turns are of many steps as it is
             name = f"{case.name}, {_TURN} steps a turn"
             rows += _milliseconds("network_step", name, steps, budget, device, turn=_TURN)
+    cnn = replace(CNN_CASE, device=device)
+    steps = {name: make(cnn) for name, make in CNN_VARIANTS.items()}
+    rows += _milliseconds("network_step", cnn.name, steps, 1 if quick else 20, device)
     return rows
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from spela.benchmarks import GROUPS, Row, groups_of, run_groups, scaling
 from spela.benchmarks.blocks import block_points
 from spela.benchmarks.clock import interleaved_medians
+from spela.benchmarks.cnn import CNN_VARIANTS, CnnCase
 from spela.benchmarks.convolution import CONV_VARIANTS, ConvCase, check_conv_parity
 from spela.benchmarks.epoch import EPOCH_VARIANTS, epoch_data
 from spela.benchmarks.memory import MEMORY_VARIANTS, memory_points
@@ -33,13 +34,19 @@ NOT_ON_META = (
 )
 SMALL = NetworkCase((24, 40, 10), 8)
 CONV = ConvCase("small", 1, 12, 4)
+CNN = CnnCase(channels=(4, 4), kernel_size=3, pixels=12, batch=4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_steps(device: str) -> None:
     check_parity(replace(SMALL, device=device))
     check_conv_parity(replace(CONV, device=device))
-    for makers, case in ((VARIANTS, SMALL), (CONV_VARIANTS, CONV), (MEMORY_VARIANTS, SMALL)):
+    for makers, case in (
+        (VARIANTS, SMALL),
+        (CONV_VARIANTS, CONV),
+        (CNN_VARIANTS, CNN),
+        (MEMORY_VARIANTS, SMALL),
+    ):
         for name, make in makers.items():
             if name != "backprop_compiled":
                 make(replace(case, device=device))()
