@@ -21,18 +21,8 @@ from tqdm import tqdm
 
 from spela.data import epoch_generator
 from spela.estimator.calibration import fit_temperature
-from spela.estimator.fitting import (
-    build_rows_network,
-    check_range,
-    cosine_rate,
-    epochs_a_call,
-    features_as_given,
-    held_out,
-    mean_scores,
-    plain_mode,
-    scoring_dtype,
-    train_epochs,
-)
+from spela.estimator.epochs import cosine_rate, epochs_a_call, train_epochs
+from spela.estimator.network import build_rows_network, mean_scores, plain_mode, scoring_dtype
 from spela.estimator.parameters import (
     batch_rows,
     check_goes_on,
@@ -41,6 +31,7 @@ from spela.estimator.parameters import (
     input_share,
     layer_sizes,
 )
+from spela.estimator.rows import check_range, features_as_given, held_out
 from spela.optim import LocalAdam
 from spela_kernels.precision import without_inference
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spela.estimator.fitting import LARGEST
+from spela.estimator.rows import LARGEST
 
 __all__ = [
     "batch_rows",

@@ -104,7 +104,7 @@ def test_early_stopping_keeps_the_best_epoch(digits: Split) -> None:
     assert model.n_iter_ == len(history) < 60
     best = int(np.argmax(history))
     assert best < len(history) - 1 or history[-1] == max(history)
-    from spela.estimator.fitting import held_out
+    from spela.estimator.rows import held_out
 
     _, part, _, labels = held_out(x, y, 0.1, model.seed_)
     assert model.score(part, labels) == max(history)

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_iris
 
 from spela import SpelaSequential
-from spela.estimator import SpelaClassifier, classifier, fitting
+from spela.estimator import SpelaClassifier, classifier, epochs
 
 X, Y = load_iris(return_X_y=True)
 
@@ -75,6 +75,6 @@ def test_batches_of_an_epoch_are_equally_large(monkeypatch: pytest.MonkeyPatch) 
     )  # 3 of them leave 3 rows
     assert [sorted(sizes) for sizes in asked] == [2 * [37] * 2 + 2 * [38] * 2]
     asked.clear()
-    monkeypatch.setattr(fitting, "steps_a_call", lambda *args: 3)
+    monkeypatch.setattr(epochs, "steps_a_call", lambda *args: 3)
     SpelaClassifier(8, max_iter=2, batch_size=49, random_state=0).fit(X, Y)
     assert [sorted(sizes) for sizes in asked] == 2 * [[37, 37, 38], [38]]

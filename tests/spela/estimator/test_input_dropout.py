@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import train_test_split
 
 from spela import SpelaClassifier
-from spela.estimator.fitting import drop_features_
+from spela.estimator.epochs import drop_features_
 
 IRIS = load_iris(return_X_y=True)
 DIGITS = load_digits(return_X_y=True)

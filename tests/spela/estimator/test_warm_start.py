@@ -14,7 +14,8 @@ from sklearn.datasets import load_iris
 
 from spela import SpelaClassifier
 from spela.data import epoch_generator
-from spela.estimator.fitting import cosine_rate, held_out, train_epochs
+from spela.estimator.epochs import cosine_rate, train_epochs
+from spela.estimator.rows import held_out
 
 X, Y = load_iris(return_X_y=True)
 
