@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spela.layers.contract import ChainLayer
 from spela.layers.linear import SpelaLinear
 from spela.layers.normalize import RowNorm, Standardize
+from spela.layers.steps import owns
 from spela_kernels.backend import select_backend
 from spela_kernels.contracts import Settings, check_labels, check_target
 from spela_kernels.linear import Parameters
@@ -95,9 +96,10 @@ def chain_of(modules: Iterable[nn.Module], x: Tensor, target: Tensor) -> list[Ch
 
 
 def _entry(layer: SpelaLinear, norm: float, dropout: float) -> ChainLayer | None:
-    own = layer._parameters
-    weight, bias, slope = (own.get(name) for name in ("weight", "bias", "slope"))
-    if weight is None or not weight.requires_grad or slope is not None:
+    if not owns(layer, "weight", "bias", "slope"):
+        return None
+    weight, bias, slope = layer.weight, layer.bias, layer.slope
+    if not weight.requires_grad or slope is not None:
         return None
     if bias is not None and not bias.requires_grad:
         return None

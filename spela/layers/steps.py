@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela_kernels.contracts import check_tensors
-from spela_kernels.precision import made_in_inference, recordable
+from spela_kernels.precision import autocast_is_on, made_in_inference, recordable
 
 __all__ = [
     "check_step",
@@ -37,6 +37,9 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 def learning(step: _Method) -> _Method:
     """Decorator of a local step: gradients and inference mode are off inside, whatever is on outside.
+
+    Under autocast, what torch keeps of the weights in 16 bits until the context ends is forgotten behind the
+    step, so that many steps can share a context.
 
     Args:
         step: (self, x, target, optimizer, ...) -> anything. Tensors x and target that were made under
@@ -61,17 +64,22 @@ def learning(step: _Method) -> _Method:
     @functools.wraps(step)
     def wrapped(self: Any, x: Tensor, target: Tensor, *rest: Any, **named: Any) -> Any:
         check_tensors(x, target)
-        # torch.compile cannot ask for the mode, and traces as outside of it.
-        if not torch.compiler.is_compiling():
+        # torch.compile cannot ask for the mode, and traces as outside of it; it keeps no casts either.
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             if torch.is_inference_mode_enabled():
                 with torch.inference_mode(False):
                     return wrapped(self, x, target, *rest, **named)
             if x.is_inference() or target.is_inference():
                 x, target = recordable(x), recordable(target)
-        if not torch.is_grad_enabled():
-            return step(self, x, target, *rest, **named)
-        with torch.no_grad():
-            return step(self, x, target, *rest, **named)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                result = step(self, x, target, *rest, **named)
+        else:
+            result = step(self, x, target, *rest, **named)
+        if not compiling and autocast_is_on(x.device.type):
+            torch.clear_autocast_cache()  # of weights in 16 bits, as they were before the step
+        return result
 
     return wrapped  # type: ignore[return-value]
 
@@ -119,16 +127,19 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def owns(layer: nn.Module, *names: str) -> bool:
-    """Whether these are the layer's own parameters (or None), and nothing computes them from others.
+    """Whether these are the layer's own parameters (or None), which nothing computes and no hook watches.
 
     Pruning and reparametrisations such as weight norm put a computed tensor in a parameter's place, which
-    an update in place would not reach.
+    an update in place would not reach; a fused op has no gradient that a hook could change.
 
     Args:
         layer: Any module.
         *names: Of its parameters.
     """
-    return layer._parameters.keys() >= set(names)
+    own = layer._parameters
+    if not own.keys() >= set(names):
+        return False
+    return not any(p is not None and p._backward_hooks for p in map(own.__getitem__, names))
 
 
 @functools.cache

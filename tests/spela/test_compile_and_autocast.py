@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 
 X = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(1))
@@ -165,3 +165,47 @@ def test_scores_keep_float32_under_autocast_and_early_exits_mix_with_convolution
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(net[2].scores(y), expected)
         assert net.predict_detailed(x, 10.0).layer.tolist() == [1] * 6
+
+
+def _blocks() -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 16))
+    return SpelaSequential(SpelaBlock(body, 3, X, generator=g), SpelaLinear(16, 9, 3, generator=g))
+
+
+def _convolution() -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    return SpelaSequential(
+        nn.Unflatten(1, (1, 3)), SpelaConv2d(1, 4, 2, 3, (1, 1), symmetric_dim=8, generator=g)
+    )
+
+
+@pytest.mark.parametrize("optimizer", [LocalSGD, LocalAdam, torch.optim.AdamW])
+@pytest.mark.parametrize("build", [_network, _blocks, _convolution])
+def test_many_steps_in_one_context_are_those_of_a_context_each(build, optimizer) -> None:
+    """torch keeps weights that it cast until the context ends: steps would train on the first ones."""
+
+    def train(contexts: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = build()
+        rule = optimizer(net.parameters(), lr=0.05)
+        for _ in range(contexts):
+            with torch.autocast("cpu", torch.bfloat16):
+                for _ in range(6 // contexts):
+                    net.local_step(X, TARGET, rule)
+        return list(net.state_dict().values())
+
+    before, together, apart = build().state_dict().values(), train(1), train(6)
+    assert not all(torch.equal(a, b) for a, b in zip(before, together, strict=True))
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_scores_in_the_context_of_a_step_are_of_the_new_weights() -> None:
+    net = _blocks()
+    with torch.autocast("cpu", torch.bfloat16):
+        net(X)
+        net.local_step(X, TARGET, LocalSGD(net.parameters(), lr=1.0))
+        inside = net(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inside, net(X))

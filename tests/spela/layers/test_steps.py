@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, baselines, optim
+from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential, baselines, optim
 from spela.layers import with_binary_weight
 from spela.streaming import StreamingClassifier
 from tests.spela.torch_settings import gradients_off
@@ -401,3 +401,32 @@ def test_what_cannot_make_a_local_step_is_refused(
             learner.local_step(x.clone(), TARGET, optimizer)
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def _block() -> SpelaSequential:
+    g = torch.Generator().manual_seed(0)
+    body = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8))
+    return SpelaSequential(SpelaBlock(body, 3, ROWS, projection=4, generator=g))
+
+
+@pytest.mark.parametrize("rule", [optim.LocalSGD, optim.LocalAdam, torch.optim.SGD])
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [(_linear, ROWS), (_conv, IMAGES), (_block, ROWS)],
+    ids=["linear", "conv", "block"],
+)
+def test_hooks_of_parameters_change_their_gradients(build, x: Tensor, rule) -> None:
+    """As people mask weights: every parameter that learns is watched, by every optimizer."""
+    net = build()
+    learns = [p for layer in net.local_layers for p in layer.parameters()]
+    before = [p.detach().clone() for p in learns]
+    called: list[int] = []
+    for index, parameter in enumerate(learns):
+        parameter.register_hook(lambda g, index=index: called.append(index) or g * 0)
+    optimizer = rule(net.parameters(), lr=0.5)
+    net.local_step(x, TARGET, optimizer)
+    assert sorted(called) == list(range(len(learns)))
+    net.local_steps(x, TARGET, optimizer, batch_size=6)
+    assert sorted(called) == sorted([*range(len(learns))] * 3)
+    for parameter, old in zip(learns, before, strict=True):
+        assert torch.equal(parameter, old)
