@@ -15,6 +15,7 @@ from spela.layers import Frozen, LocalLayer
 from spela.layers.chain import chain_of, modules_ahead
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
+from spela.layers.modes import input_for
 from spela.layers.steps import check_step, learning, rates_kept, set_rates
 from spela.pretrained import Pretrained
 from spela_kernels.contracts import check_labels, check_target, check_tensors
@@ -23,10 +24,6 @@ from spela_kernels.precision import recordable
 __all__ = ["SpelaSequential"]
 
 _FLOAT32 = torch.finfo(torch.float32).max
-
-
-def _in_place(module: nn.Module) -> bool:
-    return any(getattr(part, "inplace", False) for part in module.modules())
 
 
 def _check_least(modules: list[tuple[nn.Module, bool]], samples: int) -> None:
@@ -162,8 +159,7 @@ class SpelaSequential(Pretrained):
                 losses.append(loss)
             else:
                 with torch.no_grad():
-                    # The gradient of the layer before needs its output as it was.
-                    x = module(x.clone() if _in_place(module) else x)
+                    x = module(input_for(module, x))
         return torch.stack(losses)
 
     @learning
@@ -208,8 +204,7 @@ class SpelaSequential(Pretrained):
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
                 losses.append(loss)
             else:
-                # The batch itself is the caller's.
-                x = module(x.clone() if not losses and _in_place(module) else x)
+                x = module(input_for(module, x))
         return torch.stack(losses)
 
     @learning

@@ -12,6 +12,7 @@ from spela.baselines import BackpropSequential
 from spela.layers import SpelaConv2d
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam
+from spela.process import seeded
 
 __all__ = ["CNN_CASE", "CNN_VARIANTS", "CnnCase"]
 
@@ -90,15 +91,16 @@ def _spela(case: CnnCase) -> Step:
 
 def _backprop(case: CnnCase) -> Step:
     modules: list[nn.Module] = []
-    for inputs, kernels, _ in case.sizes():
-        modules += [
-            nn.Conv2d(inputs, kernels, case.kernel_size),
-            nn.BatchNorm2d(kernels),
-            nn.ReLU(),
-            nn.MaxPool2d(_POOL),
-        ]
-    _, kernels, side = case.sizes()[-1]
-    output = nn.Linear(kernels * side**2, _CLASSES)
+    _, last, side = case.sizes()[-1]
+    with seeded(0, torch.device("cpu")):
+        for inputs, kernels, _ in case.sizes():
+            modules += [
+                nn.Conv2d(inputs, kernels, case.kernel_size),
+                nn.BatchNorm2d(kernels),
+                nn.ReLU(),
+                nn.MaxPool2d(_POOL),
+            ]
+        output = nn.Linear(last * side**2, _CLASSES)
     net = BackpropSequential(*modules, nn.Flatten(), output).to(case.device)
     x, target = case.data()
     optimizer = torch.optim.AdamW(net.parameters(), lr=_LR, fused=True)
@@ -110,10 +112,10 @@ def _floor(case: CnnCase) -> Step:
     parts = []
     side, window = case.pixels, (case.kernel_size, case.kernel_size)
     for inputs, kernels, pooled in case.sizes():
-        x = torch.rand(case.batch, inputs, side, side, device=case.device)
-        weight = torch.rand(kernels, inputs, *window, device=case.device)
+        x = torch.ones(case.batch, inputs, side, side, device=case.device)
+        weight = torch.ones(kernels, inputs, *window, device=case.device)
         x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        parts.append((x, weight, torch.rand_like(nn.functional.conv2d(x, weight))))
+        parts.append((x, weight, torch.ones_like(nn.functional.conv2d(x, weight))))
         side = pooled
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import NetworkCase
 from spela.network import SpelaSequential
 from spela.optim import LocalSGD
+from spela.process import seeded
 from spela_kernels.proof.meters import measure_memory
 
 __all__ = [
@@ -93,11 +94,11 @@ def multiply_adds(step: Callable[[], object]) -> int:
 
 
 def _layers(case: NetworkCase) -> nn.Sequential:
-    torch.manual_seed(0)
     blocks: list[nn.Module] = []
-    for i, o in zip(case.sizes[:-1], case.sizes[1:], strict=True):
-        blocks.append(nn.Sequential(nn.Linear(i, o), nn.LeakyReLU(1e-3)))
-    blocks.append(nn.Linear(case.sizes[-1], case.classes))
+    with seeded(0, torch.device("cpu")):
+        for i, o in zip(case.sizes[:-1], case.sizes[1:], strict=True):
+            blocks.append(nn.Sequential(nn.Linear(i, o), nn.LeakyReLU(1e-3)))
+        blocks.append(nn.Linear(case.sizes[-1], case.classes))
     return nn.Sequential(*blocks).to(case.device)
 
 

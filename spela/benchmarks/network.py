@@ -14,6 +14,7 @@ from spela.benchmarks.clock import interleaved_medians
 from spela.layers import SpelaLinear
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
+from spela.process import seeded
 from spela_kernels.cpu.gemm import onednn_works
 
 __all__ = ["NETWORK_CASES", "VARIANTS", "NetworkCase", "check_parity", "floor_step"]
@@ -116,12 +117,12 @@ def _autograd(case: NetworkCase, rule: type[torch.optim.Optimizer], **settings: 
 
 def _backprop(case: NetworkCase, compiled: bool = False, fused: bool | None = None) -> Step:
     """Cross-entropy through the same layers and an output layer, SGD; its step fused or as torch chooses."""
-    torch.manual_seed(0)
     x, target = case.data()
     modules: list[nn.Module] = []
-    for i, o in zip(case.sizes[:-1], case.sizes[1:], strict=True):
-        modules += [nn.Linear(i, o), nn.LeakyReLU(1e-3)]
-    modules.append(nn.Linear(case.sizes[-1], case.classes))
+    with seeded(0, torch.device("cpu")):
+        for i, o in zip(case.sizes[:-1], case.sizes[1:], strict=True):
+            modules += [nn.Linear(i, o), nn.LeakyReLU(1e-3)]
+        modules.append(nn.Linear(case.sizes[-1], case.classes))
     net = BackpropSequential(*modules).to(case.device)
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=fused)
     if not compiled:

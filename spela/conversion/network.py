@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spela.conversion.blocks import by_blocks
 from spela.conversion.layers import Objective, by_layers
 from spela.layers import Frozen
+from spela.layers.modes import in_eval_mode
 from spela.network import SpelaSequential
 from spela.vectors import as_size
 
@@ -101,10 +102,12 @@ def convert(
             f"`model` must be an nn.Sequential, got {kind}: cut it into `blocks`, list its modules in one, "
             "or put it into `frozen`"
         )
-    front: list[nn.Module] = [] if frozen is None else [Frozen(frozen)]
     x = sample_input
-    for module in front:
-        x = module(x)
+    if frozen is not None:
+        if not isinstance(frozen, nn.Module):
+            raise TypeError(f"`frozen` must be an nn.Module, got {type(frozen).__name__}")
+        with in_eval_mode(frozen):
+            x = frozen(x)
     modules: Sequence[nn.Module]
     if cuts:
         head |= {"objective": objective, "scale": scale, "generator": generator}
@@ -114,6 +117,8 @@ def convert(
         symmetric_dim = 16 if symmetric_dim is None else symmetric_dim
         settings = Objective(num_classes, objective, scale, conv_scale, symmetric_dim, generator)
         modules = by_layers(model, x, settings)
+    # Last: it is the caller's own module that stops learning.
+    front = [] if frozen is None else [Frozen(frozen)]
     net = SpelaSequential(*front, *modules)
     for module in (net, *front):
         module.training = model.training

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spela.distributed.joint import join_modules
 from spela.distributed.ranks import Pending, Ranks, Share
 from spela.layers import LocalLayer
+from spela.layers.modes import input_for
 from spela.layers.steps import check_step, learning, step_on
 from spela.network import SpelaSequential
 
@@ -100,7 +101,7 @@ class DataParallelSequential(SpelaSequential):
                     losses.append(loss)
                     sums.append(started)
                 else:
-                    x = module(x)
+                    x = module(input_for(module, x))
         for started in sums:
             if started:
                 step_on(optimizer, [(part.parameter, part.gradient.wait()) for part in started])

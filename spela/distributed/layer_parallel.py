@@ -15,6 +15,7 @@ from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Ranks
 from spela.distributed.stages import stage_of_modules, trace
 from spela.layers import LocalLayer
+from spela.layers.modes import input_for
 from spela.layers.steps import check_step, learning
 from spela.network import SpelaSequential
 
@@ -130,7 +131,7 @@ class LayerParallelSequential(SpelaSequential):
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
                 losses.append(loss)
             else:
-                x = module(x)
+                x = module(input_for(module, x))
         if self._outlet is not None:
             self._outlet.put(x)
         return torch.stack(losses)

@@ -86,7 +86,8 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
             layer has no room for as many class vectors.
     """
     _check_room(config, num_classes)
-    net = _learning_part(config, sample_shape, num_classes)
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw before they are drawn anew
+        net = _learning_part(config, sample_shape, num_classes)
     if config.standardize:
         net.insert(0, Standardize(sample_shape, **FLOAT32))
     return net

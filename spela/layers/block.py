@@ -218,6 +218,7 @@ class SpelaBlock(ProjectedLayer):
         y = check_readable(self.forward(x), type(self.body).__name__)
         if counts and x._version != version:
             raise _in_place(self.body)
+        _check_rows(y, len(x))
         return y, self.dropout(self.head(y))
 
     def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,10 +359,21 @@ def _sample_output(body: nn.Module, sample: Tensor) -> Tensor:
     version = x._version
     with in_eval_mode(body):
         y = check_readable(body(x), f"`body` ({type(body).__name__})")
-    if x._version != version:
-        raise _in_place(body)
-    if len(y) != len(x):
-        raise ValueError(
-            f"`body` makes {len(y)} rows of {len(x)} samples: it must keep the batch axis first"
-        )
+        if x._version != version:
+            raise _in_place(body)
+        _check_rows(y, len(x))
+        try:  # another axis may happen to be as long as the sample
+            twice = body(torch.cat([sample, sample]))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"`body` takes a batch of {len(x)}, but none of {2 * len(x)}: {str(error).splitlines()[0]}"
+            ) from error
+        _check_rows(twice, 2 * len(x))
     return y
+
+
+def _check_rows(y: Tensor, samples: int) -> None:
+    if len(y) != samples:
+        raise ValueError(
+            f"`body` makes {len(y)} rows of {samples} samples: it must keep the batch axis first"
+        )

@@ -1,13 +1,13 @@
-"""Eval mode inside a `with` block; afterwards every module is in the mode it had, whatever the network's."""
+"""How a module works: in eval mode inside a `with` block, and whether it writes into what it is given."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["in_eval_mode"]
+__all__ = ["in_eval_mode", "input_for"]
 
 
 @contextmanager
@@ -32,3 +32,17 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def input_for(module: nn.Module, x: Tensor) -> Tensor:
+    """What to give a module that is not to write into x: a copy where something in it works in place.
+
+    x may be the caller's batch, or a view of it, or what the layer before needs for its gradient.
+
+    Example:
+        >>> x = torch.tensor([-1.0])
+        >>> nn.ReLU(inplace=True)(input_for(nn.ReLU(inplace=True), x)), x
+        (tensor([0.]), tensor([-1.]))
+    """
+    in_place = any(getattr(part, "inplace", False) for part in module.modules())
+    return x.clone() if in_place else x

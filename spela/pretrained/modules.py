@@ -54,7 +54,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _FACTORY = ("self", "device", "dtype", "generator")
 _GIVEN = "given"  # vectors or groups that a user gave: the tensors hold them
 _BINARY = "binary_weight"
-# Of a convolution layer's batch norm, which its constructor leaves as torch's.
+# Of the batch norms that a constructor leaves as torch's: `_norms`.
 _NORM = ("eps", "momentum")
 # Arguments that a block's constructor keeps under other names.
 _BLOCK = {
@@ -145,10 +145,10 @@ def _described(module: nn.Module, name: str) -> dict[str, Any]:
     entry["arguments"] = {
         key: _plain(value, module, name) for key, value in _arguments(module, kind).items()
     }
-    if isinstance(module, SpelaConv2d) and module.norm is not None:
-        if type(module.norm) is not nn.BatchNorm2d or departure(module.norm, nn.BatchNorm2d):
-            raise _refused(module, name, "has a norm that is no plain nn.BatchNorm2d")
-        entry["norm"] = {key: getattr(module.norm, key) for key in _NORM}
+    for path, norm in _norms(module).items():
+        if type(norm) is not nn.BatchNorm2d or departure(norm, nn.BatchNorm2d):
+            raise _refused(module, name, f"has a {path} that is no plain nn.BatchNorm2d")
+        entry[path] = {key: getattr(norm, key) for key in _NORM}
     if isinstance(module, SpelaBlock):
         entry["body"] = _described(module.body, f"{name}.body")
         entry["sample"] = {
@@ -162,6 +162,16 @@ def _described(module: nn.Module, name: str) -> dict[str, Any]:
     if dtypes:
         entry["dtype"] = _dtype_name(dtypes.pop(), module, name)
     return entry | ({_BINARY: True} if binary else {})
+
+
+def _norms(module: nn.Module) -> dict[str, nn.Module]:
+    """A layer's own batch norms by path."""
+    if isinstance(module, SpelaConv2d):
+        return {} if module.norm is None else {"norm": module.norm}
+    if not isinstance(module, SpelaBlock):
+        return {}
+    layers = {"convolution": module.head.convolution, "hidden": module.head.hidden}
+    return {f"head.{k}.norm": layer.norm for k, layer in layers.items() if layer is not None}
 
 
 def _met_fewer(layer: SpelaConv2d) -> bool:
@@ -270,23 +280,25 @@ def build_module(entry: Any, tensors: Mapping[str, Tensor], prefix: str = "") ->
         sample = _field(entry, "sample", dict)
         shape, dtype = _argument(sample["shape"]), DTYPES[sample["dtype"]]
         given["sample_input"] = torch.empty(2, *shape, dtype=dtype, device="meta")
-        return SpelaBlock(body, **given)
+        return _with_norms(SpelaBlock(body, **given), entry)
     if "dtype" in inspect.signature(kind.__init__).parameters:
         dtype_name = entry.get("dtype", "float32")
         if dtype_name not in _FLOATS:
             raise ValueError(f"{kind.__name__} cannot be of dtype {dtype_name!r}")
         given |= {"device": "meta", "dtype": DTYPES[dtype_name]}
-    module = kind(**given)
-    if isinstance(module, SpelaConv2d) and module.norm is not None:
-        for key, value in entry.get("norm", {}).items():
-            if (
-                key not in _NORM
-                or isinstance(value, bool)
-                or not isinstance(value, int | float | None)
-            ):
-                raise ValueError(f"a batch norm has no sound {key!r}")
-            setattr(module.norm, key, value)
+    module = _with_norms(kind(**given), entry)
     return with_binary_weight(module) if entry.get(_BINARY) is True else module  # type: ignore[type-var]
+
+
+def _with_norms(module: nn.Module, entry: dict[str, Any]) -> nn.Module:
+    """The module, its batch norms as the entry has them."""
+    for path, norm in _norms(module).items():
+        for key, value in entry.get(path, {}).items():
+            sound = isinstance(value, int | float | None) and not isinstance(value, bool)
+            if key not in _NORM or not sound:
+                raise ValueError(f"a batch norm has no sound {key!r}")
+            setattr(norm, key, value)
+    return module
 
 
 def _field(entry: Any, key: str, kind: type) -> Any:

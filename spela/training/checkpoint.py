@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from spela.files.tensors import read_tensors, save_tensors
+from spela.layers.contract import FusedOptimizer
 from spela.training.config import RunConfig
 
 __all__ = [
@@ -224,28 +225,32 @@ def load_state_tensors(
 def _optimizer_state(
     tensors: dict[str, Tensor], net: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """Each parameter's state, whole and of the parameter's own shape and dtype, or none."""
+    """Each parameter's state, whole or none: numbers, and tensors of the parameter's shape and dtype."""
     state: dict[nn.Parameter, dict[str, Tensor]] = {}
+    groups = optimizer.param_groups
+    amsgrad = {id(p) for group in groups if group.get("amsgrad") for p in group["params"]}
+    fused = isinstance(optimizer, FusedOptimizer) or any(group.get("fused") for group in groups)
     left = {name for name in tensors if name.startswith("optimizer.")}
     expected = next((fields for kind, fields in _STATE_FIELDS if isinstance(optimizer, kind)), None)
     for name, parameter in net.named_parameters():
         start = f"optimizer.{name}."
         found = {k[len(start) :]: tensors[k] for k in left if k.startswith(start)}
         left -= {start + field for field in found}
-        if found and expected is not None and set(found) != expected:
+        whole = expected and expected | ({"max_exp_avg_sq"} if id(parameter) in amsgrad else set())
+        if found and whole is not None and set(found) != whole:
             raise ValueError(
                 f"the checkpoint's optimizer state of {name} is {', '.join(sorted(found))}, expected "
-                f"{', '.join(sorted(expected))}"
+                f"{', '.join(sorted(whole))}"
             )
         for field, value in found.items():
-            shape, dtype = (
-                ((), torch.float32) if field == "step" else (parameter.shape, parameter.dtype)
-            )
-            if value.shape != shape or value.dtype != dtype:
+            may_be_number = field == "step" or expected is None
+            is_number = may_be_number and value.dim() == 0 and value.is_floating_point()
+            if not is_number and not (_fits(value, parameter) and value.dtype == parameter.dtype):
                 raise ValueError(
                     f"the checkpoint's {start}{field} is {tuple(value.shape)} {value.dtype}, expected "
-                    f"{tuple(shape)} {dtype}"
+                    f"{tuple(parameter.shape)} {parameter.dtype}"
                 )
+            dtype = torch.float32 if is_number and fused else value.dtype
             # "step" too: fused steps want it beside the parameter, and the rest in its strides.
             # A copy, or the steps that follow would write into the tensors that were given.
             like = parameter if value.shape == parameter.shape else value
@@ -254,3 +259,10 @@ def _optimizer_state(
     if left:
         raise ValueError(f"the checkpoint has optimizer state of no parameter: {sorted(left)[0]!r}")
     return state
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    """Whether a state is one number for each of the parameter's, or for its rows or columns (Adafactor)."""
+    return value.dim() == parameter.dim() and all(
+        own in (1, size) for own, size in zip(value.shape, parameter.shape, strict=True)
+    )

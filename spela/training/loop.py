@@ -18,6 +18,7 @@ from spela.data.augment import crop_and_flip
 from spela.graphed import GraphedStep, can_capture
 from spela.layers.chain import steps_a_call
 from spela.network import SpelaSequential
+from spela.process import seeded
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
 from spela.training.diagnostics import (
@@ -190,7 +191,15 @@ class Trainer:
         return summary
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """Train one epoch (counted from 0) and evaluate; returns the record."""
+        """Train one epoch (counted from 0) and evaluate; returns the record.
+
+        Dropout draws from torch's default generators, which the caller gets back as they were.
+        """
+        seed = epoch_generator(self.config.seed, epoch).initial_seed()
+        with seeded(seed, self.dataset.train_x.device):
+            return self._run_epoch(epoch)
+
+    def _run_epoch(self, epoch: int) -> dict[str, Any]:
         config, data = self.config, self.dataset
         steps = -(-len(data.train_y) // config.batch_size)
         if self.listener is not None:
@@ -200,15 +209,13 @@ class Trainer:
         learner = self._learner(epoch)
         if learner is not self.learner:
             self._learn(learner)
-        generator = epoch_generator(config.seed, epoch)
-        torch.manual_seed(generator.initial_seed())  # dropout draws from torch's default generator
         calls = self._steps_a_call(epoch)
         batches = Batches(
             learner.train_x,
             data.train_y,
             calls * config.batch_size,
             shuffle=config.shuffle,
-            generator=generator,
+            generator=epoch_generator(config.seed, epoch),
             augment=self._augmentation(epoch),
         )
         measured = min(MEASURED_STEP, steps - 1) if epoch == 0 else None

@@ -376,3 +376,150 @@ def test_arguments_that_are_not_passed_keep_their_defaults() -> None:
     parts = cut_network(model, x, 2)
     assert len(parts) == 2
     torch.testing.assert_close(parts[1](parts[0](x)), model(x), rtol=0, atol=0)
+
+
+class _Backbone(nn.Module):
+    """A network whose first layer learns nothing, by its forward alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.backbone(x)
+        return self.head(y)
+
+
+class _Sign(torch.autograd.Function):
+    """A step whose gradient passes as if it were none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _straight_through(net: Any, x: Tensor) -> Tensor:
+    return net.c(net.b(_Sign.apply(net.a(x))))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(
+    ("model", "parameter"),
+    [(_Backbone(), "backbone.weight"), (_Net(_straight_through), "a.weight")],
+)
+def test_what_tracing_would_train_otherwise_is_refused(
+    model: nn.Module, parameter: str, blocks: int
+) -> None:
+    generator = torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"{parameter} gets another gradient than in the network"):
+        cut_network(model, torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), blocks)
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_such_a_function_in_a_module_of_its_own_is_kept() -> None:
+    class Sign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return _Sign.apply(x)
+
+    model = nn.Sequential(nn.Linear(6, 8), Sign(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = convert(model, 3, torch.randn(4, 6), blocks=1)
+    before = net.local_layers[0].body.get_submodule("0").weight.detach().clone()
+    net.local_step(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), LocalSGD(net.parameters(), lr=1))
+    assert not torch.equal(before, net.local_layers[0].body.get_submodule("0").weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*backward hook:UserWarning")
+def test_a_backward_hook_that_nobody_would_call_is_refused() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 3))
+    called: list[str] = []
+    hook = model[0].register_full_backward_hook(lambda *_: called.append("container"))
+    with pytest.raises(ValueError, match=r"module '0' \(Sequential\) has a backward hook"):
+        convert(model, 3, torch.randn(4, 6), blocks=1)
+    hook.remove()
+    model[0][0].register_full_backward_hook(lambda *_: called.append("layer"))
+    net = convert(model, 3, torch.randn(4, 6), blocks=1)
+    called.clear()
+    net.local_step(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), LocalSGD(net.parameters(), lr=1))
+    assert called == ["layer"]
+
+
+@pytest.mark.parametrize("blocks", [1, 3, "layers"])
+def test_steps_that_make_several_tensors_are_no_places(blocks: Any) -> None:
+    model = models.shufflenet_v2_x0_5(num_classes=5)
+    net = convert(model, 5, torch.randn(3, 3, 48, 48), blocks=blocks)
+    assert len(net.local_layers) == blocks or len(net.local_layers) > 5
+    assert all(layer.output_shape[0] > 0 for layer in net.local_layers)
+
+
+class _Volumes(nn.Module):
+    """Maps of three axes, which no head can read, between a map and a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv3d(2, 4, 3, padding=1)
+        self.c = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.b(self.a(x).unflatten(1, (2, 4))))
+        return self.c(y.mean((2, 3, 4)))
+
+
+def test_no_network_is_cut_where_a_head_could_not_read() -> None:
+    x = torch.randn(4, 3, 6, 6)
+    net = convert(_Volumes(), 3, x, blocks="layers")
+    assert [tuple(layer.body(x).shape) for layer in net.local_layers[:1]] == [(4, 8, 6, 6)]
+    assert len(net.local_layers) == 3
+    with pytest.raises(
+        ValueError, match="behind 'b': what passes there is no float tensor of 2 to 4"
+    ):
+        convert(_Volumes(), 3, x, cut="b")
+
+
+class _TimeFirst(nn.Module):
+    """The batch is the second axis inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.d = nn.Linear(4, 8), nn.Linear(8, 3)
+        layers = [nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0) for _ in range(2)]
+        self.b, self.c = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(self.c(self.b(self.a(x).transpose(0, 1))).mean(0))
+
+
+@pytest.mark.parametrize("samples", [3, 5, 6, 12])
+def test_another_axis_as_long_as_the_batch_is_not_taken_for_it(samples: int) -> None:
+    x = torch.randn(samples, 6, 4)
+    with pytest.raises(ValueError, match="at most 3 blocks"):
+        convert(_TimeFirst(), 3, x, blocks=4)
+    net = convert(_TimeFirst(), 3, x, blocks=3).eval()
+    other = torch.cat([x[:1], torch.randn(samples - 1, 6, 4)])
+    for scores, others in zip(net.layer_scores(x), net.layer_scores(other), strict=True):
+        torch.testing.assert_close(scores[0], others[0])
+
+
+def test_computed_weights_are_said_by_name() -> None:
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    model(torch.randn(4, 6))
+    with pytest.raises(
+        ValueError, match=r"module '0' \(Linear\) cannot be copied, its weight is comp"
+    ):
+        convert(model, 3, torch.randn(4, 6), blocks=2)
+
+
+def test_a_backbone_stays_as_it_is_where_a_conversion_is_refused() -> None:
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.Dropout())
+    for model in (nn.Sequential(nn.ReLU()), nn.Sequential(nn.Linear(9, 3))):
+        with pytest.raises(ValueError):
+            convert(model, 3, torch.randn(5, 4), frozen=backbone)
+        assert backbone[1].training
+        assert all(parameter.requires_grad for parameter in backbone.parameters())
+    net = convert(nn.Sequential(nn.Linear(8, 3)), 3, torch.randn(5, 4), frozen=backbone)
+    assert net[0].module is backbone
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())

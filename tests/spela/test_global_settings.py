@@ -200,3 +200,11 @@ def test_the_same_bits_under_every_setting(work: str, setting: str, tmp_path: Pa
     for now, then in zip(found, expected, strict=True):
         assert now.dtype == then.dtype
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("work", [name for name in WORK if name.startswith("run")] + ["classifier"])
+def test_the_callers_generator_is_left_where_it_was(work: str, tmp_path: Path) -> None:
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    WORK[work](tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)

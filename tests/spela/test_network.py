@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from spela import Frozen, RowNorm, SpelaLinear, SpelaSequential, calibrate_thresholds, optim
+from spela import (
+    Frozen,
+    RowNorm,
+    SpelaBlock,
+    SpelaLinear,
+    SpelaSequential,
+    calibrate_thresholds,
+    optim,
+)
 from spela.training import batch_statistics, evaluate
 from tests.spela.fused_steps import check_network_steps
 
@@ -200,3 +208,14 @@ def test_batch_statistics_are_those_of_every_batch_norm() -> None:
     with batch_statistics(nn.Sequential(norm)):
         torch.testing.assert_close(norm(x).mean(dim=0), torch.zeros(3), rtol=0, atol=1e-6)
     assert norm.running_mean.tolist() == [5.0] * 3
+
+
+def test_the_batch_is_the_callers_also_where_a_block_hands_on_a_view_of_it() -> None:
+    x, target = torch.randn(6, 3, 4), torch.tensor([0, 1, 2] * 2)
+    kept = x.clone()
+    net = SpelaSequential(
+        SpelaBlock(nn.Flatten(), 3, x), nn.ReLU(inplace=True), SpelaLinear(12, 8, 3)
+    )
+    net.local_step(x, target, optim.LocalSGD(net.parameters(), lr=0.1))
+    net.local_losses(x, target).sum().backward()
+    assert torch.equal(x, kept)

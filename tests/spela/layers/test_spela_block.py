@@ -473,3 +473,29 @@ def test_a_checkpointed_spectral_norm_has_the_plain_gradient() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     for now, then in zip(blocks[1].parameters(), blocks[0].parameters(), strict=True):
         assert torch.equal(now.grad, then.grad)
+
+
+class _TimeFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 8])
+def test_a_body_that_moves_the_batch_axis_is_refused(tokens: int) -> None:
+    """Also where the other axis is as long as the sample, or twice as long."""
+    with pytest.raises(ValueError, match="must keep the batch axis first"):
+        SpelaBlock(nn.Sequential(nn.Linear(5, 6), _TimeFirst()), 3, torch.randn(4, tokens, 5))
+
+
+def test_a_body_that_folds_rows_in_training_is_refused_before_it_learns() -> None:
+    class Folds(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y.reshape(-1, 12) if self.training else y
+
+    block = SpelaBlock(Folds(4, 6), 3, torch.randn(2, 4))
+    before = block.body.weight.detach().clone()
+    optimizer = LocalSGD(block.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="makes 3 rows of 6 samples"):
+        block.local_step(torch.randn(6, 4), torch.tensor([0, 1, 2] * 2), optimizer)
+    assert torch.equal(before, block.body.weight)

@@ -368,3 +368,21 @@ def test_a_convolution_of_a_stream_that_met_few_classes_is_refused_by_name(
     with pytest.raises(ValueError, match=r"module '0'.* classes than it has met so far"):
         stream.net.save_pretrained(tmp_path / "few")
     assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize("part", ["hidden", "convolution"])
+def test_the_norms_of_a_blocks_head_keep_their_eps_and_momentum(part: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 2, 6, 6)
+    net = SpelaSequential(SpelaBlock(nn.Conv2d(2, 4, 3), 3, x, channels=5, hidden=6))
+    norm = getattr(net[0].head, part).norm
+    norm.eps, norm.momentum = 0.5, 0.25
+    net.local_step(x, torch.arange(8) % 3, LocalSGD(net.parameters(), lr=0.1))
+    net.save_pretrained(tmp_path)
+    loaded = SpelaSequential.from_pretrained(tmp_path)
+    found = getattr(loaded[0].head, part).norm
+    assert (found.eps, found.momentum) == (0.5, 0.25)
+    assert torch.equal(loaded.eval()(x), net.eval()(x))
+    getattr(net[0].head, part).norm = nn.GroupNorm(1, norm.num_features)
+    with pytest.raises(ValueError, match=f"head.{part}.norm that is no plain nn.BatchNorm2d"):
+        net.save_pretrained(tmp_path / "other")

@@ -409,3 +409,51 @@ def test_what_is_no_number_is_not_answered() -> None:
     half = StreamingClassifier(SpelaSequential(SpelaLinear(5, 8, 4, dtype=torch.float16)))
     with pytest.raises(ValueError, match="NaN, Inf"):
         half.observe(torch.full((2, 5), 1e6), ["a", "b"])
+
+
+RULES = {
+    "NAdam": torch.optim.NAdam,
+    "ASGD": torch.optim.ASGD,
+    "Adafactor": torch.optim.Adafactor,
+    "RMSprop": lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
+    "Adagrad": torch.optim.Adagrad,
+    "amsgrad": lambda p: torch.optim.Adam(p, amsgrad=True),
+    "float64 by default": torch.optim.Adam,
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_stream_goes_on_with_any_optimizer_of_torch(name: str, tmp_path: Path) -> None:
+    x, names = _samples(24, 7)
+    before = torch.get_default_dtype()
+    if name == "float64 by default":
+        torch.set_default_dtype(torch.float64)
+    try:
+        net = _net()
+        stream = StreamingClassifier(net, RULES[name](net.parameters()))
+        stream.observe(x, names)
+        stream.save(tmp_path / "stream.safetensors")
+        other = _net()
+        rule = RULES[name](other.parameters())
+        loaded = StreamingClassifier.load(tmp_path / "stream.safetensors", other, rule)
+        for one in (stream, loaded):
+            one.observe(x, names)
+    finally:
+        torch.set_default_dtype(before)
+    for a, b in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_that_an_optimizer_does_not_have_is_refused(tmp_path: Path) -> None:
+    x, names = _samples(24, 7)
+    net = _net()
+    stream = StreamingClassifier(net, torch.optim.Adam(net.parameters(), amsgrad=True))
+    stream.observe(x, names)
+    stream.save(tmp_path / "stream.safetensors")
+    other = _net()
+    with pytest.raises(
+        ValueError, match="max_exp_avg_sq, step, expected exp_avg, exp_avg_sq, step"
+    ):
+        StreamingClassifier.load(
+            tmp_path / "stream.safetensors", other, torch.optim.Adam(other.parameters())
+        )

@@ -1,0 +1,115 @@
+"""Where a traced network can be cut: behind which of its steps one tensor alone passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx, nn
+
+from spela.cutting.trace import is_readable
+
+__all__ = ["named_places", "places_between_layers"]
+
+
+def _crossing(steps: list[fx.Node], index: int) -> list[fx.Node]:
+    """The results up to step `index` that later steps need; parameters, which any part can hold, apart."""
+    later = set(steps[index + 1 :])
+    last = steps[-1].graph.output_node()
+    return [
+        node
+        for node in steps[-1].graph.nodes
+        if node not in later
+        and node.op not in ("get_attr", "output")
+        and any(user in later or user is last for user in node.users)
+    ]
+
+
+def _changes(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
+    """Whether a step writes into one of its inputs; a module's `inplace` is switched off instead."""
+    if value not in node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+        return False
+    if not node.args or node.args[0] is not value:
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return (
+        in_place or name in ("iadd", "isub", "imul", "setitem") or bool(node.kwargs.get("inplace"))
+    )
+
+
+def _is_place(steps: list[fx.Node], index: int, model: nn.Module) -> bool:
+    """Whether a network can be cut behind a step: what a head can read passes on, and is not written into."""
+    passing = _crossing(steps, index)
+    return (
+        passing == [steps[index]]
+        and is_readable(steps[index])
+        and not any(_changes(user, steps[index], model) for user in steps[index].users)
+    )
+
+
+def _has_weight(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a step has a matrix to learn: a layer, not a norm or an activation."""
+    if node.op != "call_module":
+        return False
+    return any(p.dim() > 1 for p in model.get_submodule(str(node.target)).parameters())
+
+
+def places_between_layers(steps: list[fx.Node], model: nn.Module) -> list[int]:
+    """The steps behind which a part may end so that the next one begins with a layer."""
+    legal = [i for i in range(len(steps) - 1) if _is_place(steps, i, model)]
+    places: list[int] = []
+    for index, end in enumerate(legal):
+        following = steps[
+            end + 1 : (legal[index + 1] if index + 1 < len(legal) else len(steps) - 1) + 1
+        ]
+        before = steps[places[-1] + 1 if places else 0 : end + 1]
+        if all(any(_has_weight(node, model) for node in part) for part in (before, following)):
+            places.append(end)
+    return places
+
+
+def named_places(steps: list[fx.Node], names: Sequence[str], model: nn.Module) -> list[int]:
+    """The last step of each named module."""
+    known = dict(model.named_modules())
+    ends: list[int] = []
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`cut` names {name!r}, which is no module of {type(model).__name__}")
+        within = [i for i, node in enumerate(steps) if _is_within(node, name)]
+        if not within:
+            raise ValueError(f"`cut` names {name!r}, which {type(model).__name__} does not call")
+        end = within[-1]
+        if ends and end <= ends[-1]:
+            raise ValueError(
+                f"`cut` names {name!r} after {names[len(ends) - 1]!r}, but it ends before"
+            )
+        if end == len(steps) - 1:
+            raise ValueError(f"`cut` names {name!r}, behind which nothing is left")
+        passing = _crossing(steps, end)
+        if passing != [steps[end]]:
+            raise ValueError(
+                f"cannot cut behind {name!r}: {len(passing)} values pass there "
+                f"({', '.join(node.name for node in passing)}), and blocks hand on one tensor"
+            )
+        if not is_readable(steps[end]):
+            raise ValueError(
+                f"cannot cut behind {name!r}: what passes there is no float tensor of 2 to 4 axes, the "
+                "batch first, as a head reads"
+            )
+        if not _is_place(steps, end, model):
+            raise ValueError(
+                f"cannot cut behind {name!r}: what comes next changes its output in place"
+            )
+        ends.append(end)
+    return ends
+
+
+def _is_within(node: fx.Node, name: str) -> bool:
+    if node.op == "call_module" and (str(node.target) + ".").startswith(name + "."):
+        return True
+    return any(name == path for path, _ in node.meta.get("nn_module_stack", {}).values())

@@ -1,0 +1,138 @@
+"""The operations of a network in order, by torch.fx, and which of their results a head can read."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from spela.layers.modes import in_eval_mode
+from spela.layers.readout import check_readable
+
+__all__ = ["is_readable", "note_readable", "traced"]
+
+_READABLE = "readable"
+
+
+class _Tracer(fx.Tracer):
+    """Keeps torch's modules, those without modules inside, and those that ask whether they train, whole."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        if not module._modules or "training" in type(module).forward.__code__.co_names:
+            return True
+        own = type(module).__module__.startswith("torch.nn")
+        return own and not isinstance(module, nn.Sequential)
+
+
+def traced(model: nn.Module) -> fx.Graph:
+    """The network's operations, which must be the same in training and evaluation."""
+    graphs = []
+    given = inspect.signature(model.forward).parameters
+    # The first is the input, with a default or without.
+    others = list(given.items())[1:]
+    defaults = {name: p.default for name, p in others if p.default is not p.empty}
+    for training in (not model.training, model.training):
+        modes = {module: module.training for module in model.modules()}
+        model.train(training)
+        try:
+            graphs.append(_without(defaults, _Tracer().trace(model, concrete_args=defaults)))
+        except Exception as error:  # whatever the model's own code makes of a proxy
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{type(model).__name__} cannot be traced ({reason}): write it as an nn.Sequential, or "
+                "make the blocks by hand with SpelaBlock"
+            ) from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+    codes = [graph.python_code("self").src for graph in graphs]
+    if codes[0] != codes[1]:
+        lines = zip(*(code.splitlines() for code in codes), strict=False)
+        line = next((b.strip() for a, b in lines if a != b), codes[1].splitlines()[-1].strip())
+        raise ValueError(
+            f"{type(model).__name__} does other things in training than in evaluation, at {line!r}: let "
+            "a module of its own do that (nn.Dropout for functional dropout)"
+        )
+    graph = graphs[1]
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.users]
+    if len(inputs) != 1:
+        raise ValueError(
+            f"{type(model).__name__} takes {len(inputs)} inputs: blocks take one tensor"
+        )
+    _check_hooks(model, graph)
+    return graph
+
+
+def _check_hooks(model: nn.Module, graph: fx.Graph) -> None:
+    """Refuse backward hooks of modules that are dissolved into operations: nobody would call them."""
+    whole = [f"{node.target}." for node in graph.nodes if node.op == "call_module"]
+    for name, module in model.named_modules():
+        hooked = module._backward_hooks or module._backward_pre_hooks
+        if hooked and not any(f"{name}.".startswith(path) for path in whole):
+            raise ValueError(
+                f"module {name!r} ({type(module).__name__}) has a backward hook, which is lost where the "
+                "network is cut: remove it, or put it on the modules inside"
+            )
+
+
+def _without(arguments: Iterable[str], graph: fx.Graph) -> fx.Graph:
+    """The graph without arguments that were traced at their defaults, and the assertions that they are."""
+
+    names = set(arguments)
+
+    def erase(node: fx.Node) -> None:
+        for user in list(node.users):
+            erase(user)
+        graph.erase_node(node)
+
+    for node in list(graph.nodes):
+        # The tracer numbers them: mask becomes mask_1.
+        if node.op == "placeholder" and re.sub(r"_\d+$", "", str(node.target)) in names:
+            erase(node)
+    return graph
+
+
+class _Reader(fx.Interpreter):
+    """Runs the operations one by one, and notes on each whether a head can read what it gives."""
+
+    def __init__(self, module: fx.GraphModule, rows: int) -> None:
+        super().__init__(module)
+        self.rows = rows
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        try:
+            readable = len(check_readable(value, node.name)) == self.rows
+        except (TypeError, ValueError):
+            readable = False
+        node.meta[_READABLE] = readable and node.meta.get(_READABLE, True)
+        return value
+
+
+@torch.no_grad()
+def note_readable(model: nn.Module, graph: fx.Graph, x: Tensor) -> None:
+    """Run a traced network in eval mode, for `is_readable`: on the sample, and on twice as many rows.
+
+    Another axis than the batch may happen to be as long as one of them.
+
+    Raises:
+        ValueError: If the network takes no batch of another size than the sample's.
+    """
+    with in_eval_mode(model):
+        try:
+            for batch in (x.clone(), torch.cat([x, x])):
+                _Reader(fx.GraphModule(model, graph), len(batch)).run(batch)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"{type(model).__name__} takes a batch of {len(x)}, but none of {2 * len(x)}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+
+
+def is_readable(node: fx.Node) -> bool:
+    """Whether an operation gave one float tensor of 2 to 4 axes, the batch first: `note_readable`."""
+    return bool(node.meta[_READABLE])
