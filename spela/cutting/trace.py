@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spela.layers.modes import in_eval_mode
-from spela.layers.readout import check_readable
+from spela.layers.readout import check_readable, other_batches
 
 __all__ = ["is_readable", "note_readable", "traced"]
 
@@ -115,22 +115,22 @@ class _Reader(fx.Interpreter):
 
 @torch.no_grad()
 def note_readable(model: nn.Module, graph: fx.Graph, x: Tensor) -> None:
-    """Run a traced network in eval mode, for `is_readable`: on the sample, and on twice as many rows.
+    """Run a traced network in eval mode, for `is_readable`: on two batches of other sizes than the sample.
 
     Another axis than the batch may happen to be as long as one of them.
 
     Raises:
-        ValueError: If the network takes no batch of another size than the sample's.
+        ValueError: If the network takes no batches of other sizes.
     """
     with in_eval_mode(model):
-        try:
-            for batch in (x.clone(), torch.cat([x, x])):
+        for batch in other_batches(x):
+            try:
                 _Reader(fx.GraphModule(model, graph), len(batch)).run(batch)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"{type(model).__name__} takes a batch of {len(x)}, but none of {2 * len(x)}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ValueError(
+                    f"{type(model).__name__} takes a batch of {len(x)}, but none of {len(batch)}: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
 
 
 def is_readable(node: fx.Node) -> bool:

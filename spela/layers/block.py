@@ -15,7 +15,7 @@ from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import hold_vectors, place_vectors, set_values
 from spela.layers.modes import in_eval_mode
 from spela.layers.projected import ProjectedLayer
-from spela.layers.readout import check_readable
+from spela.layers.readout import check_readable, other_batches
 from spela.layers.similarity import Similarity
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import as_size
@@ -362,13 +362,14 @@ def _sample_output(body: nn.Module, sample: Tensor) -> Tensor:
         if x._version != version:
             raise _in_place(body)
         _check_rows(y, len(x))
-        try:  # another axis may happen to be as long as the sample
-            twice = body(torch.cat([sample, sample]))
+        other = other_batches(sample)[0]  # another axis may happen to be as long as the sample
+        try:
+            z = body(other)
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(
-                f"`body` takes a batch of {len(x)}, but none of {2 * len(x)}: {str(error).splitlines()[0]}"
+                f"`body` takes a batch of {len(x)}, but none of {len(other)}: {str(error).splitlines()[0]}"
             ) from error
-        _check_rows(twice, 2 * len(x))
+        _check_rows(z, len(other))
     return y
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_readable", "pooled_size", "read_out"]
+__all__ = ["check_readable", "other_batches", "pooled_size", "read_out"]
 
 
 def check_readable(y: object, source: str) -> Tensor:
@@ -38,6 +38,18 @@ def check_readable(y: object, source: str) -> Tensor:
             f"{source} must return maps (B, C, H, W), tokens (B, T, E) or rows (B, F), got {tuple(y.shape)}"
         )
     return y
+
+
+def other_batches(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches of its rows, of two sizes that it does not have: what stays with them is the batch axis.
+
+    Example:
+        >>> [len(batch) for batch in other_batches(torch.ones(2, 5))]
+        [3, 4]
+    """
+    few = x[:2].detach().repeat(4, *(1 for _ in x.shape[1:]))
+    first, second = [size for size in (2, 3, 4) if size != len(x)][:2]
+    return few[:first], few[:second]
 
 
 def pooled_size(shape: Sequence[int], most: int) -> tuple[int, int] | None:

@@ -523,3 +523,17 @@ def test_a_backbone_stays_as_it_is_where_a_conversion_is_refused() -> None:
     net = convert(nn.Sequential(nn.Linear(8, 3)), 3, torch.randn(5, 4), frozen=backbone)
     assert net[0].module is backbone
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_module_that_runs_twice_in_a_block_gets_both_gradients(checkpoint: bool) -> None:
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), layer, nn.Linear(6, 3))
+    x, target = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
+    net = convert(model, 3, x, blocks=1, checkpoint=checkpoint)
+    loss = net.local_losses(x, target).sum()
+    block = net.local_layers[0]
+    (found,) = torch.autograd.grad(loss, [next(block.body.parameters())])
+    y = nn.functional.normalize(model(x), dim=1) @ nn.functional.normalize(block.vectors, dim=1).T
+    own = nn.functional.cross_entropy(20 * y, target)
+    torch.testing.assert_close(found, torch.autograd.grad(own, [layer.weight])[0])
