@@ -146,7 +146,7 @@ class ForwardForwardSequential(RivalSequential):
         The first layer answers by its own goodness, a later one by the sum of the goodness of layers
         2 up to itself. All C labels run as one batch of C * B rows.
         """
-        batch, classes = len(x), self.num_classes
+        batch, classes = x.shape[0], self.num_classes  # len() would fix it in a trace
         labels = torch.arange(classes, device=x.device).repeat_interleave(batch)
         h = self.embed(x.flatten(1).repeat(classes, 1), labels)  # (C * B, I)
         scores: list[Tensor] = []

@@ -100,8 +100,9 @@ class Dataset:
         """The same dataset with its labels in another order of the classes, such as a trained network's.
 
         Args:
-            names: As many names as there are classes. Where they or the dataset's own are the plain numbers
-                0..C-1, nothing says which class is which, and the labels stay.
+            names: As many names as there are classes. Where they are other names than the dataset's own, and
+                one of the two are the plain numbers 0..C-1, nothing says which class is which, and the labels
+                stay.
 
         Raises:
             ValueError: names of other classes.
@@ -113,9 +114,11 @@ class Dataset:
             tensor([1, 0, 1, 0])
         """
         numbers = tuple(str(index) for index in range(self.num_classes))
-        if self.class_names == names or numbers in (self.class_names, names):
+        same = sorted(self.class_names) == sorted(names)
+        unnamed = numbers in (self.class_names, names) and not same
+        if self.class_names == names or unnamed:
             return self
-        if sorted(self.class_names) != sorted(names) or len(set(names)) < len(names):
+        if not same or len(set(names)) < len(names):
             ours, theirs = (", ".join(some[:3]) for some in (self.class_names, names))
             raise ValueError(
                 f"{self.name} has classes {ours}, ..., asked for are {theirs}, ...: take data of the same "

@@ -62,6 +62,11 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         if own or self.share is None:
             return super().forward(x)
         share, axes = self.share, (0, 2, 3)
+        count = share.total * x[0, 0].numel()
+        if self.training and count == 1:
+            raise ValueError(
+                "batch norm has one value a channel here: train on batches of more than one sample"
+            )
         weight = torch.full_like(self.weight, share.weight)
         parts = _Stack.apply(
             self.ranks, torch.stack([x.mean(axes), x.var(axes, correction=0), weight])
@@ -70,7 +75,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         mean = (weights * means).sum(0)
         variance = (weights * (variances + (means - mean).square())).sum(0)
         if self.training and self.running_mean is not None and self.running_var is not None:
-            self._remember(mean.detach(), variance.detach(), share.total * x[0, 0].numel())
+            self._remember(mean.detach(), variance.detach(), count)
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None])

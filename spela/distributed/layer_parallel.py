@@ -67,7 +67,7 @@ class LayerParallelSequential(SpelaSequential):
         first = self.stages.index(ranks.rank)
         dtype = next(net.parameters()).dtype
         self._inlet = None if first == 0 else Inlet(ranks, in_flight, self._shapes[first], dtype)
-        self._outlet = None if ranks.rank == ranks.size - 1 else Outlet(ranks, in_flight)
+        self._outlet = None if ranks.rank == ranks.size - 1 else Outlet(ranks, in_flight, dtype)
         for module, stage in zip(self, self.stages, strict=True):
             module.to(ranks.device if stage == ranks.rank else "meta")
 

@@ -14,26 +14,35 @@ from spela.distributed.ranks import Pending, Ranks
 __all__ = ["Inlet", "Outlet"]
 
 
-def _to_wire(x: Tensor) -> Tensor:
-    """Contiguous memory for the transfer; maps (B, K, H, W) flat, and last whether channels are last.
+# What activations may be in beside the wire's own dtype: autocast's.
+_SHORT = (torch.bfloat16, torch.float16)
 
-    The order of axes in memory is passed on, because it decides which kernel the next convolution takes,
-    and so its rounding.
+
+def _to_wire(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Flat memory for the transfer; its last number says the order of axes in memory, and the dtype.
+
+    The order decides which kernel the next convolution takes, and so its rounding; under autocast some
+    layers' outputs are in 16 bits.
+
+    Raises:
+        ValueError: If the wire's dtype cannot hold x.
     """
-    if x.dim() != 4:
-        return x.contiguous()
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if x.dtype != dtype and x.dtype not in _SHORT:
+        raise ValueError(f"a stage gives {x.dtype}, which cannot be passed on as {dtype}")
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    last = last and not x.is_contiguous()
     flat = (x.permute(0, 2, 3, 1) if last else x).flatten()
-    return torch.cat([flat, flat.new_full((1,), float(last))])
+    kind = 0 if x.dtype == dtype else 1 + _SHORT.index(x.dtype)
+    return torch.cat([flat.to(dtype), flat.new_full((1,), 2 * kind + last, dtype=dtype)])
 
 
 def _from_wire(wire: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if len(shape) != 4:
-        return wire
+    kind, last = divmod(int(wire[-1]), 2)
+    flat = wire[:-1].to(_SHORT[kind - 1]) if kind else wire[:-1]
+    if not last:
+        return flat.view(shape)
     samples, kernels, height, width = shape
-    if wire[-1] == 0:
-        return wire[:-1].view(shape)
-    return wire[:-1].view(samples, height, width, kernels).permute(0, 3, 1, 2)
+    return flat.view(samples, height, width, kernels).permute(0, 3, 1, 2)
 
 
 class Outlet:
@@ -42,18 +51,20 @@ class Outlet:
     Args:
         ranks: The processes of the job.
         depth: Batches that may be under way before `put` waits for the oldest.
+        dtype: Of the transfer.
     """
 
-    def __init__(self, ranks: Ranks, depth: int) -> None:
+    def __init__(self, ranks: Ranks, depth: int, dtype: torch.dtype) -> None:
         self.ranks = ranks
         self.depth = depth
+        self.dtype = dtype
         self._sent: deque[Pending] = deque()
 
     def put(self, x: Tensor) -> None:
-        """Send x, which must not be written to until it has arrived."""
+        """Send a copy of x."""
         while len(self._sent) >= self.depth:
             self._sent.popleft().wait()
-        self._sent.append(self.ranks.start_send(_to_wire(x), self.ranks.rank + 1))
+        self._sent.append(self.ranks.start_send(_to_wire(x, self.dtype), self.ranks.rank + 1))
 
     def flush(self) -> None:
         """Wait until all has arrived."""
@@ -68,7 +79,7 @@ class Inlet:
         ranks: The processes of the job.
         depth: Batches that may be received ahead.
         shape: Of one sample's activations.
-        dtype: Theirs.
+        dtype: Of the transfer.
     """
 
     def __init__(
@@ -89,9 +100,8 @@ class Inlet:
     def _post(self) -> None:
         while self._expected and len(self._coming) < self.depth:
             size = self._expected.popleft()
-            maps = len(self.shape) == 3
-            wire = (size * math.prod(self.shape) + 1,) if maps else (size, *self.shape)
-            buffer = torch.empty(wire, dtype=self.dtype, device=self.ranks.device)
+            numbers = size * math.prod(self.shape) + 1
+            buffer = torch.empty(numbers, dtype=self.dtype, device=self.ranks.device)
             self._coming.append((size, self.ranks.start_receive(buffer, self.ranks.rank - 1)))
 
     def take(self, size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Early exit: when a layer is sure enough to answer, and how its thresholds are found.
 
 A layer is sure of a sample by its margin: the score of the best class minus that of the second. Lower
-thresholds save more work and trust earlier layers more. `calibrate_thresholds` looks for the cheapest
-thresholds whose accuracy on held-out data stays within a given loss of the whole network's.
+thresholds save more work and trust earlier layers more. `calibrate_thresholds` looks for cheap thresholds
+whose accuracy on held-out data stays within a given loss of the whole network's.
 """
 
 from __future__ import annotations
@@ -219,13 +219,13 @@ def _best_threshold(
 def calibrate_thresholds(
     net: nn.Sequential, x: Tensor, y: Tensor, max_loss: float = 0.002, *, credit_gains: bool = False
 ) -> ExitPolicy:
-    """The policy with the fewest multiply-adds whose accuracy loss on held-out data is small enough.
+    """A policy of few multiply-adds whose accuracy loss on held-out data is small enough.
 
     Early layers lose some of the last layer's right answers and gain others. Only the lost ones count,
     unless `credit_gains`: on Fashion-MNIST, gains seen on 5,000 samples were no promise for the next 5,000.
     Every price of a lost answer, from high to low, gives thresholds that minimise work + price * loss (one
     layer at a time, exactly, until none changes); of all policies met on the way, the cheapest one whose
-    loss is allowed is kept.
+    loss is allowed is kept. No price leads to some policies, and one of them may be cheaper still.
 
     Args:
         net: A network that ends in a SPELA layer; used in eval mode.

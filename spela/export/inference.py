@@ -11,7 +11,7 @@ from spela.export.program import (
     Program,
     batch_axis,
     example_batch,
-    without_paths,
+    trace,
 )
 from spela.layers import LocalLayer
 from spela.layers.modes import in_eval_mode
@@ -119,10 +119,9 @@ def inference_program(
         # A program without them has one argument, which `exported.module()(x)` gives it.
         given: tuple[Any, ...] = (x, weights) if weights_as_inputs else (x,)
         axes = (axis, dict.fromkeys(weights))[: len(given)]
-        exported = torch.export.export(module, given, dynamic_shapes=axes)
-        exported = exported.run_decompositions()
+        exported = trace(module, given, axes)
     return Program(
-        without_paths(exported),
+        exported,
         ("x", *weights),
         tuple(f"scores.{layer}" for layer in range(1, layers + 1)),
         defaults=weights,

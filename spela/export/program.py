@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-__all__ = ["Program", "batch_axis", "example_batch", "without_paths"]
+__all__ = ["Program", "batch_axis", "example_batch", "trace"]
 
 # A traced batch of one would be taken for a constant; any other number stands for all.
 EXAMPLE_BATCH = 2
@@ -58,8 +58,23 @@ def example_batch(sample_shape: tuple[int, ...], batch_size: int | None, like: T
     return torch.rand(shape, dtype=like.dtype, device=like.device)
 
 
-def without_paths(exported: ExportedProgram) -> ExportedProgram:
-    """The program without the stack traces torch keeps: they hold the paths of this machine."""
+def trace(function: nn.Module, given: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:
+    """The function's ATen operations, without the stack traces torch keeps: they hold this machine's paths.
+
+    Args:
+        function: What to trace.
+        given: Its arguments.
+        axes: Which of their axes may have any size, as torch.export has it.
+
+    Raises:
+        ValueError: In one line, if torch cannot trace it so.
+    """
+    try:
+        exported = torch.export.export(function, given, dynamic_shapes=axes).run_decompositions()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        hint = "" if axes[0] is None else " for any batch size; a fixed one may do"
+        raise ValueError(f"the network cannot be traced{hint}: {reason}") from error
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)
     return exported

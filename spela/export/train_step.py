@@ -18,7 +18,7 @@ from spela.export.program import (
     Program,
     batch_axis,
     example_batch,
-    without_paths,
+    trace,
 )
 from spela.export.step_checks import check_input, check_network, parts_of
 from spela.export.updates import Update, optimizer_state, update_of
@@ -177,10 +177,10 @@ def train_step_program(
         shapes = _mask_shapes(net, x)
         masks = {name: torch.ones((len(x), *shape)).to(x) for name, shape in shapes.items()}
         training = {"training": torch.ones_like(target[0], dtype=torch.bool)} if statistics else {}
-        exported = torch.export.export(
+        exported = trace(
             _Step(net, update),
             (x, target, torch.tensor(0.1).to(x), {**training, **masks}, weights, state),
-            dynamic_shapes=(
+            (
                 axis,
                 axis,
                 None,
@@ -188,10 +188,10 @@ def train_step_program(
                 dict.fromkeys(weights),
                 dict.fromkeys(state),
             ),
-        ).run_decompositions()
+        )
     carried = (*weights, *state)
     return Program(
-        without_paths(exported),
+        exported,
         ("x", "target", "lr", *training, *masks, *carried),
         (
             "losses",

@@ -154,15 +154,22 @@ class _Layer(nn.Module, ABC):
 
         One sample alone has none: it is normalised by the running ones, which stay.
         """
-        alone = len(x) == 1 and type(self.norm) is nn.BatchNorm2d  # not one process's share
-        if self.training and alone:
+        share = self._share()
+        samples = len(x) if share is None else share.total
+        if self.training and samples == 1:
             return self.answer(x)
         return _activated(self.norm(self._product(x.to(self.weight.dtype))))
+
+    def _share(self) -> Any:
+        """This process's part of a joint batch, where processes share one: `spela.distributed`."""
+        return getattr(self.norm, "share", None)
 
     def answer(self, x: Tensor) -> Tensor:
         """Outputs for scoring: by the running statistics in every mode; none moves."""
         norm = self.norm
         missing = norm.running_mean is None  # taken away by whoever wants the batch's own
+        if missing and self._share() is not None:
+            return _activated(norm(self._product(x.to(self.weight.dtype))))
         return _activated(
             torch.batch_norm(  # torch.nn.functional's refuses one sample by its own statistics
                 self._product(x.to(self.weight.dtype)), norm.weight, norm.bias, norm.running_mean,

@@ -118,3 +118,15 @@ def test_labels_go_with_the_names_of_their_classes() -> None:
     assert numbered.with_classes(data.class_names) is numbered
     with pytest.raises(ValueError, match="take data of the same classes"):
         data.with_classes(tuple("wxyz"))
+
+
+def test_numbers_as_text_are_put_in_the_order_of_numbers() -> None:
+    """A file of labels as text sorts them as text: 0, 1, 10, 11, 2, ..."""
+    x, y = torch.eye(12), torch.arange(12)
+    by_text = tuple(sorted(map(str, range(12))))
+    by_value = tuple(map(str, range(12)))
+    data = Dataset("numbers", x, y, x, y, 12, by_value)
+    mixed = data.with_classes(by_text)
+    assert mixed.class_names == by_text
+    assert [by_text[label] for label in mixed.train_y] == list(by_value)
+    assert torch.equal(mixed.with_classes(by_value).test_y, y)

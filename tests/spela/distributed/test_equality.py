@@ -75,7 +75,7 @@ def alone() -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for name, (_, _, optimizer, _) in workers.CASES.items():
         net = workers.start(name)
-        found[name] = workers.train(net, optimizer(list(net.parameters())))
+        found[name] = workers.train(net, optimizer(list(net.parameters())), name)
     return found
 
 

@@ -67,7 +67,7 @@ class Logged(Ranks):
         return self._begin(f"send {len(tensor)} to {to}", tensor)
 
     def start_receive(self, tensor: Tensor, source: int, tag: int = 0) -> Pending:
-        return self._begin(f"receive {len(tensor)}", tensor)
+        return self._begin(f"receive {len(tensor)}", tensor.zero_())
 
     def _begin(self, what: str, tensor: Tensor) -> Pending:
         self.log.append(what)
@@ -101,16 +101,16 @@ def test_a_layer_is_summed_while_the_next_runs(monkeypatch: pytest.MonkeyPatch) 
 
 def test_several_batches_are_in_flight() -> None:
     ranks = Logged(1, 3, torch.device("cpu"), 60.0)
-    outlet, inlet = Outlet(ranks, 2), Inlet(ranks, 2, (4,), torch.float32)
+    outlet, inlet = Outlet(ranks, 2, torch.float32), Inlet(ranks, 2, (4,), torch.float32)
     for size in (9, 8, 7):
         outlet.put(torch.zeros(size, 4))
     # The third waits for the first to have left.
-    assert ranks.log == ["send 9 to 2", "send 8 to 2", "end send 9 to 2", "send 7 to 2"]
+    assert ranks.log == ["send 37 to 2", "send 33 to 2", "end send 37 to 2", "send 29 to 2"]
     ranks.log.clear()
     inlet.expect([9, 8, 7])
-    assert ranks.log == ["receive 9", "receive 8"]
+    assert ranks.log == ["receive 37", "receive 33"]
     assert inlet.take(9).shape == (9, 4)
-    assert ranks.log[2:] == ["end receive 9", "receive 7"]
+    assert ranks.log[2:] == ["end receive 37", "receive 29"]
     with pytest.raises(ValueError, match="a batch of 8 samples was expected next, got one of 7"):
         inlet.take(7)
 

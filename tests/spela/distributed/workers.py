@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
 from spela.data import Dataset
 from spela.distributed import (
     DataParallelSequential,
@@ -52,6 +52,23 @@ def cnn(dtype: torch.dtype) -> SpelaSequential:
     )
 
 
+def blocks(dtype: torch.dtype) -> SpelaSequential:
+    """Heads with batch norms of their own; the last batch is one sample."""
+    g = torch.Generator().manual_seed(0)
+    bodies = [
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.LeakyReLU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LeakyReLU()),
+    ]
+    for parameter in (p for body in bodies for p in body.parameters()):
+        nn.init.normal_(parameter, std=0.2, generator=g)
+    x, made = torch.zeros(2, 1, 6, 6, dtype=dtype), []
+    for body in bodies:
+        body.to(dtype)
+        made.append(SpelaBlock(body, CLASSES, x, channels=3, hidden=6, generator=g))
+        x = body(x).detach()
+    return SpelaSequential(*made)
+
+
 def batches(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     g = torch.Generator().manual_seed(1)
     return [
@@ -71,13 +88,20 @@ def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return LocalSGD(parameters, lr=0.1, momentum=0.9)
 
 
-def train(net: SpelaSequential, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Train on all batches, then score some: losses, scores, weights and buffers."""
+def train(
+    net: SpelaSequential, optimizer: torch.optim.Optimizer, name: str = ""
+) -> dict[str, Tensor]:
+    """Train on all batches, those of a case named bf16 in 16 bits, then score some.
+
+    Returns:
+        Losses, scores, weights and buffers.
+    """
     torch.manual_seed(7)
     data = batches(net[-1].vectors.dtype)
     if isinstance(net, LayerParallelSequential):
         net.expect(list(SIZES))
-    losses = [net.local_step(x, target, optimizer) for x, target in data]
+    with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
+        losses = [net.local_step(x, target, optimizer) for x, target in data]
     net.eval()
     x = torch.cat([x for x, _ in data])
     with torch.no_grad(), batch_statistics(net):
@@ -99,6 +123,11 @@ CASES = {
     "mlp adam float32": (mlp, torch.float32, adam, ()),
     "cnn sgd float32": (cnn, torch.float32, sgd, (1,)),
     "cnn adam float32": (cnn, torch.float32, adam, ()),
+    "blocks sgd": (blocks, torch.float64, sgd, ()),
+    "blocks sgd float32": (blocks, torch.float32, sgd, ()),
+    "mlp sgd float32 bf16": (mlp, torch.float32, sgd, ()),
+    "cnn sgd float32 bf16": (cnn, torch.float32, sgd, ()),
+    "blocks sgd float32 bf16": (blocks, torch.float32, sgd, ()),
 }
 
 
@@ -141,7 +170,7 @@ def main(out: Path) -> None:
         forms["layers"] = LayerParallelSequential(start(name), ranks, (1, 6, 6), in_flight=2)
         for form, net in forms.items():
             held = [p for p in net.parameters() if not p.is_meta]
-            save_file(train(net, optimizer(held)), out / f"{name} {form} {ranks.rank}")
+            save_file(train(net, optimizer(held), name), out / f"{name} {form} {ranks.rank}")
     for form in ("data", "layers"):
         run_parallel(config(), dataset(), out / f"run-{form}", ranks, form)
         run_parallel(config(), dataset(), out / "half" / form, ranks, form, resume=True)
