@@ -40,6 +40,7 @@ def input_for(module: nn.Module, x: Tensor) -> Tensor:
     x may be the caller's batch, or a view of it, or what the layer before needs for its gradient.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([-1.0])
         >>> nn.ReLU(inplace=True)(input_for(nn.ReLU(inplace=True), x)), x
         (tensor([0.]), tensor([-1.]))
