@@ -201,3 +201,13 @@ def test_dropout_inside_a_block_cannot_be_spread(
     two = Ranks(0, 2, torch.device("cpu"), 60.0)
     with pytest.raises(ValueError, match="draws on one process alone"):
         LayerParallelSequential(_block_net(*modules, **settings), two, (3, 6, 6))
+
+
+def test_a_joint_batch_of_one_value_a_channel_is_refused_before_statistics_move() -> None:
+    norm = nn.BatchNorm2d(2)
+    join_modules(nn.Sequential(norm), ALONE)
+    norm.share = ALONE.share(1)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    with pytest.raises(ValueError, match="one value a channel"):
+        norm(torch.randn(1, 2, 1, 1))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())

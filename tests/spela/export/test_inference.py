@@ -147,3 +147,22 @@ def test_what_a_subclass_or_a_hook_changes_is_exported_or_refused(session_of):
     net.register_forward_pre_hook(lambda module, args: (-args[0],))
     with pytest.raises(ValueError, match=r"`net` \(SpelaSequential\) has a forward pre-hook"):
         inference_program(net, (1, 8, 8))
+
+
+class _Fixed(nn.Module):
+    """Takes one batch size alone once it is traced."""
+
+    def forward(self, x):
+        return x.flatten(1).repeat(int(x.shape[0]) // len(x), 1)
+
+
+def test_what_cannot_be_traced_for_any_batch_is_one_line_and_a_fixed_batch_does(session_of):
+    net = SpelaSequential(_Fixed(), SpelaLinear(48, 16, 10)).eval()
+    with pytest.raises(
+        ValueError, match="cannot be traced for any batch size; a fixed one may"
+    ) as e:
+        inference_program(net, (3, 4, 4))
+    assert "\n" not in str(e.value)
+    x = torch.randn(4, 3, 4, 4)
+    found = session_of(inference_program(net, (3, 4, 4), batch_size=4)).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found[0]), net.layer_scores(x)[0].detach())
