@@ -1,18 +1,24 @@
 """The compiled passes of the CPU back-end; without a compiler the install goes on without them."""
 
+import runpy
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
 # torch's wheels bring libgomp on Linux, and the passes share its threads; elsewhere they run on one.
 THREADS = ["-fopenmp"] if sys.platform == "linux" else []
+PACKAGE = Path("spela_kernels")
+passes = runpy.run_path(str(PACKAGE / "cpu" / "sources.py"))
 
 
-def passes(name: str, source: str, *headers: str) -> Extension:
+def extension(name: str) -> Extension:
+    source, *headers = (str(PACKAGE / file) for file in passes["SOURCES"][name])
     return Extension(
         name,
         [source],
-        depends=["spela_kernels/cpu/passes.h", *headers],
+        depends=headers,
+        define_macros=[("SOURCES", str(passes["checksum"](name, PACKAGE)))],
         # -fno-trapping-math lets comparisons vectorise.
         extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", *THREADS],
         extra_link_args=THREADS,
@@ -20,31 +26,4 @@ def passes(name: str, source: str, *headers: str) -> Extension:
     )
 
 
-setup(
-    ext_modules=[
-        passes(
-            "spela_kernels.cpu._products",
-            "spela_kernels/cpu/products.c",
-            "spela_kernels/cpu/forks.h",
-            "spela_kernels/cpu/products.h",
-            "spela_kernels/cpu/products_tile.h",
-        ),
-        passes(
-            "spela_kernels.linear._rows",
-            "spela_kernels/linear/rows.c",
-            "spela_kernels/cpu/forks.h",
-            "spela_kernels/linear/rows.h",
-        ),
-        passes(
-            "spela_kernels.linear._steps",
-            "spela_kernels/linear/steps.c",
-            "spela_kernels/cpu/products.h",
-            "spela_kernels/linear/rows.h",
-        ),
-        passes(
-            "spela_kernels.pooling._windows",
-            "spela_kernels/pooling/windows.c",
-            "spela_kernels/cpu/forks.h",
-        ),
-    ]
-)
+setup(ext_modules=[extension(name) for name in passes["SOURCES"]])

@@ -127,7 +127,7 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     built = (
         "compiled"
         if compiled
-        else "not all compiled (no C compiler that can, when this was installed)"
+        else "not all in use (no C compiler that can when this was installed, or C files that changed since)"
     )
     typer.echo(f"passes of the CPU back-end: {built}")
     typer.echo(

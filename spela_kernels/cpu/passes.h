@@ -25,4 +25,13 @@ static inline int has(Py_ssize_t count, Py_ssize_t expected)
     return count == expected;
 }
 
+/* A module that says which sources it was built from (`sources.py`), to be compared with those beside it. */
+static inline PyObject *module_of(struct PyModuleDef *definition)
+{
+    PyObject *module = PyModule_Create(definition);
+    if (module && PyModule_AddIntConstant(module, "SOURCES", SOURCES) < 0)
+        Py_CLEAR(module);
+    return module;
+}
+
 #endif

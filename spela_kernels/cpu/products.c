@@ -180,7 +180,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_products", NULL
 
 PyMODINIT_FUNC PyInit__products(void)
 {
-    PyObject *module = PyModule_Create(&definition);
+    PyObject *module = module_of(&definition);
     PyObject *shared = PyCapsule_New((void *)(kernels + widest()), PRODUCTS, NULL);
     if (module && (!shared || mind_forks() != 0 || PyModule_AddIntConstant(module, "WIDEST", widest()) < 0 ||
                    PyModule_AddIntConstant(module, "FEWEST", FEWEST) < 0 ||

@@ -5,20 +5,17 @@ Axes: B batch, O out, I in.
 
 from __future__ import annotations
 
-import contextlib
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spela_kernels.cpu.sources import built_module
 from spela_kernels.rules import AdamRule, SgdRule, Step
 
 __all__ = ["adam_product_", "fits", "linear", "linear_fits", "momentum_product_", "sgd_product_"]
 
-_products: Any = None
-with contextlib.suppress(ImportError):  # no compiler was there at installation
-    _products = import_module("spela_kernels.cpu._products")
+_products: Any = built_module("spela_kernels.cpu._products")
 
 
 def fits(*tensors: Tensor) -> bool:

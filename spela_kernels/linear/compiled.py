@@ -5,8 +5,6 @@ Axes: B batch, O out, C classes.
 
 from __future__ import annotations
 
-import contextlib
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +14,12 @@ from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
 from spela_kernels.cosines import NORM_EPS
 from spela_kernels.cpu.gemm import linear, product
+from spela_kernels.cpu.sources import built_module
 from spela_kernels.objectives import COSINE_MARGIN, get_objective
 
 __all__ = ["OBJECTIVES", "RowStep", "is_built", "step_rows"]
 
-_rows: Any = None
-with contextlib.suppress(ImportError):  # no compiler was there at installation
-    _rows = import_module("spela_kernels.linear._rows")
+_rows: Any = built_module("spela_kernels.linear._rows")
 
 # The codes of rows.c for objectives of the label's cosine; `softmax` has passes of its own. What is in
 # neither runs in torch.

@@ -110,4 +110,4 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_rows", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__rows(void) { return mind_forks() == 0 ? PyModule_Create(&definition) : PyErr_NoMemory(); }
+PyMODINIT_FUNC PyInit__rows(void) { return mind_forks() == 0 ? module_of(&definition) : PyErr_NoMemory(); }

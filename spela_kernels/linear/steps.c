@@ -307,7 +307,7 @@ PyMODINIT_FUNC PyInit__steps(void)
     products = PyCapsule_Import(PRODUCTS, 0);
     if (!products)
         return NULL;
-    PyObject *module = PyModule_Create(&definition);
+    PyObject *module = module_of(&definition);
     if (module && PyModule_AddIntConstant(module, "LAYER", sizeof(struct layer)) < 0)
         Py_CLEAR(module);
     return module;

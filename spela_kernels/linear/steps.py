@@ -6,12 +6,10 @@ for all layers and as many batches as there are. Axes: N samples, B batch, I in,
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
 from array import array
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +21,7 @@ from spela_kernels.cosines import NORM_EPS
 from spela_kernels.cpu.gemm_choice import pinned_library
 from spela_kernels.cpu.products import fits as products_fit
 from spela_kernels.cpu.products import linear_fits
+from spela_kernels.cpu.sources import built_module
 from spela_kernels.linear.compiled import OBJECTIVES
 from spela_kernels.linear.types import Buffers, Parameters
 from spela_kernels.objectives import COSINE_MARGIN, get_objective
@@ -42,9 +41,7 @@ __all__ = [
     "run",
 ]
 
-_steps: Any = None
-with contextlib.suppress(ImportError):  # no compiler was there at installation
-    _steps = import_module("spela_kernels.linear._steps")
+_steps: Any = built_module("spela_kernels.linear._steps")
 
 # Multiply-adds of a layer's product up to which one call is taken. It was faster than operators at all sizes,
 # least at the largest (`bench/crossing_table.py`), where other machines' libraries may be faster than ours.

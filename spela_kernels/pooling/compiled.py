@@ -5,21 +5,18 @@ Axes: B batch, K kernels, H, W map, Ho, Wo pooled map.
 
 from __future__ import annotations
 
-import contextlib
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spela_kernels.cpu.sources import built_module
 from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
 from spela_kernels.precision import runs_as_written
 
 __all__ = ["activate", "descend", "is_built", "scatter_to_maxima_", "window_maxima"]
 
-_windows: Any = None
-with contextlib.suppress(ImportError):  # no compiler was there at installation
-    _windows = import_module("spela_kernels.pooling._windows")
+_windows: Any = built_module("spela_kernels.pooling._windows")
 
 _SIZES = (2, 3)  # the windows that `windows.c` is compiled for
 

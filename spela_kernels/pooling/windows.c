@@ -331,4 +331,4 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_windows", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__windows(void) { return mind_forks() == 0 ? PyModule_Create(&definition) : PyErr_NoMemory(); }
+PyMODINIT_FUNC PyInit__windows(void) { return mind_forks() == 0 ? module_of(&definition) : PyErr_NoMemory(); }
