@@ -42,11 +42,17 @@ def settings_in_force(data_root: Path | None) -> Iterator[str]:
         yield f"device {device}: back-ends {', '.join(able)}; in force: {chosen} {_source('SPELA_BACKEND')}"
     products = pinned_library() or f"the fastest of {', '.join(libraries_here())}, as measured"
     yield f"products of the CPU back-end: {products} {_source('SPELA_CPU_GEMM')}"
-    yield f"measured choices: {cache_folder()} {_source('SPELA_CACHE_DIR')}"
+    kept = cache_folder()
+    yield f"measured choices: {kept} {_source('SPELA_CACHE_DIR')}{_absent(kept)}"
     if data_root is None:
-        yield f"data root: {default_data_root()} {_source('SPELA_DATA_ROOT')}"
+        root, source = default_data_root(), _source("SPELA_DATA_ROOT")
     else:
-        yield f"data root: {data_root} (--data-root)"
+        root, source = data_root, "(--data-root)"
+    yield f"data root: {root} {source}{_absent(root)}"
+
+
+def _absent(folder: Path) -> str:
+    return "" if folder.exists() else ", not there yet"
 
 
 def _source(variable: str) -> str:

@@ -178,10 +178,23 @@ class SpelaBlock(ProjectedLayer):
         return [parameter for parameter in self.parameters() if id(parameter) not in body]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The body's output."""
-        if self.checkpoint and torch.is_grad_enabled():
-            return run_checkpointed(self.body, x)
-        y: Tensor = self.body(x)
+        """The body's output.
+
+        Raises:
+            TypeError: If the body cannot work with whole numbers and x has some.
+            Exception: What the body raises of another input that does not fit it.
+        """
+        try:
+            if self.checkpoint and torch.is_grad_enabled():
+                return run_checkpointed(self.body, x)
+            y: Tensor = self.body(x)
+        except RuntimeError as error:
+            if x.is_floating_point():
+                raise
+            raise TypeError(
+                f"the body ({type(self.body).__name__}) cannot work with `x` of {x.dtype}: convert it, "
+                f"pixels by x.float() / 255 ({str(error).splitlines()[0]})"
+            ) from error
         return y
 
     def head_input(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -97,8 +97,11 @@ def test_info_says_what_holds_and_why(call: Call, tmp_path: Path) -> None:
     assert "products of the CPU back-end: blas (SPELA_CPU_GEMM)" in shown
     assert f"measured choices: {Path('~/kept').expanduser()} (SPELA_CACHE_DIR)" in shown
     assert f"data root: {Path('~/data').expanduser()} (SPELA_DATA_ROOT)" in shown
+    Path("here").mkdir()
     _, shown, _ = call("info", "--data-root", "here", SPELA_DATA_ROOT="there")
-    assert "data root: here (--data-root)" in shown
+    assert "data root: here (--data-root)\n" in shown
+    _, shown, _ = call("info", "--data-root", "mistyped")
+    assert "data root: mistyped (--data-root), not there yet" in shown
 
 
 def test_a_mistyped_variable_is_said_once(call: Call, caplog: pytest.LogCaptureFixture) -> None:

@@ -499,3 +499,21 @@ def test_a_body_that_folds_rows_in_training_is_refused_before_it_learns() -> Non
     with pytest.raises(ValueError, match="makes 3 rows of 6 samples"):
         block.local_step(torch.randn(6, 4), torch.tensor([0, 1, 2] * 2), optimizer)
     assert torch.equal(before, block.body.weight)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_pixels_as_whole_numbers_are_refused_with_what_to_do(checkpoint: bool) -> None:
+    block, x, target = _block("maps", checkpoint=checkpoint)
+    before = copy.deepcopy(block.state_dict())
+    pixels = torch.zeros(x.shape, dtype=torch.uint8)
+    optimizer = LocalAdam(block.parameters())
+    for run in (block, lambda x: block.local_step(x, target, optimizer)):
+        with pytest.raises(
+            TypeError, match=r"torch\.uint8: convert it, pixels by x\.float\(\) / 255"
+        ):
+            run(pixels)
+    torch.testing.assert_close(block.state_dict(), before, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="channels"):  # of another fault, what the body says
+        block(x[:, :2])
+    embedding = SpelaBlock(nn.Embedding(7, 6), CLASSES, torch.zeros(2, 4, dtype=torch.int64))
+    assert embedding(torch.ones(2, 4, dtype=torch.int64)).shape == (2, 4, 6)

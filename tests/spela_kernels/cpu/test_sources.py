@@ -15,7 +15,9 @@ from spela_kernels.cpu import sources
 from spela_kernels.cpu.sources import SOURCES, built_module, checksum
 
 FOLDER = Path(spela_kernels.__file__).parent
-built = pytest.mark.skipif(built_module("spela_kernels.linear._rows") is None, reason="not compiled here")
+built = pytest.mark.skipif(
+    built_module("spela_kernels.linear._rows") is None, reason="not compiled here"
+)
 
 
 def included(file: Path) -> set[Path]:
@@ -33,7 +35,9 @@ def test_the_table_lists_what_each_module_includes(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_checksum_moves_with_every_listed_file(name, tmp_path):
-    shutil.copytree(FOLDER, tmp_path / "k", ignore=shutil.ignore_patterns("*.py", "*.so", "__pycache__"))
+    shutil.copytree(
+        FOLDER, tmp_path / "k", ignore=shutil.ignore_patterns("*.py", "*.so", "__pycache__")
+    )
     before = checksum(name, tmp_path / "k")
     assert before == checksum(name, FOLDER)
     for source in SOURCES[name]:
