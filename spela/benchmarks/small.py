@@ -13,7 +13,12 @@ from torch import nn
 __all__ = ["SMALL_DATA", "SMALL_FITS", "fit_steps", "small_data"]
 
 # Under their names in sklearn.datasets. It is imported where it is needed: a GPU's machine may lack it.
-SMALL_DATA = {"digits": "load_digits", "breast cancer": "load_breast_cancer", "wine": "load_wine"}
+SMALL_DATA = {
+    "digits": "load_digits",
+    "breast cancer": "load_breast_cancer",
+    "wine": "load_wine",
+    "iris": "load_iris",
+}
 LAYERS = (100, 100)
 Fit = Callable[[np.ndarray, np.ndarray, int], object]
 
@@ -22,6 +27,14 @@ def _spela(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
     from spela.estimator import SpelaClassifier
 
     return SpelaClassifier(LAYERS, max_iter=epochs, random_state=0).fit(x, y)
+
+
+def _spela_in_its_batches(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
+    """Ours in as many steps as MLPClassifier makes; its own batches are smaller, a tenth of the samples."""
+    from spela.estimator import SpelaClassifier
+
+    batch = min(200, len(x))
+    return SpelaClassifier(LAYERS, max_iter=epochs, batch_size=batch, random_state=0).fit(x, y)
 
 
 def _mlp_classifier(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
@@ -59,6 +72,7 @@ def _torch_loop(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
 
 SMALL_FITS: dict[str, Fit] = {
     "spela": _spela,
+    "spela_same_batches": _spela_in_its_batches,
     "mlp_classifier": _mlp_classifier,
     "torch_loop": _torch_loop,
 }
@@ -86,11 +100,12 @@ def fit_steps(data: str, epochs: int) -> dict[str, Callable[[], object]]:
 
     Args:
         data: A key of `SMALL_DATA`.
-        epochs: Passes over it; our batches are a tenth of the samples up to 100, the others' up to 200.
+        epochs: Passes over it; batches of ours are a tenth of the samples up to 100,
+            of the others, and of `spela_same_batches`, up to 200.
 
     Example:
         >>> sorted(fit_steps("wine", 1))
-        ['mlp_classifier', 'spela', 'torch_loop']
+        ['mlp_classifier', 'spela', 'spela_same_batches', 'torch_loop']
     """
     x, y = small_data(data)
     return {name: partial(fit, x, y, epochs) for name, fit in SMALL_FITS.items()}
