@@ -20,7 +20,7 @@ DIGITS = load_digits(return_X_y=True)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 def test_the_share_is_that_and_the_mean_stays(share: float) -> None:
     rows = torch.full((1001, 997), 3.0)
-    drop_features_(rows, share, torch.Generator().manual_seed(0))
+    drop_features_(rows, share, [torch.Generator().manual_seed(0)])
     dropped = rows == 0
     deviation = (share * (1 - share) / rows.numel()) ** 0.5
     assert abs(float(dropped.double().mean()) - share) < 5 * deviation + 2**-17
@@ -37,10 +37,21 @@ def test_the_generator_decides() -> None:
     found = []
     for seed in (0, 0, 1):
         rows = torch.ones(10, 7)
-        drop_features_(rows, 0.5, torch.Generator().manual_seed(seed))
+        drop_features_(rows, 0.5, [torch.Generator().manual_seed(seed)])
         found.append(rows)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("samples", [3, 20_000])
+def test_passes_that_share_a_call_draw_as_one_by_one(samples: int) -> None:
+    together = torch.ones(2 * samples, 3)
+    drop_features_(together, 0.3, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
+    for seed, found in enumerate(together.split(samples)):
+        alone = torch.ones(samples, 3)
+        drop_features_(alone, 0.3, [torch.Generator().manual_seed(seed)])
+        assert torch.equal(alone, found)
+    assert not torch.equal(*together.split(samples))
 
 
 def _scores(data: Any, **settings: Any) -> np.ndarray:
