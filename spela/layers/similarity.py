@@ -22,8 +22,8 @@ class Similarity(nn.Module):
 
     The block's output goes through a convolution (3 x 3, zeros padded) or, tokens and rows, a linear map,
     both without bias and trained with the block; of maps and tokens the deviation over positions is what
-    counts, or, where there is one position, its values. These rows are centred over the batch and normalised.
-    For a simplex the matrix of the labels is 1 for the same class and -1 / (C - 1) else.
+    counts, or, where there is one position, its values. Each of these rows is centred (its mean is taken out)
+    and normalised. For a simplex the matrix of the labels is 1 for the same class and -1 / (C - 1) else.
 
     Args:
         shape: Of one sample of the output: (C, H, W), (T, E) or (F,).
@@ -31,7 +31,8 @@ class Similarity(nn.Module):
         device: Where they live.
         dtype: Theirs; None: torch's default dtype.
 
-    Source: Nøkland and Eidnes 2019 (arXiv 1901.06656), section 2.2, with SPELA's vectors as targets.
+    Source: Nøkland and Eidnes 2019 (arXiv 1901.06656), section 2.2, with SPELA's vectors as targets;
+    each sample's row is centred as in the authors' released code.
 
     Example:
         >>> loss = Similarity((4, 8, 8))(torch.randn(5, 4, 8, 8), torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])])
@@ -87,6 +88,6 @@ class Similarity(nn.Module):
             places = 2 if y.dim() == 4 else 1
             one = rows.shape[places] == 1  # which has no deviation
             rows = rows.squeeze(places) if one else rows.std(dim=places, correction=0)
-        unit, _ = unit_rows(rows - rows.mean(dim=0))
+        unit, _ = unit_rows(rows - rows.mean(dim=1, keepdim=True))
         target = widened(vectors)
         return (unit @ unit.T - target @ target.T).square().mean()

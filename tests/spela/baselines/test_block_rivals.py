@@ -47,7 +47,7 @@ def test_a_linear_heads_loss_is_cross_entropy_beside_the_similarity_loss(similar
         assert block.similarity is not None
         rows = nn.functional.conv2d(made, block.similarity.weight, padding=1).flatten(2)
         rows = rows.std(dim=2, correction=0)
-        rows = nn.functional.normalize(rows - rows.mean(dim=0), dim=1)
+        rows = nn.functional.normalize(rows - rows.mean(dim=1, keepdim=True), dim=1)
         like = (rows @ rows.T - gram).square().mean()
         expected = (1 - similarity) * expected + similarity * like
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)

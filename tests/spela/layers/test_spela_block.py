@@ -105,7 +105,7 @@ def _expected(block: SpelaBlock, x: Tensor, target: Tensor) -> tuple[Tensor, Ten
             seen = (y @ weight.T).std(1, correction=0)
         else:
             seen = y @ weight.T
-        seen = nn.functional.normalize(seen - seen.mean(0), dim=1)
+        seen = nn.functional.normalize(seen - seen.mean(1, keepdim=True), dim=1)
         labels = block.vectors[target]
         gram = (seen @ seen.T - labels @ labels.T).square().mean()
         loss = (1 - block.similarity_weight) * loss + block.similarity_weight * gram
