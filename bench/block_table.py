@@ -46,7 +46,11 @@ ROWS = (
     "blocks=layers dropout=0.2",
     "blocks=layers objective=log",
     "recipe=predsim blocks=layers",
-    "recipe=predsim blocks=layers lr=5e-4",
+    "recipe=predsim blocks=layers similarity=0.99",
+    "recipe=predsim blocks=layers similarity=0.99 lr=5e-4",
+    "recipe=predsim blocks=layers similarity=0.75",
+    "recipe=predsim blocks=layers similarity=0.5",
+    "recipe=predsim blocks=layers lr=6e-3",
     "recipe=mono blocks=layers",
     "recipe=supervised blocks=layers",
 )
