@@ -249,8 +249,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "backprop": {**_NETWORK, "network": name, "method": "backprop", "blocks": ""},
             # SPELA's blocks and heads, one gradient through all of them.
             "supervised": {**_NETWORK, "network": name, "method": "supervised"},
-            # Linear heads on the same blocks: with a similarity loss, and without. Its published weight, 0.99,
-            # was five points weaker in short trainings judged on held-out images (`bench/block_table.py`).
+            # Linear heads on the same blocks: with a similarity loss, and without. Its published weight of
+            # 0.99 was five points weaker in short trainings on held-out images (`bench/block_table.py`).
             "predsim": {
                 **_NETWORK,
                 "network": name,
