@@ -1,0 +1,202 @@
+"""What cannot be cut, or would learn otherwise in parts, is said before anything is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spela import convert
+from spela.cutting import cut_network
+from spela.optim import LocalSGD
+
+
+class _Net(nn.Module):
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(inplace=True)
+        self.c = nn.Linear(6, 10)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+def _skip(net: Any, x: Tensor) -> Tensor:
+    first = net.a(x)
+    return net.c(net.b(first) + first)
+
+
+def _branch(net: Any, x: Tensor) -> Tensor:
+    return net.c(net.a(x) if x.sum() > 0 else net.b(x))
+
+
+def _dropout(net: Any, x: Tensor) -> Tensor:
+    return net.c(nn.functional.dropout(net.a(x), 0.5, net.training))
+
+
+def _in_place(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y.add_(1)
+    return net.c(net.b(y))
+
+
+@pytest.mark.parametrize(
+    ("forward", "how", "message"),
+    [
+        (_skip, {"cut": ["b"]}, r"cannot cut behind 'b': 2 values pass there \(a, b\)"),
+        (_skip, {"cut": ["d"]}, "'d', which is no module of _Net"),
+        (_skip, {"cut": ["act"]}, "'act', which _Net does not call"),
+        (_skip, {"cut": ["c"]}, "behind which nothing is left"),
+        (_skip, {"cut": ["c", "a"]}, "behind which nothing is left"),
+        (_in_place, {"cut": ["b", "a"]}, "'a' after 'b', but it ends before"),
+        (_in_place, {"cut": ["a"]}, "what comes next changes its output in place"),
+        (_skip, {"blocks": 0}, "`blocks` must be at least 1"),
+        (_skip, {"blocks": 4}, "at most 3 blocks"),
+        (_skip, {}, "give `blocks`, how many parts, or `cut`"),
+        (_branch, {"blocks": 2}, r"_Net cannot be traced \(.*control flow"),
+        (_dropout, {"blocks": 2}, "does other things in training than in evaluation"),
+    ],
+)
+def test_what_cannot_be_cut_is_said(forward: Any, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cut_network(_Net(forward), torch.randn(2, 6), **how)
+
+
+def test_what_tracing_would_lose_is_refused() -> None:
+    x = torch.randn(4, 6)
+    hooked, own = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
+    hooked.register_forward_hook(lambda module, args, y: -y)
+    own.forward = lambda x: -nn.Sequential.forward(own, x)  # type: ignore[method-assign]
+    for model in (hooked, own):
+        with pytest.raises(ValueError, match="do not give its output"):
+            convert(model, 3, x, blocks=2)
+
+
+class _Backbone(nn.Module):
+    """A network whose first layer learns nothing, by its forward alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.backbone(x)
+        return self.head(y)
+
+
+class _Sign(torch.autograd.Function):
+    """A step whose gradient passes as if it were none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _straight_through(net: Any, x: Tensor) -> Tensor:
+    return net.c(net.b(_Sign.apply(net.a(x))))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(
+    ("model", "parameter"),
+    [(_Backbone(), "backbone.weight"), (_Net(_straight_through), "a.weight")],
+)
+def test_what_tracing_would_train_otherwise_is_refused(
+    model: nn.Module, parameter: str, blocks: int
+) -> None:
+    generator = torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"{parameter} gets another gradient than in the network"):
+        cut_network(model, torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), blocks)
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_such_a_function_in_a_module_of_its_own_is_kept() -> None:
+    class Sign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return _Sign.apply(x)
+
+    model = nn.Sequential(nn.Linear(6, 8), Sign(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = convert(model, 3, torch.randn(4, 6), blocks=1)
+    before = net.local_layers[0].body.get_submodule("0").weight.detach().clone()
+    net.local_step(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), LocalSGD(net.parameters(), lr=1))
+    assert not torch.equal(before, net.local_layers[0].body.get_submodule("0").weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*backward hook:UserWarning")
+def test_a_backward_hook_that_nobody_would_call_is_refused() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 3))
+    called: list[str] = []
+    hook = model[0].register_full_backward_hook(lambda *_: called.append("container"))
+    with pytest.raises(ValueError, match=r"module '0' \(Sequential\) has a backward hook"):
+        convert(model, 3, torch.randn(4, 6), blocks=1)
+    hook.remove()
+    model[0][0].register_full_backward_hook(lambda *_: called.append("layer"))
+    net = convert(model, 3, torch.randn(4, 6), blocks=1)
+    called.clear()
+    net.local_step(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), LocalSGD(net.parameters(), lr=1))
+    assert called == ["layer"]
+
+
+class _Volumes(nn.Module):
+    """Maps of three axes, which no head can read, between a map and a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv3d(2, 4, 3, padding=1)
+        self.c = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.b(self.a(x).unflatten(1, (2, 4))))
+        return self.c(y.mean((2, 3, 4)))
+
+
+def test_no_network_is_cut_where_a_head_could_not_read() -> None:
+    x = torch.randn(4, 3, 6, 6)
+    net = convert(_Volumes(), 3, x, blocks="layers")
+    assert [tuple(layer.body(x).shape) for layer in net.local_layers[:1]] == [(4, 8, 6, 6)]
+    assert len(net.local_layers) == 3
+    with pytest.raises(
+        ValueError, match="behind 'b': what passes there is no float tensor of 2 to 4"
+    ):
+        convert(_Volumes(), 3, x, cut="b")
+
+
+class _TimeFirst(nn.Module):
+    """The batch is the second axis inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.d = nn.Linear(4, 8), nn.Linear(8, 3)
+        layers = [nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0) for _ in range(2)]
+        self.b, self.c = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(self.c(self.b(self.a(x).transpose(0, 1))).mean(0))
+
+
+@pytest.mark.parametrize("samples", [3, 5, 6, 12])
+def test_another_axis_as_long_as_the_batch_is_not_taken_for_it(samples: int) -> None:
+    x = torch.randn(samples, 6, 4)
+    with pytest.raises(ValueError, match="at most 3 blocks"):
+        convert(_TimeFirst(), 3, x, blocks=4)
+    net = convert(_TimeFirst(), 3, x, blocks=3).eval()
+    other = torch.cat([x[:1], torch.randn(samples - 1, 6, 4)])
+    for scores, others in zip(net.layer_scores(x), net.layer_scores(other), strict=True):
+        torch.testing.assert_close(scores[0], others[0])
+
+
+def test_computed_weights_are_said_by_name() -> None:
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    model(torch.randn(4, 6))
+    with pytest.raises(
+        ValueError, match=r"module '0' \(Linear\) cannot be copied, its weight is comp"
+    ):
+        convert(model, 3, torch.randn(4, 6), blocks=2)
