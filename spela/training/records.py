@@ -74,14 +74,16 @@ class RunFolder:
         """Refuse a folder that a new run would change something in.
 
         Raises:
-            ValueError: If it holds a run, or files that no run left there.
+            ValueError: If it holds a run, or files that no run left there, or is a file.
         """
         if self.holds_run():
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume, or choose another --out"
             )
-        if not self.path.is_dir():
+        if not self.path.exists():
             return
+        if not self.path.is_dir():  # said before the data are read; `writing` would say the same
+            raise ValueError(f"{self.path} is a file: give --out a folder")
         for file in sorted(self.path.iterdir()):
             # A lock, and what other programs hide in every folder: no file of a run has such a name.
             hidden = file.name.startswith(".")
