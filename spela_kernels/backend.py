@@ -82,7 +82,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
-        raise ValueError(f"unknown back-end {name!r} in use_backend: use one of {known}")
+        raise ValueError(f"unknown back-end {name!r}: use one of {known}")
     token = _requested.set(name)
     try:
         yield

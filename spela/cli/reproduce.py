@@ -138,7 +138,7 @@ def reproduce_command(
 ) -> None:
     """Run the paper's experiments into tables and a report; finished runs are kept."""
     from spela.experiments.plan import Options
-    from spela.experiments.publish import publish
+    from spela.experiments.publish import check_target, publish
     from spela.experiments.registry import find_experiments
     from spela.experiments.reproduce import rebuild, reproduce
     from spela.experiments.runner import writing_results
@@ -171,9 +171,13 @@ def reproduce_command(
         if epochs is not None:
             raise ValueError("--epochs makes other rows than the page's: leave --page out")
         check_pages(page, readme, options)
+    if publish_to is not None:
+        if quick:
+            raise ValueError("--quick makes no results: leave --publish out")
+        check_target(options, publish_to)
     if quick:
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
-    failed = 0
+    failed = figures = 0
     busy: list[str] = []
     fresh: list[str] = []  # experiments whose tables this call made from their runs
 
@@ -193,6 +197,8 @@ def reproduce_command(
                 table = reproduce(experiment, options, jobs, note)
             fresh.append(experiment.name)
             _print_table(table)
+            figures += sum(row["status"] not in ("skipped", "not run") for row in table["rows"])
+            figures += bool(table["measured"])
             failed += sum(
                 row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]
             )
@@ -213,6 +219,10 @@ def reproduce_command(
         raise ValueError(
             f"{failed} rows failed (reasons above and in {options.folder}); the same command tries "
             "them again and keeps the others"
+        )
+    if not (figures or report_only):
+        raise ValueError(
+            f"no row has a figure (reasons above): {options.folder} has its table and report"
         )
 
 

@@ -115,7 +115,9 @@ def train_run(
         print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
         notes = (
             extension_note(config, summary.get("extended_at", [])),
-            chance_note(summary["test_accuracy"], dataset.test_y),
+            chance_note(
+                summary["test_accuracy"], dataset.test_y, scaled=not scaling_note(config, dataset)
+            ),
             few_steps_note(config, len(dataset.train_y)),
         )
         for note in filter(None, notes):
@@ -167,15 +169,16 @@ def scaling_note(config: RunConfig, dataset: Dataset) -> str:
     return f"{found}, where layers learn little: try --standardize"
 
 
-def chance_note(accuracy: list[float], labels: Tensor) -> str:
+def chance_note(accuracy: list[float], labels: Tensor, scaled: bool = True) -> str:
     """What to try where no layer names more labels than the commonest class has; nothing where one does.
 
     Args:
         accuracy: Of every layer, 0..1.
         labels: (N,) of the test samples.
+        scaled: Whether the features have scales that layers learn from.
 
     Returns:
-        One sentence, or "".
+        One sentence, or ""; nothing where there is one class alone.
 
     Example:
         >>> labels = torch.tensor([0, 1, 1, 2])
@@ -185,11 +188,10 @@ def chance_note(accuracy: list[float], labels: Tensor) -> str:
         ''
     """
     share = float(labels.bincount().max()) / len(labels)
-    if max(accuracy) > share:
+    if max(accuracy) > share or share == 1:
         return ""
-    return (
-        f"no layer is better than naming one class for all, {100 * share:.1f} %: try another --lr"
-    )
+    option = "another --lr" if scaled else "--standardize"
+    return f"no layer is better than naming one class for all, {100 * share:.1f} %: try {option}"
 
 
 def few_steps_note(config: RunConfig, samples: int) -> str:

@@ -260,7 +260,8 @@ Blocks = Annotated[
     ),
 ]
 Width = Annotated[
-    int | None, _setting(_BLOCKS, "Channels of the first convolution, or numbers in a token.")
+    int | None,
+    _setting(_BLOCKS, "Channels of the first convolution, or numbers in a token; 0: the usual."),
 ]
 Readout = Annotated[
     int | None, _setting(_BLOCKS, "Most numbers that a block's head reads out of a map.")

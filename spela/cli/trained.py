@@ -148,7 +148,7 @@ def predict(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Samples to label: images, a folder of images, or an idx, .npy or .npz file.",
+            help="Samples to label: images, a folder of images, or one idx, .npy or .npz file.",
             parser=parse_path,
             metavar="FILE",
         ),
@@ -158,7 +158,8 @@ def predict(
 ) -> None:
     """Label samples of your own: index, label, class and score (cosine or logit), a line each.
 
-    Images have their file's path too; those of a folder are labelled in the order of their names.
+    The network's last layer answers. Images have their file's path too; those of a folder are labelled in
+    the order of their names.
     """
     import torch
 

@@ -45,7 +45,8 @@ def cut_network(
         The parts. Their parameters and buffers are the copy's, under the model's own names.
 
     Raises:
-        TypeError: If the sample is no tensor, or the network does not return one float tensor.
+        TypeError: If the sample is no tensor, `blocks` neither an integer nor "layers", or the network does
+            not return one float tensor.
         ValueError: If the network cannot be copied, traced or cut there, has fewer parts than asked for, or
             its parts give another result or gradient, as where a hook, a `forward` of its own,
             `torch.no_grad` or a backward of its own is not traced.
@@ -60,7 +61,13 @@ def cut_network(
     if not isinstance(sample_input, Tensor):
         raise TypeError(f"`sample_input` must be a tensor, got {type(sample_input).__name__}")
     sample_input = recordable(sample_input)  # else nothing is stored for its gradient
+    if blocks is not None and blocks != "layers":
+        if isinstance(blocks, str):
+            raise TypeError(f"`blocks` must be an integer or 'layers', got {blocks!r}")
+        blocks = as_size("blocks", blocks)
     names = [cut] if isinstance(cut, str) else cut
+    if names is not None and not names:
+        raise ValueError("`cut` names no module: give the modules behind which to cut, or `blocks`")
     model = _copied(model)
     expected = output_of(model, sample_input)
     graph = traced(model)
@@ -68,11 +75,11 @@ def cut_network(
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     if names is not None:
         ends = named_places(steps, names, model)
-    elif blocks == "layers":
+    elif isinstance(blocks, str):
         ends = places_between_layers(steps, model)
     else:
         places = places_between_layers(steps, model)
-        count = as_size("blocks", blocks)
+        count = int(blocks)  # type: ignore[arg-type]
         if count > len(places) + 1:
             raise ValueError(
                 f"`blocks` is {count}, but this network has {len(places)} places to cut it at: at most "

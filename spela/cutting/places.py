@@ -79,7 +79,11 @@ def named_places(steps: list[fx.Node], names: Sequence[str], model: nn.Module) -
     ends: list[int] = []
     for name in names:
         if name not in known:
-            raise ValueError(f"`cut` names {name!r}, which is no module of {type(model).__name__}")
+            names_there = ", ".join(repr(there) for there in list(known)[1:6])
+            raise ValueError(
+                f"`cut` names {name!r}, which is no module of {type(model).__name__}: its modules are "
+                f"{names_there}, ... (named_modules)"
+            )
         within = [i for i, node in enumerate(steps) if _is_within(node, name)]
         if not within:
             raise ValueError(f"`cut` names {name!r}, which {type(model).__name__} does not call")

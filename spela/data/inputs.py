@@ -103,9 +103,13 @@ def image_files(path: str | os.PathLike[str]) -> list[Path]:
         ValueError: nothing there, or no PNG or JPEG file in it.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; check the path")
     if not path.is_dir():
         if not _is_image(path):
-            raise ValueError(f"{path} is not a PNG or JPEG file")
+            raise ValueError(
+                f"{path} is not a PNG or JPEG file; give images, or one file of other samples alone"
+            )
         return [path]
     files = sorted(file for file in path.iterdir() if _is_image(file))
     if not files:

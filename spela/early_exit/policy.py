@@ -7,6 +7,7 @@ whose accuracy on held-out data stays within a given loss of the whole network's
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class ExitPolicy:
 
     Raises:
         ValueError: If a threshold is NaN.
+        TypeError: If one is no number.
 
     Example:
         >>> ExitPolicy((0.3, math.inf)).thresholds
@@ -55,7 +57,7 @@ class ExitPolicy:
     thresholds: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        values = tuple(float(value) for value in self.thresholds)
+        values = tuple(_number("thresholds", value) for value in self.thresholds)
         if any(math.isnan(value) for value in values):
             raise ValueError(f"`thresholds` must be numbers, got {values}")
         object.__setattr__(self, "thresholds", values)
@@ -78,6 +80,7 @@ def exit_thresholds(exit_threshold: float | ExitPolicy | None, layers: int) -> t
 
     Raises:
         ValueError: If a policy has another number of thresholds, or the number is NaN.
+        TypeError: If it is no number and no policy.
 
     Example:
         >>> exit_thresholds(0.5, 3)
@@ -86,13 +89,23 @@ def exit_thresholds(exit_threshold: float | ExitPolicy | None, layers: int) -> t
     if exit_threshold is None:
         exit_threshold = math.inf
     if not isinstance(exit_threshold, ExitPolicy):
-        exit_threshold = ExitPolicy((float(exit_threshold),) * (layers - 1))
+        threshold = _number("exit_threshold", exit_threshold)
+        exit_threshold = ExitPolicy((threshold,) * (layers - 1))
     if len(exit_threshold.thresholds) != layers - 1:
         raise ValueError(
             f"`exit_threshold` has {len(exit_threshold.thresholds)} thresholds, the network needs "
             f"{layers - 1}: one for each of its {layers} SPELA layers but the last"
         )
     return (*exit_threshold.thresholds, -math.inf)
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, (str, bytes, bool)):
+        with contextlib.suppress(TypeError, ValueError):  # what follows says it
+            return float(value)  # type: ignore[arg-type]
+    raise TypeError(
+        f"`{name}` must be numbers, such as 0.3 or ExitPolicy((0.3, 0.2)), got {value!r}"
+    )
 
 
 def margin_and_label(scores: Tensor) -> tuple[Tensor, Tensor]:

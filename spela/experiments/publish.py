@@ -13,7 +13,23 @@ from spela.experiments.reproduce import rebuild
 from spela.experiments.runner import writing_results
 from spela.experiments.tables import read_tables, write_table
 
-__all__ = ["publish"]
+__all__ = ["check_target", "publish"]
+
+
+def check_target(options: Options, target: Path) -> None:
+    """Refuse a folder that a results folder cannot be published to: before its runs, which may take days.
+
+    Args:
+        options: Where the results are.
+        target: The published folder, which need not be there.
+
+    Raises:
+        ValueError: If it is a file or the results folder.
+    """
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: give --publish a folder")
+    if target.resolve() == options.out.resolve():
+        raise ValueError(f"{target} holds the results themselves: publish to another folder")
 
 
 def publish(options: Options, target: Path) -> Options:
@@ -29,10 +45,9 @@ def publish(options: Options, target: Path) -> Options:
         The options of the published folder.
 
     Raises:
-        ValueError: If a run's files disagree, an archive is damaged, or `target` is the results folder.
+        ValueError: If a run's files disagree, or an archive is damaged; or as `check_target`.
     """
-    if target.resolve() == options.out.resolve():
-        raise ValueError(f"{target} holds the results themselves: publish to another folder")
+    check_target(options, target)
     published = replace(options, out=target)
     runs, kept = options.folder / "runs", published.folder / "runs"
     tables = {table["experiment"]: table for table in read_tables(options, list(EXPERIMENTS))}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from spela.cli import main
+from spela.cli.running import chance_note
 
 
 def test_a_run_that_learnt_nothing_says_so(
@@ -21,3 +24,27 @@ def test_a_run_that_learnt_nothing_says_so(
         assert ended.value.code in (0, None)
         said = "no layer is better than naming one class for all, 10.3 %: try another --lr"
         assert (said in capsys.readouterr().out) is not learnt
+
+
+@pytest.mark.parametrize(("factor", "option"), [(1e5, "--standardize"), (1.0, "another --lr")])
+def test_what_to_try_is_the_scale_of_the_features_where_that_is_at_fault(
+    factor: float,
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(200, 8)).astype(np.float32), np.arange(200) % 2
+    x[:, 0] *= factor
+    np.savez(tmp_path / "own.npz", x=x, y=y)
+    run = ("train", "--data", str(tmp_path / "own.npz"), "--layers", "16", "--epochs", "1")
+    monkeypatch.setattr("sys.argv", ["spela", *run, "--lr", "1e30", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit):
+        main()
+    last = capsys.readouterr().out.split("test accuracy:")[1]
+    assert f"naming one class for all, 50.0 %: try {option}\n" in last
+
+
+def test_one_class_alone_asks_for_nothing() -> None:
+    assert chance_note([1.0], torch.zeros(3, dtype=torch.int64)) == ""

@@ -200,3 +200,18 @@ def test_computed_weights_are_said_by_name() -> None:
         ValueError, match=r"module '0' \(Linear\) cannot be copied, its weight is comp"
     ):
         convert(model, 3, torch.randn(4, 6), blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"blocks": "three"}, "`blocks` must be an integer or 'layers', got 'three'"),
+        ({"blocks": 2.0}, "`blocks` must be an integer, got 2.0"),
+        ({"cut": []}, "`cut` names no module"),
+        ({"cut": [1]}, r"`cut` names 1, .*: its modules are '0', '1', '2', \.\.\."),
+    ],
+)
+def test_how_to_cut_is_asked_for_clearly(how: dict[str, Any], message: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises((TypeError, ValueError), match=message):
+        cut_network(model, torch.randn(4, 6), **how)

@@ -162,7 +162,7 @@ def test_images_that_cannot_be_read(tmp_path):
     Image.fromarray(noise.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="8 bits a channel"):
         read_inputs(tmp_path / "deep.png", (1, 64, 64))
-    with pytest.raises(ValueError, match=r"cannot read .*none\.png"):
+    with pytest.raises(ValueError, match=r"none\.png does not exist; check the path"):
         read_inputs(tmp_path / "none.png", (1, 6, 7))
     with pytest.raises(ValueError, match=r"this one takes \(42,\)"):
         read_inputs(tmp_path / "deep.png", (42,))

@@ -231,3 +231,14 @@ def test_of_equal_scores_the_first_class_answers_everywhere(classes: int) -> Non
     x = torch.zeros(3, 4)  # an output without a direction
     assert net.predict(x).tolist() == [0, 0, 0]
     assert net.predict_detailed(x).labels.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("threshold", ["0.1", True, [0.1], b"1"])
+def test_what_is_no_number_is_no_threshold(threshold: object) -> None:
+    net, x = _net(), torch.randn(5, 6)
+    with pytest.raises(TypeError, match="`exit_threshold` must be numbers, such as 0"):
+        net.predict_detailed(x, threshold)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`thresholds` must be numbers"):
+        ExitPolicy((0.1, threshold))  # type: ignore[arg-type]
+    number = torch.tensor(0.25)
+    assert torch.equal(net.predict_detailed(x, number).labels, net.predict_detailed(x, 0.25).labels)

@@ -1,0 +1,36 @@
+"""What `spela reproduce` refuses before its runs, which may take days, and what it ends with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--publish", "file"], "file is a file: give --publish a folder"),
+        (["--publish", "r"], "r holds the results themselves: publish to another folder"),
+        (["--quick", "--publish", "p"], "--quick makes no results: leave --publish out"),
+    ],
+)
+def test_where_results_cannot_be_published_is_said_first(
+    options: list[str], message: str, call: Call
+) -> None:
+    code, shown, error = call("reproduce", "mlp", "--out", "r", *options)
+    assert (code, shown, error) == (2, "", f"spela: error: {message}\n")
+    assert os.listdir() == ["file"]
+
+
+def test_a_call_without_a_figure_is_no_success(call: Call) -> None:
+    arguments = ("reproduce", "mlp", "--data", "cifar10", "--data-root", "nowhere", "--seeds", "0")
+    code, shown, error = call(*arguments, "--out", "r")
+    assert code == 2
+    assert "cifar10 is not at hand" in shown
+    assert "no row has a figure (reasons above)" in error
+    assert Path("r/report.md").exists()
