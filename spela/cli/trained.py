@@ -106,11 +106,6 @@ def evaluate_command(
             f"{dataset.name} has samples of shape {dataset.sample_shape}, the run was trained on "
             f"{checkpoint.sample_shape}"
         )
-    if dataset.num_classes != len(checkpoint.class_names):
-        raise ValueError(
-            f"{dataset.name} has {dataset.num_classes} classes, the run was trained on "
-            f"{len(checkpoint.class_names)}"
-        )
     dataset = dataset.with_classes(checkpoint.class_names).to(where)
     x, y = dataset.test_x, dataset.test_y
     if split == "train":

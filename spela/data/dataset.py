@@ -100,9 +100,8 @@ class Dataset:
         """The same dataset with its labels in another order of the classes, such as a trained network's.
 
         Args:
-            names: As many names as there are classes. Where they are other names than the dataset's own, and
-                one of the two are the plain numbers 0..C-1, nothing says which class is which, and the labels
-                stay.
+            names: The dataset's own, and perhaps others that it has no sample of. Or as many other names, one
+                of the two being the plain numbers 0..C-1: nothing says which class is which, and labels stay.
 
         Raises:
             ValueError: names of other classes.
@@ -114,8 +113,10 @@ class Dataset:
             tensor([1, 0, 1, 0])
         """
         numbers = tuple(str(index) for index in range(self.num_classes))
-        same = sorted(self.class_names) == sorted(names)
-        unnamed = numbers in (self.class_names, names) and not same
+        same = set(self.class_names) <= set(names)
+        unnamed = (
+            len(names) == self.num_classes and numbers in (self.class_names, names) and not same
+        )
         if self.class_names == names or unnamed:
             return self
         if not same or len(set(names)) < len(names):
@@ -128,6 +129,7 @@ class Dataset:
         places = places.to(self.train_y.device)
         return replace(
             self,
+            num_classes=len(names),
             class_names=names,
             train_y=places[self.train_y],
             test_y=places[self.test_y],

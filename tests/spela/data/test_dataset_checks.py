@@ -116,8 +116,18 @@ def test_labels_go_with_the_names_of_their_classes() -> None:
     assert torch.equal(mixed.with_classes(data.class_names).train_y, y)
     numbered = Dataset("eye", x, y, x, y, 4, tuple("0123"))
     assert numbered.with_classes(data.class_names) is numbered
+    for others in ("wxyz", "abc", "abcx"):
+        with pytest.raises(ValueError, match="take data of the same classes"):
+            data.with_classes(tuple(others))
+
+
+def test_data_may_lack_a_class_of_the_network_s() -> None:
+    x, y = torch.eye(3), torch.tensor([0, 1, 2])
+    few = Dataset("few", x, y, x, y.flip(0), 3, tuple("dca")).with_classes(tuple("abcd"))
+    assert (few.num_classes, few.class_names) == (4, tuple("abcd"))
+    assert [few.train_y.tolist(), few.test_y.tolist()] == [[3, 2, 0], [0, 2, 3]]
     with pytest.raises(ValueError, match="take data of the same classes"):
-        data.with_classes(tuple("wxyz"))
+        Dataset("numbers", x, y, x, y, 3, tuple("012")).with_classes(tuple("abcd"))
 
 
 def test_numbers_as_text_are_put_in_the_order_of_numbers() -> None:
