@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -11,13 +12,20 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar:
-    """Draws the loop's progress: a bar on a terminal, and one line an epoch anywhere."""
+    """Draws the loop's progress: a bar on a terminal, and one line an epoch anywhere.
 
-    def __init__(self) -> None:
+    Args:
+        opening: Lines to show before the first epoch.
+    """
+
+    def __init__(self, opening: Sequence[str] = ()) -> None:
+        self.opening = list(opening)
         self.bar: tqdm[Any] | None = None
         self.epochs = 0
 
     def on_epoch_start(self, epoch: int, epochs: int, steps: int) -> None:
+        while self.opening:
+            typer.echo(self.opening.pop(0))
         self.epochs = epochs
         self.bar = tqdm(
             total=steps, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, disable=None

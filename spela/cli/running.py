@@ -61,24 +61,11 @@ def train_run(
         extend: When resuming, `config` may have more epochs.
         graph: Whether a step is one CUDA graph: auto, on or off.
     """
-    shape = "x".join(map(str, dataset.sample_shape))
-    start = shape if config.channels else str(dataset.num_features)
-    sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
-    if config.network:
-        sizes = f"{config.network}, blocks: {config.blocks}" if config.blocks else config.network
-    where = str(device) if ranks is None else f"{ranks.size} processes, {parallel} parallel"
-    _say(
-        ranks,
-        f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
-        f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {where}",
-    )
-    if config.precision == "bf16" and device.type == "cpu" and multiplies_bf16() is False:
-        _say(
-            ranks, "this processor has no products in bf16: fp32 takes a fraction of the time here"
-        )
+    lines = _opening(config, dataset, device, ranks, parallel)
     if not resume and (note := scaling_note(config, dataset)):
-        _say(ranks, note)
-    listeners: list[Listener] = [ProgressBar()]
+        lines.append(note)
+    # Shown when the first epoch begins: nothing can refuse the run's settings any more.
+    listeners: list[Listener] = [ProgressBar(lines if ranks is None or ranks.is_main else [])]
     if tensorboard:
         listeners.append(TensorBoardListener(out / "tensorboard"))
     listener = Listeners(listeners)
@@ -221,6 +208,22 @@ def few_steps_note(config: RunConfig, samples: int) -> str:
     )
 
 
-def _say(ranks: Ranks | None, line: str) -> None:
-    if ranks is None or ranks.is_main:
-        typer.echo(line)
+def _opening(
+    config: RunConfig, dataset: Dataset, device: torch.device, ranks: Ranks | None, parallel: str
+) -> list[str]:
+    """What is trained on what and where, and what there is to say of that."""
+    shape = "x".join(map(str, dataset.sample_shape))
+    start = shape if config.channels else str(dataset.num_features)
+    sizes = "-".join([start, *(f"{n}c" for n in config.channels), *map(str, config.layers)])
+    if config.network:
+        sizes = f"{config.network}, blocks: {config.blocks}" if config.blocks else config.network
+    where = str(device) if ranks is None else f"{ranks.size} processes, {parallel} parallel"
+    lines = [
+        f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
+        f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {where}"
+    ]
+    if config.precision == "bf16" and device.type == "cpu" and multiplies_bf16() is False:
+        lines.append(
+            "this processor has no products in bf16: fp32 takes a fraction of the time here"
+        )
+    return lines
