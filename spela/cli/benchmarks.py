@@ -109,6 +109,7 @@ def _measured(
 
     from spela.benchmarks import describe_machine, format_rows, groups_of, run_groups, to_json
 
+    measured = run_groups(groups or groups_of(str(device)), quick, str(device))
     set_threads(threads)
     machine = {**describe_machine(), "device": str(device)}
     typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
@@ -119,7 +120,7 @@ def _measured(
     rows = []
     # Clocks and memory meters are those of the current GPU.
     with nullcontext() if device.type == "cpu" else torch.cuda.device(device):
-        for found in run_groups(groups or groups_of(str(device)), quick, str(device)):
+        for found in measured:
             typer.echo(format_rows(found))
             rows += found
     return to_json(rows, machine, quick)
