@@ -101,7 +101,7 @@ def exit_thresholds(exit_threshold: float | ExitPolicy | None, layers: int) -> t
 
 def _number(name: str, value: object) -> float:
     if not isinstance(value, (str, bytes, bool)):
-        with contextlib.suppress(TypeError, ValueError):  # what follows says it
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what follows says it
             return float(value)  # type: ignore[arg-type]
     raise TypeError(
         f"`{name}` must be numbers, such as 0.3 or ExitPolicy((0.3, 0.2)), got {value!r}"

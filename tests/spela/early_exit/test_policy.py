@@ -233,7 +233,7 @@ def test_of_equal_scores_the_first_class_answers_everywhere(classes: int) -> Non
     assert net.predict_detailed(x).labels.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("threshold", ["0.1", True, [0.1], b"1"])
+@pytest.mark.parametrize("threshold", ["0.1", True, [0.1], b"1", torch.ones(2)])
 def test_what_is_no_number_is_no_threshold(threshold: object) -> None:
     net, x = _net(), torch.randn(5, 6)
     with pytest.raises(TypeError, match="`exit_threshold` must be numbers, such as 0"):
