@@ -181,7 +181,7 @@ class SpelaBlock(ProjectedLayer):
         """The body's output.
 
         Raises:
-            TypeError: If the body cannot work with whole numbers and x has some.
+            TypeError: If x is pixels in uint8 and the body cannot work with them.
             Exception: What the body raises of another input that does not fit it.
         """
         try:
@@ -189,10 +189,10 @@ class SpelaBlock(ProjectedLayer):
                 return run_checkpointed(self.body, x)
             y: Tensor = self.body(x)
         except RuntimeError as error:
-            if x.is_floating_point():
+            if x.dtype != torch.uint8:
                 raise
             raise TypeError(
-                f"the body ({type(self.body).__name__}) cannot work with `x` of {x.dtype}: convert it, "
+                f"the body ({type(self.body).__name__}) cannot work with `x` of {x.dtype}: convert "
                 f"pixels by x.float() / 255 ({str(error).splitlines()[0]})"
             ) from error
         return y

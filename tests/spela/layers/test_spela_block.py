@@ -508,12 +508,16 @@ def test_pixels_as_whole_numbers_are_refused_with_what_to_do(checkpoint: bool) -
     pixels = torch.zeros(x.shape, dtype=torch.uint8)
     optimizer = LocalAdam(block.parameters())
     for run in (block, lambda x: block.local_step(x, target, optimizer)):
-        with pytest.raises(
-            TypeError, match=r"torch\.uint8: convert it, pixels by x\.float\(\) / 255"
-        ):
+        with pytest.raises(TypeError, match=r"torch\.uint8: convert pixels by x\.float\(\) / 255"):
             run(pixels)
     torch.testing.assert_close(block.state_dict(), before, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="channels"):  # of another fault, what the body says
         block(x[:, :2])
     embedding = SpelaBlock(nn.Embedding(7, 6), CLASSES, torch.zeros(2, 4, dtype=torch.int64))
     assert embedding(torch.ones(2, 4, dtype=torch.int64)).shape == (2, 4, 6)
+    words = nn.Sequential(nn.Embedding(7, 6), nn.Flatten(), nn.Linear(24, 5))
+    numbered = SpelaBlock(words, CLASSES, torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(
+        RuntimeError, match="shapes cannot be multiplied"
+    ):  # whole numbers are its own
+        numbered(torch.ones(2, 3, dtype=torch.int64))
