@@ -10,6 +10,7 @@ import torch
 
 from spela.cli import main
 from spela.cli.running import chance_note
+from spela.training import RunFolder
 
 
 def test_a_run_that_learnt_nothing_says_so(
@@ -48,3 +49,9 @@ def test_what_to_try_is_the_scale_of_the_features_where_that_is_at_fault(
 
 def test_one_class_alone_asks_for_nothing() -> None:
     assert chance_note([1.0], torch.zeros(3, dtype=torch.int64)) == ""
+
+
+def test_a_file_as_run_folder_is_refused_before_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file: give --out a folder"):
+        RunFolder(tmp_path / "file").check_free()
