@@ -6,12 +6,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spela.data import prepare
+from spela.data import Dataset, prepare
 from spela.early_exit import ExitPolicy, calibrate_thresholds, layer_costs, mean_multiply_adds
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
@@ -54,18 +55,18 @@ def measure_exits(jobs: list[Job], options: Options, before: dict[str, Any]) -> 
             data = data_label(job.config.data)
             facts = {"row": job.row.name, "data": data, "seed": job.config.seed, "run": job.key}
             try:
-                net = load_run(folder.path).net
-            except ValueError as error:
+                found = _trained(folder.path, job, options)
+            except (ValueError, OSError) as error:
                 earlier = _earlier(before, "calibrated", facts)
                 if earlier:
                     points += _earlier(before, "points", facts)
                     calibrated += earlier
                 else:
-                    problem = f"{error}; remove the folder {folder.path} to train it again"
+                    problem = str(error)
                 continue
-            if not isinstance(net, SpelaSequential):
+            if found is None:
                 continue
-            dataset = load_data(job.config, options.data_root)
+            net, dataset = found
             x, y = prepare(dataset.test_x), dataset.test_y
             sweep, chosen = _exits(net, (x[1::2], y[1::2]), (x[::2], y[::2]))
             points += [{**facts, **point} for point in sweep]
@@ -76,6 +77,29 @@ def measure_exits(jobs: list[Job], options: Options, before: dict[str, Any]) -> 
         return {"unavailable": problem or "no finished run to measure"}
     unavailable = {"unavailable": problem} if problem else {}
     return {"points": points, "calibrated": calibrated, "max_loss": MAX_LOSS, **unavailable}
+
+
+def _trained(path: Path, job: Job, options: Options) -> tuple[SpelaSequential, Dataset] | None:
+    """A run's network and the data that it learnt from; None for a rival, which has no layers that answer.
+
+    Raises:
+        ValueError, OSError: Saying what to do.
+    """
+    try:
+        loaded = load_run(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove the folder {path} to train it again") from None
+    if not isinstance(loaded.net, SpelaSequential):
+        return None
+    if job.problem:
+        raise ValueError(job.problem)
+    dataset = load_data(job.config, options.data_root)
+    if loaded.checkpoint.data_digest not in ("", dataset.digest):
+        raise ValueError(
+            f"{dataset.name} holds other samples, labels or class names than {path} learnt from: bring the "
+            "data back"
+        )
+    return loaded.net, dataset
 
 
 def _earlier(before: dict[str, Any], part: str, facts: dict[str, Any]) -> list[dict[str, Any]]:

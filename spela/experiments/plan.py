@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -23,7 +24,16 @@ from spela.experiments.recipes import make_config
 from spela.experiments.unread import unread_settings
 from spela.training import RunConfig
 
-__all__ = ["QUICK_DATA", "Job", "Options", "data_label", "feature_files", "plan", "run_key"]
+__all__ = [
+    "QUICK_DATA",
+    "Job",
+    "Options",
+    "data_identity",
+    "data_label",
+    "feature_files",
+    "plan",
+    "run_key",
+]
 
 QUICK_DATA = "digits"
 QUICK_EPOCHS = 3
@@ -46,7 +56,8 @@ class Options:
         device: Where to train.
 
     Raises:
-        ValueError: If a value is out of range, or `out` is a file.
+        ValueError: If a value is out of range, two datasets would have one name in the tables, or `out` is
+            a file.
     """
 
     out: Path
@@ -60,6 +71,13 @@ class Options:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", tuple(os.path.expanduser(data) for data in self.data))
+        labels = [data_label(data) for data in dict.fromkeys(self.data)]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"two datasets are named {twice}, as tables would show them: rename one of the files"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers such as 0,1,2, got {self.seeds}")
         if self.epochs is not None and self.epochs < 1:
@@ -139,19 +157,23 @@ def plan(experiment: Experiment, options: Options) -> list[Job]:
 
 def run_key(config: RunConfig) -> str:
     """A folder name that tells what a run is, and differs where any setting or a file of data does."""
-    settings = config.to_dict() | {"data": _identity(config.data)}
+    settings = config.to_dict() | {"data": data_identity(config.data)}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     words = f"{config.recipe}-{data_label(config.data)}-s{config.seed}"
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', words)}-{digest}"
 
 
-def _identity(data: str) -> str:
-    """The name of a dataset; a file's label and content, wherever it lies."""
+def data_identity(data: str) -> str:
+    """The name of a dataset; label and content of a file, or of a folder's files, wherever it lies."""
     path = Path(data)
-    if data in dataset_names() or not path.is_file():
+    if data in dataset_names() or not path.exists():
         return data
-    stat = path.stat()
-    return f"{path.stem} {_content(path, stat.st_size, stat.st_mtime_ns)}"
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+    stats = [(file, file.stat()) for file in files]
+    contents = (_content(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    return " ".join((path.stem, *contents))
 
 
 @lru_cache(maxsize=64)

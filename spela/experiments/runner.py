@@ -21,7 +21,7 @@ import torch
 
 from spela.data import Dataset
 from spela.experiments.archive import find_run
-from spela.experiments.plan import Job, Options, data_label
+from spela.experiments.plan import Job, Options, data_identity, data_label, run_key
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
 from spela.process import flush_denormals, keep_freed_memory
@@ -280,8 +280,10 @@ def _run_task(task: _Task) -> Outcome:
     folder = RunFolder(task.folder)
     try:
         with folder.writing():
-            resume = _can_resume(folder, config)
             dataset = _data_of(config, task.data_root)
+            if run_key(config) != task.key:  # the folder's name is of what the file held before
+                raise ValueError(f"{config.data} was changed since this call began: call it again")
+            resume = _can_resume(folder, config)
             run(config, dataset, folder.path, resume=resume, device=task.device)
             (folder.path / "failed.json").unlink(missing_ok=True)
     except InUseError as error:  # nothing in that folder is ours to change
@@ -322,9 +324,11 @@ def _data_of(config: RunConfig, data_root: str | None) -> Dataset:
     settings = {name: getattr(config, name) for name in _DATA_SETTINGS}
     # The seed decides the split and the noise, and only where there is one.
     drawn = any(settings[name] for name in ("test_share", "noise", "label_noise"))
-    return _load(make_config(config.data, seed=config.seed if drawn else 0, **settings), data_root)
+    shared = make_config(config.data, seed=config.seed if drawn else 0, **settings)
+    return _load(shared, data_root, data_identity(config.data))
 
 
 @lru_cache(maxsize=1)
-def _load(config: RunConfig, data_root: str | None) -> Dataset:
+def _load(config: RunConfig, data_root: str | None, identity: str) -> Dataset:
+    """`identity` is for the cache: a file that was changed is another dataset."""
     return load_data(config, None if data_root is None else Path(data_root))

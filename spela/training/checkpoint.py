@@ -141,6 +141,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         ValueError: If the file is missing, truncated, or not a checkpoint of this library.
+        OSError: If it cannot be read now, which says nothing of what it holds.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: the folder holds no finished epoch of a run")
@@ -158,8 +159,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tuple(int(n) for n in facts.get("extended_at", ())),
             str(facts.get("data_digest", "")),
         )
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}") from None
     except (
-        SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError,
+        SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError,
     ) as error:  # fmt: skip
         raise _damaged(path, error) from None
 
@@ -208,13 +211,12 @@ def load_state_tensors(
     try:
         net.load_state_dict(state)  # copies what fits, and then says what does not
         found = {} if optimizer is None else _optimizer_state(tensors, net, optimizer)
-    except RuntimeError as error:
+    except BaseException as error:  # Ctrl-C too
         net.load_state_dict(before)
+        if not isinstance(error, RuntimeError):
+            raise
         first = " ".join(str(error).split())
         raise ValueError(f"the checkpoint does not fit the network: {first}") from None
-    except ValueError:
-        net.load_state_dict(before)
-        raise
     if optimizer is not None:
         for parameter in net.parameters():  # what it gathered before is of other weights
             optimizer.state.pop(parameter, None)

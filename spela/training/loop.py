@@ -139,6 +139,7 @@ class Trainer:
         self.listener = listener
         self.graph = graph
         self.epochs_done = 0
+        self._broken_off = False
         self.extended_at: tuple[int, ...] = ()
         self._whole = Learner(net, dataset.train_x, dataset.test_x)
         self._head: Learner | None = None
@@ -162,6 +163,7 @@ class Trainer:
         # The name that the data was first read by, wherever its file lies now.
         self.config = replace(self.config, data=checkpoint.config.data)
         self.epochs_done = checkpoint.epoch
+        self._broken_off = False
         self.extended_at = checkpoint.extended_at
         self.folder.keep_metrics(self.epochs_done)
         if checkpoint.config != self.config:
@@ -177,13 +179,24 @@ class Trainer:
 
         Returns:
             The summary.
+
+        Raises:
+            ValueError: If an earlier call was broken off within an epoch, as by Ctrl-C: its weights are no
+                epoch's, until the run is resumed.
         """
+        if self._broken_off:
+            raise ValueError(
+                "training was broken off within an epoch, and the weights are no epoch's: `resume` from the "
+                "run's checkpoint"
+            )
         while self.epochs_done < self.config.total_epochs:
+            self._broken_off = True
             record = self.run_epoch(self.epochs_done)
             self.epochs_done += 1
             # Record first: a record beyond the checkpoint is dropped on resume, a missing one is lost.
             self.folder.append_metrics(record)
             self._checkpoint()
+            self._broken_off = False
             if self.listener is not None:
                 self.listener.on_epoch_end(record)
         summary = self.summarise()
@@ -196,7 +209,7 @@ class Trainer:
         Dropout draws from torch's default generators, which the caller gets back as they were.
         """
         seed = epoch_generator(self.config.seed, epoch).initial_seed()
-        with seeded(seed, self.dataset.train_x.device):
+        with seeded(seed, self.dataset.train_x.device), self._as_evaluated():
             return self._run_epoch(epoch)
 
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
@@ -265,7 +278,7 @@ class Trainer:
 
     def train_step(self, x: Tensor, target: Tensor, graphed: bool = True) -> Tensor:
         """One update on one batch, as a graph where the trainer has one; losses (L,) stay on the device."""
-        with self._precision(x.device):
+        with self._precision():
             if graphed and self.graphed is not None:
                 return self.graphed(x, target)
             return self.learner.net.local_step(x, target, self.optimizer)
@@ -274,7 +287,8 @@ class Trainer:
         """Updates on several batches in one call; losses (steps, L)."""
         net = self.learner.net
         assert isinstance(net, SpelaSequential)
-        return net.local_steps(x, target, self.optimizer, self.config.batch_size, rates)
+        with self._precision():
+            return net.local_steps(x, target, self.optimizer, self.config.batch_size, rates)
 
     def _steps_a_call(self, epoch: int) -> int:
         """How many steps the network takes at once: more than one where they are a compiled call on the CPU.
@@ -289,9 +303,14 @@ class Trainer:
         most = steps_a_call(net, config.batch_size)
         return max(count for count in (1, 2, 5, 10, 25, LOG_EVERY) if count <= most)
 
-    def _precision(self, device: torch.device) -> torch.autocast:
-        bf16 = self.config.precision == "bf16"
+    def _precision(self) -> torch.autocast:
+        """That of the run's steps, whatever the caller has set."""
+        device, bf16 = self.dataset.train_x.device, self.config.precision == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    def _as_evaluated(self) -> torch.autocast:
+        """The network's own dtype, whatever the caller has set."""
+        return torch.autocast(self.dataset.train_x.device.type, enabled=False)
 
     def summarise(self) -> dict[str, Any]:
         """The run's result from its records."""
@@ -301,7 +320,8 @@ class Trainer:
         if self.graphed is not None and self.graphed.captured:
             more["graph"] = True
         records = self.folder.read_metrics()
-        return summarise(self.config, records, self.module, self.dataset, **more)
+        with self._as_evaluated():
+            return summarise(self.config, records, self.module, self.dataset, **more)
 
     def _diagnostics(self) -> dict[str, Any]:
         if not self.config.diagnostics:
@@ -325,7 +345,7 @@ class Trainer:
         if epoch < config.epochs or drawn or type(self.module) is not SpelaSequential:
             return self._whole
         if self._head is None:
-            precision = self._precision(data.train_x.device)
+            precision = self._precision()
             head = behind_frozen(self.module, data, config.batch_size, self.folder.path, precision)
             self._head = head or self._whole
         return self._head

@@ -43,3 +43,15 @@ def test_rivals_train_in_bf16_too(tmp_path: Path, recipe: str) -> None:
         losses[precision] = loaded.records[-1]["train_loss"]
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_callers_autocast_changes_nothing(tmp_path: Path, precision: str) -> None:
+    # Epochs after the first take several steps a call.
+    data = load_dataset("digits").subset(train=500, test=100)
+    config = make_config("digits", "tmlr", layers=(24, 24), epochs=3, precision=precision)
+    plain = run(config, data, tmp_path / "plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run(config, data, tmp_path / "cast")
+    for name in ("train_loss", "weight_norm", "test_accuracy"):
+        assert cast[name] == plain[name]
