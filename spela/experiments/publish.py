@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from spela.experiments.archive import find_run, read_archives, write_archive
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.reproduce import rebuild
 from spela.experiments.runner import writing_results
-from spela.experiments.tables import read_tables, write_table
+from spela.experiments.tables import read_tables
 
 __all__ = ["check_target", "publish"]
 
@@ -66,12 +67,26 @@ def publish(options: Options, target: Path) -> Options:
             taken |= shown | before.keys()
         for name, table in tables.items():
             earlier = read_tables(published, [name])
-            if not table["measured"] and earlier:
-                table = {**table, "measured": earlier[0]["measured"]}
-            write_table(published, table)
-            rebuild(EXPERIMENTS[name], published)
+            before = earlier[0]["measured"] if earlier else {}
+            rebuild(EXPERIMENTS[name], published, _measured(before, table["measured"]))
         # Drawn from weights, which are not published.
         for drawn in (options.folder / "plots").glob("layers-*.png"):
             (published.folder / "plots").mkdir(exist_ok=True)
             shutil.copyfile(drawn, published.folder / "plots" / drawn.name)
     return published
+
+
+def _measured(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, of one run after the other where its entries name runs, and else as a whole.
+
+    Runs are published without weights: what is lost of them is not measured again.
+    """
+    if "points" not in found:
+        return before or found
+    anew = {entry.get("run") for entry in found["points"]}
+    joined = dict(found)
+    for part in ("points", "calibrated"):
+        kept = [entry for entry in before.get(part, []) if entry.get("run") not in anew]
+        if part in found:
+            joined[part] = kept + found[part]
+    return joined

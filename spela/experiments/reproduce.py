@@ -46,22 +46,29 @@ def reproduce(
     return table
 
 
-def rebuild(experiment: Experiment, options: Options) -> dict[str, Any] | None:
+def rebuild(
+    experiment: Experiment, options: Options, measured: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Write OUT/NAME.json anew from the finished runs that are there; run and measure nothing.
 
     Args:
         experiment: From the registry.
         options: Which data and seeds, and where.
+        measured: The measured part; None: the one of the table that is there.
 
     Returns:
-        The table; None, and nothing is written, where no run of the experiment is finished.
+        The table; None, and nothing is written, where no run of the experiment is finished and nothing
+        measured is given.
 
     Raises:
         ValueError: As `reproduce`.
     """
     with writing_results(options):
         table = build_table(experiment, options, plan(experiment, options))
-        if not any("accuracy" in row for row in table["rows"]):
+        if not any("accuracy" in row for row in table["rows"]) and not (measured or {}).get(
+            "points"
+        ):
             return None
+        table |= {} if measured is None else {"measured": measured}
         write_table(options, table)
     return table

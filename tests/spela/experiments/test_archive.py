@@ -58,3 +58,22 @@ def test_a_damaged_archive_is_refused_by_line(results: Options, tmp_path: Path) 
         path.write_text(json.dumps(broken) + "\n")
         with pytest.raises(ValueError, match=match):
             read_evidence(find_run(runs, key))
+
+
+def test_what_was_measured_of_published_runs_stays(tmp_path: Path) -> None:
+    experiment = EXPERIMENTS["early-exit"]
+    target = tmp_path / "published"
+
+    def published(name: str, seed: int, rows: str = "best") -> dict:
+        options = Options(tmp_path / name, (seed,), quick=True, rows=rows)
+        reproduce(experiment, options)
+        done = publish(options, target)
+        return read_tables(done, ["early-exit"])[0]["measured"]
+
+    first = published("a", 0)
+    assert [entry["seed"] for entry in first["calibrated"]] == [0]
+    second = published("b", 1)  # another folder, which has not the first one's runs
+    assert [entry["seed"] for entry in second["calibrated"]] == [0, 1]
+    assert len(second["points"]) == 2 * len(first["points"])
+    # A folder without a run has nothing to measure, which takes nothing away.
+    assert published("c", 0, "best, 5 layers, nothing") == second
