@@ -24,8 +24,8 @@ _ROWS = 1000
 def plain_mode() -> Iterator[None]:
     """Training and scoring as in a fresh process, whatever modes the program around has set.
 
-    Gradients are on, new tensors are no inference tensors, NumPy's underflow is no error, and
-    scikit-learn's transformers return arrays.
+    Gradients are on, new tensors are no inference tensors, nothing is cast to 16 bits, NumPy's underflow is
+    no error, and scikit-learn's transformers return arrays.
 
     Example:
         >>> with torch.inference_mode(), plain_mode():
@@ -35,6 +35,7 @@ def plain_mode() -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
         np.errstate(all="ignore"),
         config_context(transform_output="default"),
     ):

@@ -96,10 +96,13 @@ def evaluate(
 
     Returns:
         An `Evaluation`.
+
+    Raises:
+        ValueError: If there is no sample.
     """
     with in_eval_mode(net):  # type: ignore[arg-type]  # a module too
         correct, confusion, among_five = None, None, None
-        size = batch_size or max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // x[0].numel()))
+        size = batch_size or max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // x.shape[1:].numel()))
         for batch, target in Batches(x, y, size, shuffle=False):
             scores = net.layer_scores(batch)
             labels = torch.stack([*(s.argmax(dim=1) for s in scores), sum(scores).argmax(dim=1)])  # type: ignore[union-attr]
@@ -111,8 +114,8 @@ def evaluate(
             counts = torch.bincount(target * classes + labels[-2], minlength=classes * classes)
             correct = hits if correct is None else correct + hits
             confusion = counts if confusion is None else confusion + counts
-    if correct is None or confusion is None:
-        raise ValueError("cannot evaluate on no samples")
+    assert correct is not None  # Batches are of one sample at least
+    assert confusion is not None
     shares = (correct.double() / len(y)).tolist()
     top5 = None if among_five is None else (among_five.double() / len(y)).tolist()
     return Evaluation(shares[:-1], shares[-1], confusion.reshape(classes, classes).cpu(), top5)
@@ -134,9 +137,14 @@ def batch_statistics_accuracy(
         batch_size: Samples that are normalised together.
 
     Returns:
-        Shares 0..1, first layer first.
+        Shares 0..1, first layer first; None, too, for a sample alone, which has no statistics.
     """
     if not any(isinstance(m, _BatchNorm) for m in net.modules()):
         return None
+    # A last batch of one sample, which a map of one pixel cannot normalise, joins others.
+    sizes = range(batch_size, max(batch_size, len(y)) + 1)
+    size = batch_size if batch_size == 1 else next((s for s in sizes if len(y) % s != 1), None)
+    if size is None:
+        return None
     with batch_statistics(net):
-        return evaluate(net, x, y, batch_size).accuracy  # type: ignore[arg-type]
+        return evaluate(net, x, y, size).accuracy  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from spela import (
     optim,
 )
 from spela.training import batch_statistics, evaluate
+from spela.training.evaluate import batch_statistics_accuracy
 from tests.spela.fused_steps import check_network_steps
 
 
@@ -208,6 +209,17 @@ def test_batch_statistics_are_those_of_every_batch_norm() -> None:
     with batch_statistics(nn.Sequential(norm)):
         torch.testing.assert_close(norm(x).mean(dim=0), torch.zeros(3), rtol=0, atol=1e-6)
     assert norm.running_mean.tolist() == [5.0] * 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 9])
+def test_no_sample_is_normalised_alone(count: int) -> None:
+    norm = nn.BatchNorm1d(3)
+    net = SpelaSequential(norm, SpelaLinear(3, 8, 3))
+    x, target = torch.randn(count, 3), torch.zeros(count, dtype=torch.int64)
+    found = batch_statistics_accuracy(net, x, target, batch_size=2)
+    assert found is None if count == 1 else 0 <= found[0] <= 1
+    with pytest.raises(ValueError, match="at least one"):
+        evaluate(net, x[:0], target[:0])
 
 
 def test_the_batch_is_the_callers_also_where_a_block_hands_on_a_view_of_it() -> None:

@@ -150,6 +150,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "default_device": _default_device,
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "errstate": lambda: np.errstate(all="raise"),
     "warnings": warnings_are_errors,
     "seed": _another_seed,
