@@ -202,6 +202,8 @@ def _choose_key(file: Path) -> str:
 
 def _fit(array: np.ndarray, shape: tuple[int, ...], where: str) -> Tensor:
     """Bring an array to (N, *shape) if its axes say the same samples."""
+    if array.shape[:1] == (0,):
+        raise ValueError(f"{where} has shape {array.shape}, expected at least one sample")
     single = (shape, shape[1:] if len(shape) == 3 and shape[0] == 1 else shape)
     if array.shape in single or (len(shape) == 3 and array.shape == (*shape[1:], shape[0])):
         array = array[None]
@@ -211,9 +213,9 @@ def _fit(array: np.ndarray, shape: tuple[int, ...], where: str) -> Tensor:
     x = as_samples(array, where)
     same = tuple(x.shape[1:]) == shape
     one_is_flat = x.ndim == 2 or len(shape) == 1
-    if len(x) == 0 or not (same or (one_is_flat and math.prod(x.shape[1:]) == math.prod(shape))):
+    if not (same or (one_is_flat and math.prod(x.shape[1:]) == math.prod(shape))):
         raise ValueError(
-            f"{where} has shape {array.shape}, expected (N, {', '.join(map(str, shape))}) "
-            f"with at least one sample, or {math.prod(shape)} values in each row"
+            f"{where} has shape {array.shape}, expected (N, {', '.join(map(str, shape))}), "
+            f"or {math.prod(shape)} values in each row"
         )
     return x.reshape(len(x), *shape)

@@ -32,7 +32,7 @@ def flush_denormals() -> Iterator[None]:
         np.finfo(
             dtype
         )  # looked up for the first time inside, numpy below 2 warns that they are zero
-    before = torch.tensor(1e-40, device="cpu").item() == 0.0
+    before = torch.tensor(1e-40, dtype=torch.float32, device="cpu").item() == 0.0
     torch.set_flush_denormal(True)
     try:
         yield

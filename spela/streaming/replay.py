@@ -110,9 +110,14 @@ class ReplayBuffer:
             y: (B,) int64 class indices, 0 or more.
 
         Raises:
-            ValueError: As `check`.
+            ValueError: As `check`, or if labels are not these; nothing is remembered then.
         """
         self.check(x)
+        if y.dtype != torch.int64 or y.shape != x.shape[:1] or (len(y) and int(y.min()) < 0):
+            raise ValueError(
+                f"`y` must be {len(x)} int64 class indices, 0 or more; got {tuple(y.shape)} {y.dtype}"
+            )
+        x = x.detach()
         for row, label in enumerate(y.tolist()):
             missing = label + 1 - len(self.seen)
             self.seen += [0] * missing

@@ -73,13 +73,14 @@ def test_axes_are_matched_to_the_network(tmp_path, array, shape, wanted):
         (GRAY, (1, 7, 6), r"has shape \(5, 6, 7\), expected \(N, 1, 7, 6\)"),
         (GRAY, (41,), "or 41 values in each row"),
         (GRAY[:0], (1, 6, 7), "at least one sample"),
+        (GRAY[:0, None], (1, 6, 7), "at least one sample"),
         (np.array([[0.5, np.nan]]), (2,), "NaN or Inf"),
         (np.array([[0.5, 1e300]]), (2,), "NaN or Inf"),
         (np.array([[1, 2]]), (2,), "got int64"),
         (np.array([[1, {}]], object), (2,), "array of Python objects"),
         (np.float32(1), (2,), "got shape"),
     ],
-    ids=["size", "features", "empty", "nan", "overflow", "int", "objects", "scalar"],
+    ids=["size", "features", "empty", "no image", "nan", "overflow", "int", "objects", "scalar"],
 )
 def test_arrays_that_do_not_fit(tmp_path, array, shape, message):
     np.save(tmp_path / "in.npy", array, allow_pickle=True)

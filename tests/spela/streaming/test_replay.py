@@ -80,6 +80,23 @@ def test_nothing_is_kept_without_room_and_a_large_capacity_takes_none() -> None:
     assert huge.y.tolist() == [0, 1, 1]
 
 
+def test_values_are_kept_without_their_graph() -> None:
+    buffer = ReplayBuffer(3)
+    x, y = _stream([0, 1])
+    buffer.add(x.clone().requires_grad_(), y)
+    assert not buffer.x.requires_grad
+    assert torch.equal(buffer.x, x)
+
+
+@pytest.mark.parametrize("labels", [[0, -1], [0], [0.0, 1.0]])
+def test_labels_that_are_none_are_refused_before_a_sample_is_kept(labels: list) -> None:
+    buffer = ReplayBuffer(3)
+    x, _ = _stream([0, 1])
+    with pytest.raises(ValueError, match="2 int64 class indices, 0 or more"):
+        buffer.add(x, torch.tensor(labels))
+    assert (len(buffer), buffer.seen) == (0, [])
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="capacity"):
         ReplayBuffer(-1)
