@@ -94,18 +94,17 @@ def test_ctrl_c_in_reproduce_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_workers_import(tmp_path: Path) -> None:
-    def workers(pid: int) -> list[Path]:
-        return [
-            path.parent
-            for path in Path("/proc").glob("[0-9]*/stat")
-            if path.read_text(encoding="utf-8", errors="replace").rsplit(")")[-1].split()[1]
-            == str(pid)
-            and b"spawn_main" in (path.parent / "cmdline").read_bytes()
-        ]
+    def is_importing(process: Path, parent: int) -> bool:
+        try:
+            stat = (process / "stat").read_text(encoding="utf-8", errors="replace")
+            spawned = b"spawn_main" in (process / "cmdline").read_bytes()
+            is_child = stat.rsplit(")")[-1].split()[1] == str(parent)
+            return is_child and spawned and "libtorch" in (process / "maps").read_text()
+        except OSError:  # it ended in between
+            return False
 
     def import_torch(pid: int) -> bool:
-        found = workers(pid)
-        return len(found) == 2 and all("libtorch" in (w / "maps").read_text() for w in found)
+        return sum(is_importing(process, pid) for process in Path("/proc").glob("[0-9]*")) == 2
 
     # Ctrl-C reaches the whole group.
     command = ["spela", "reproduce", "mlp", "--quick", "--jobs", "2", "--out", "out"]
