@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import torch
@@ -113,7 +114,7 @@ def inference_program(
     axis = batch_axis(batch_size)
     x = example_batch(sample_shape, batch_size, first)
     with in_eval_mode(net), torch.no_grad():
-        module = _Scores(net).eval()
+        module = _Scores(copy.deepcopy(net)).eval()  # with the weights of now
         layers = len(module(x))
         weights = _weights(net) if weights_as_inputs else {}
         # A program without them has one argument, which `exported.module()(x)` gives it.

@@ -55,7 +55,8 @@ def batch_axis(batch_size: int | None) -> dict[int, Any] | None:
 def example_batch(sample_shape: tuple[int, ...], batch_size: int | None, like: Tensor) -> Tensor:
     """A batch to trace with: (B, *sample_shape) of noise, in the dtype and on the device of `like`."""
     shape = (batch_size or EXAMPLE_BATCH, *sample_shape)
-    return torch.rand(shape, dtype=like.dtype, device=like.device)
+    noise = torch.Generator().manual_seed(0)
+    return torch.rand(shape, dtype=like.dtype, device="cpu", generator=noise).to(like.device)
 
 
 def trace(function: nn.Module, given: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:

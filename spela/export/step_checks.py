@@ -70,8 +70,8 @@ def check_network(net: nn.Module) -> SpelaSequential:
         why = _left_out(module)
         if why:
             raise ValueError(f"module {name} ({type(module).__name__}) {why}")
-    if not any(isinstance(module, LocalLayer) for module in net):
-        raise ValueError("`net` has no SPELA layer: there is nothing to train")
+    for _ in net._checked():
+        pass  # what `local_step` refuses
     return net
 
 
@@ -94,6 +94,8 @@ def _conv_left_out(layer: SpelaConv2d) -> str:
         return ""
     if not (isinstance(norm, nn.BatchNorm2d) and norm.affine):
         return f"has {norm} as its norm: only an nn.BatchNorm2d with weight and bias is known here"
+    if norm.running_mean is not None and not norm.track_running_stats:
+        return "has a batch norm whose statistics stay: set its track_running_stats"
     why = departure(norm, nn.BatchNorm2d)
     return why and f"has a batch norm that {why}"
 

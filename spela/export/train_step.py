@@ -7,6 +7,7 @@ The mathematics is the reference's; its updates in place act on copies, which tr
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from spela.export.step_checks import check_input, check_network, parts_of
 from spela.export.updates import Update, optimizer_state, update_of
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 from spela.layers.modes import in_eval_mode
+from spela.layers.steps import check_step
 from spela.network import SpelaSequential
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import Parameters, reference
@@ -142,7 +144,8 @@ def train_step_program(
         A `Program`.
 
     Raises:
-        ValueError: If a layer or the optimizer has no exportable step, or the batch size is not positive.
+        ValueError: If `net.local_step` would refuse network or optimizer, a layer or the optimizer has no
+            exportable step, or the batch size is not positive.
 
     Example:
         >>> net = SpelaSequential(SpelaLinear(4, 8, 3, bias=False))
@@ -154,6 +157,7 @@ def train_step_program(
         ('losses', 'scores.1', 'new.0.weight', 'new.0.weight.momentum_buffer')
     """
     net = check_network(net)
+    check_step(net.local_layers, optimizer)
     update = update_of(optimizer)
     layers = {name: part for name, part in parts_of(net).items() if isinstance(part, LocalLayer)}
     parameters = {
@@ -178,7 +182,7 @@ def train_step_program(
         masks = {name: torch.ones((len(x), *shape)).to(x) for name, shape in shapes.items()}
         training = {"training": torch.ones_like(target[0], dtype=torch.bool)} if statistics else {}
         exported = trace(
-            _Step(net, update),
+            _Step(copy.deepcopy(net), update),  # what is frozen stays as it is now
             (x, target, torch.tensor(0.1).to(x), {**training, **masks}, weights, state),
             (
                 axis,

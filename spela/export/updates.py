@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spela.layers.contract import FusedOptimizer
 from spela.optim import LocalAdam, LocalSGD
 from spela_kernels.rules import AdamRule, SgdRule, Step, update_
 
@@ -68,6 +69,11 @@ def update_of(optimizer: torch.optim.Optimizer) -> Update:
             f"a training step is exported with one parameter group, got {len(optimizer.param_groups)}"
         )
     group = optimizer.param_groups[0]
+    if isinstance(optimizer, FusedOptimizer) and not optimizer.can_fuse(group["params"][:1]):
+        raise ValueError(
+            "a training step is exported by the plain rule of its optimizer: leave maximize, dampening, "
+            "amsgrad, decoupled_weight_decay and differentiable out"
+        )
     if isinstance(optimizer, LocalSGD):
         return Update(SgdRule(group["momentum"], group["weight_decay"], group["nesterov"]))
     if isinstance(optimizer, LocalAdam):

@@ -51,6 +51,9 @@ def departure(module: nn.Module, kind: type[nn.Module]) -> str:
                 f"has a {word}, {name}, which would be lost: remove it first (weight norm, spectral "
                 "norm and pruning have functions for it in torch.nn.utils)"
             )
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter._backward_hooks:
+            return f"has a gradient hook on its {name}, which would be lost: remove it first"
     for name in _CALLED:
         own = name in vars(module) or getattr(type(module), name, None) is not getattr(
             kind, name, None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spela import RowNorm, SpelaLinear, SpelaSequential
 from spela.baselines import BackpropSequential
 from spela.data import load_dataset
-from spela.export import train_step_program, write_pt2
+from spela.export import inference_program, train_step_program, write_pt2
 from spela.optim import LocalAdam, LocalSGD
 from spela_kernels import ACTIVATIONS, OBJECTIVES
 from tests.spela.export.engine import Engine, assert_forward_operators_only, digit_batches
@@ -267,3 +267,65 @@ def test_a_step_that_would_leave_something_out_is_refused(modules, message):
     net = SpelaSequential(*modules)
     with pytest.raises(ValueError, match=message):
         train_step_program(net, LocalSGD(net.parameters()), (4,))
+
+
+def _with(option: str, value: object) -> Any:
+    def make(net: SpelaSequential) -> torch.optim.Optimizer:
+        optimizer = LocalAdam(net.parameters())
+        optimizer.param_groups[0][option] = value
+        return optimizer
+
+    return make
+
+
+def _hooked(net: SpelaSequential) -> torch.optim.Optimizer:
+    net[2].weight.register_hook(lambda gradient: 0 * gradient)
+    return LocalSGD(net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (_with("maximize", True), "plain rule"),
+        (_with("amsgrad", True), "plain rule"),
+        (_with("decoupled_weight_decay", True), "plain rule"),
+        (_hooked, "gradient hook on its weight"),
+        (lambda net: LocalSGD(nn.Linear(2, 2).parameters()), "does not hold"),
+    ],
+)
+def test_what_the_exported_step_would_do_otherwise_is_refused(make: Any, match: str) -> None:
+    net = _net()
+    with pytest.raises(ValueError, match=match):
+        train_step_program(net, make(net), (1, 8, 8))
+
+
+def test_networks_that_a_local_step_refuses_are_refused() -> None:
+    layer = SpelaLinear(4, 4, 3)
+    for modules, match in (
+        ([layer, layer], "share a parameter"),
+        ([nn.Sequential(SpelaLinear(4, 4, 3)), layer], "would not learn"),
+        ([SpelaLinear(4, 4, 5), layer], "cannot learn from the same labels"),
+        ([layer, nn.Tanh()], "must be a SPELA layer"),
+    ):
+        net = SpelaSequential(*modules)
+        optimizer = LocalSGD(list(dict.fromkeys(net.parameters())))
+        with pytest.raises(ValueError, match=match):
+            train_step_program(net, optimizer, (4,))
+
+
+def test_a_program_is_of_the_weights_of_its_moment_and_draws_nothing() -> None:
+    net = SpelaSequential(SpelaLinear(4, 8, 3), SpelaLinear(8, 8, 3))
+    net[0].requires_grad_(False)
+    optimizer = LocalSGD(net.parameters(), lr=1.0)
+    drawn = torch.get_rng_state()
+    step, inference = train_step_program(net, optimizer, (4,)), inference_program(net, (4,))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    x, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    with torch.no_grad():
+        before = net.layer_scores(x)
+    given = (x, target, torch.tensor(0.0), {}, dict(step.defaults), {})
+    with torch.no_grad():
+        net[0].weight.mul_(-3)
+        net[1].weight.mul_(-3)
+    assert all(map(torch.allclose, inference.exported.module()(x), before))
+    assert all(map(torch.allclose, step.exported.module()(*given)[1], before))
