@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spela.distributed.joint import join_modules
 from spela.distributed.ranks import Pending, Ranks, Share
+from spela.distributed.wrapped import refuse_hooks
 from spela.layers import LocalLayer
+from spela.layers.hooks import hooked_input
 from spela.layers.modes import input_for
 from spela.layers.steps import check_step, learning, step_on
 from spela.network import SpelaSequential
+from spela_kernels.contracts import check_labels, check_target
 
 __all__ = ["DataParallelSequential"]
 
@@ -35,8 +38,9 @@ class DataParallelSequential(SpelaSequential):
     """A SpelaSequential whose steps on a joint batch are shared among the processes.
 
     Every process is given the same joint batch and works on its own rows. Dropout draws the joint
-    batch's mask, batch norm uses the joint batch's statistics. State dict and names are those of the
-    network it was made from.
+    batch's mask, batch norm uses the joint batch's statistics. (Torch's dropout draws in the order of memory,
+    which on a convolution layer's maps is another one in one process under `LocalSGD` and `LocalAdam`: the
+    mask there is another draw.) State dict and names are those of the network it was made from.
 
     Args:
         net: The network, on the process's device; its modules are taken over. Rank 0's weights, buffers
@@ -45,6 +49,10 @@ class DataParallelSequential(SpelaSequential):
 
     Shape:
         As SpelaSequential, for joint batches.
+
+    Raises:
+        ValueError: If a module's result depends on the whole batch and it has no joint form, or the network
+            has hooks of its own, which this one would not have.
 
     Source: gradients are averaged as in Li et al., "PyTorch Distributed", VLDB 2020, with weights for
     parts of unequal size; the overlap is with the following layers' forward instead of a backward.
@@ -58,6 +66,7 @@ class DataParallelSequential(SpelaSequential):
 
     def __init__(self, net: SpelaSequential, ranks: Ranks) -> None:
         super().__init__(*net)
+        refuse_hooks(net)
         self.ranks = ranks
         self._joint = tuple(join_modules(self, ranks))
         if ranks.size > 1:
@@ -91,11 +100,15 @@ class DataParallelSequential(SpelaSequential):
             ValueError: On a shape, device or label that does not fit.
             LostRankError: If another process is gone.
         """
+        modules, losses, sums = list(self._checked()), [], []
         check_step(self.local_layers, optimizer)
-        losses, sums = [], []
+        x = hooked_input(self, x)
+        # Of the joint batch: a process that alone found a wrong label would leave the others waiting.
+        check_target(x, target)
+        check_labels(target, self.local_layers[-1].num_classes)
         with self._shared(x) as share:
             x, target = x[share.rows], target[share.rows]
-            for module, is_local in self._checked():
+            for module, is_local in modules:
                 if is_local:
                     loss, x, started = self._start(module, x, target, share)  # type: ignore[arg-type]
                     losses.append(loss)
@@ -107,6 +120,9 @@ class DataParallelSequential(SpelaSequential):
                 step_on(optimizer, [(part.parameter, part.gradient.wait()) for part in started])
         return torch.stack(losses)
 
+    def _chained(self, *_: Any) -> None:
+        """No steps in one call: each is shared."""
+
     def _start(
         self, layer: LocalLayer, x: Tensor, target: Tensor, share: Share
     ) -> tuple[Tensor, Tensor, list[_Sum]]:
@@ -117,10 +133,12 @@ class DataParallelSequential(SpelaSequential):
             loss = loss * share.weight
         if not parameters:
             return loss.detach(), y, []
-        found = torch.autograd.grad(loss, parameters)
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
         # In the parameter's own strides, which torch's fused optimizers walk side by side.
         sums = []
         for parameter, gradient in zip(parameters, found, strict=True):
+            if gradient is None:  # the loss does not use it, on no process
+                continue
             if gradient.stride() != parameter.stride():
                 gradient = torch.empty_like(parameter).copy_(gradient)
             sums.append(_Sum(parameter, self.ranks.start_sum(gradient)))
@@ -128,8 +146,9 @@ class DataParallelSequential(SpelaSequential):
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
         """Scores (B, C) of every SPELA layer for a joint batch, the same on every process."""
+        x = hooked_input(self, x)
         with self._shared(x) as share:
-            own = super().layer_scores(x[share.rows])
+            own = self._scores_of(x[share.rows])
         if share.whole:
             return own
         joint = own[0].new_zeros((len(own), len(x), own[0].shape[1]))

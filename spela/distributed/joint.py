@@ -74,7 +74,8 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         means, variances, weights = parts.unbind(1)  # (ranks, K) each
         mean = (weights * means).sum(0)
         variance = (weights * (variances + (means - mean).square())).sum(0)
-        if self.training and self.running_mean is not None and self.running_var is not None:
+        kept = self.running_mean is not None and self.running_var is not None
+        if self.training and self.track_running_stats and kept:
             self._remember(mean.detach(), variance.detach(), count)
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale

@@ -7,6 +7,8 @@ layer sees the batches in one process's order and computes what it computes ther
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -14,10 +16,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Ranks
 from spela.distributed.stages import stage_of_modules, trace
+from spela.distributed.wrapped import refuse_hooks
 from spela.layers import LocalLayer
+from spela.layers.hooks import hooked_input
 from spela.layers.modes import input_for
 from spela.layers.steps import check_step, learning
 from spela.network import SpelaSequential
+from spela_kernels.contracts import check_labels
 
 __all__ = ["LayerParallelSequential"]
 
@@ -25,8 +30,10 @@ __all__ = ["LayerParallelSequential"]
 class LayerParallelSequential(SpelaSequential):
     """A SpelaSequential of which every process holds one stage; the others are on torch's meta device.
 
-    Names, order and requires_grad are those of the whole network everywhere. Losses and scores of
-    layers elsewhere are zeros until they are summed over the processes.
+    Names, order and requires_grad are those of the whole network everywhere. It steps by `local_step`, whose
+    losses of layers elsewhere are zeros until they are summed over the processes, and answers by
+    `layer_scores`, `predict` and a call, which all processes make together. Several steps a call,
+    `local_losses` and early exit need all layers in one process.
 
     Args:
         net: The whole network, on the CPU, made from the same seed on every process; taken over.
@@ -38,7 +45,8 @@ class LayerParallelSequential(SpelaSequential):
         As SpelaSequential; inputs matter on rank 0 only, elsewhere their number must be right.
 
     Raises:
-        ValueError: If there are more processes than SPELA layers.
+        ValueError: If there are more processes than SPELA layers, or the network has hooks of its own, which
+            this one would not have.
 
     Source: TMLR 2025, Algorithm 1, has no update locking; Huang et al., "GPipe", NeurIPS 2019, for
     stages of contiguous layers.
@@ -59,6 +67,7 @@ class LayerParallelSequential(SpelaSequential):
         in_flight: int = 4,
     ) -> None:
         super().__init__(*net)
+        refuse_hooks(net)
         self.ranks = ranks
         self._refuse_inner_dropout()
         traces = trace(net, sample_shape)
@@ -100,6 +109,30 @@ class LayerParallelSequential(SpelaSequential):
     def _received(self, x: Tensor) -> Tensor:
         return x if self._inlet is None else self._inlet.take(len(x))
 
+    def _hooked(self, x: Tensor) -> Tensor:
+        """The batch as the network's pre-hooks leave it, where its values matter."""
+        return hooked_input(self, x) if self._inlet is None else x
+
+    def local_steps(self, *_: Any, **__: Any) -> NoReturn:
+        """Not in several processes: a ValueError."""
+        raise ValueError("layers in several processes step by `local_step`, a batch a call")
+
+    def local_losses(self, *_: Any, **__: Any) -> NoReturn:
+        """Not in several processes: a ValueError."""
+        raise ValueError("layers in several processes learn by `local_step`")
+
+    def predict_detailed(self, *_: Any, **__: Any) -> NoReturn:
+        """Not in several processes: a ValueError."""
+        raise ValueError(
+            "layers in several processes answer by `layer_scores`, or by `predict` without a threshold: "
+            "for early exit, load the run in one process"
+        )
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (B, C) of the last layer, on every process."""
+        return self._scores_of(x)[-1]
+
     @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """This process's part of one training step; its output goes to the next stage.
@@ -116,6 +149,9 @@ class LayerParallelSequential(SpelaSequential):
             ValueError: On a shape, device or label that does not fit.
             LostRankError: If a neighbour is gone.
         """
+        x = self._hooked(x)
+        # All stages have the labels: one that alone found a wrong one would leave the others waiting.
+        check_labels(target, self.local_layers[-1].num_classes)
         own = (m for m, stage in zip(self, self.stages, strict=True) if stage == self.ranks.rank)
         check_step((m for m in own if isinstance(m, LocalLayer)), optimizer)
         losses: list[Tensor] = []
@@ -147,12 +183,15 @@ class LayerParallelSequential(SpelaSequential):
     @torch.no_grad()
     def layer_scores(self, x: Tensor) -> list[Tensor]:
         """Scores (B, C) of every SPELA layer, on every process; one batch passes all stages."""
+        return self._scores_of(self._hooked(x))
+
+    def _scores_of(self, x: Tensor) -> list[Tensor]:
         x = self._received(x)
         own: dict[int, Tensor] = {}
         layer = 0
         for index, (module, is_local) in enumerate(self._checked()):
             if self.stages[index] == self.ranks.rank:
-                x = module(x)
+                x = module(input_for(module, x))
                 if is_local:
                     own[layer] = module.scores(x)  # type: ignore[operator]
             layer += is_local

@@ -24,6 +24,7 @@ from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Pending
 from spela.distributed.trainers import DataParallelTrainer, LayerParallelTrainer
 from spela.experiments import make_config
+from spela.optim import LocalSGD
 
 ALONE = Ranks(0, 1, torch.device("cpu"), 60.0)
 
@@ -211,3 +212,94 @@ def test_a_joint_batch_of_one_value_a_channel_is_refused_before_statistics_move(
     with pytest.raises(ValueError, match="one value a channel"):
         norm(torch.randn(1, 2, 1, 1))
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+class _Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 6), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+X, Y = torch.randn(6, 4), torch.tensor([0, 1, 2] * 2)
+
+
+def _parallel(form: str, *modules: nn.Module) -> SpelaSequential:
+    net = SpelaSequential(*(modules or (SpelaLinear(4, 8, 3), SpelaLinear(8, 8, 3))))
+    return _joined(form, net)
+
+
+class Lone(Logged):
+    """A process that is alone and sums all the same."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def _joined(form: str, net: SpelaSequential) -> SpelaSequential:
+    ranks = Lone(0, 1, torch.device("cpu"), 60.0)
+    if form == "data":
+        return DataParallelSequential(net, ranks)
+    return LayerParallelSequential(net, ranks, (4,))
+
+
+@pytest.mark.parametrize("form", ["data", "layers"])
+def test_pre_hooks_change_what_a_parallel_network_sees(form: str) -> None:
+    torch.manual_seed(0)
+    plain = _parallel(form)
+    torch.manual_seed(0)
+    hooked = _parallel(form)
+    hooked.register_forward_pre_hook(lambda module, args: (args[0].flip(1),))
+    rivals = ((hooked, X), (plain, X.flip(1)))
+    losses = [net.local_step(x, Y, LocalSGD(net.parameters(), lr=0.1)) for net, x in rivals]
+    assert torch.equal(*losses)
+    assert all(map(torch.equal, hooked.layer_scores(X), plain.layer_scores(X.flip(1))))
+    assert torch.equal(hooked.predict(X), plain.predict(X.flip(1)))
+    watched = SpelaSequential(SpelaLinear(4, 8, 3))
+    watched.register_forward_pre_hook(lambda module, args: None)
+    with pytest.raises(ValueError, match="forward pre-hook"):
+        _joined(form, watched)
+
+
+def test_steps_of_many_batches_are_shared_one_by_one() -> None:
+    torch.manual_seed(0)
+    one = _parallel("data")
+    torch.manual_seed(0)
+    other = _parallel("data")
+    optimizers = [LocalSGD(net.parameters(), lr=0.1) for net in (one, other)]
+    found = one.local_steps(X, Y, optimizers[0], 3)
+    expected = [
+        other.local_step(x, y, optimizers[1]) for x, y in zip(X.split(3), Y.split(3), strict=True)
+    ]
+    assert torch.equal(found, torch.stack(expected))
+
+
+def test_what_needs_all_layers_is_refused_where_they_are_apart() -> None:
+    net = _parallel("layers")
+    for call in (
+        lambda: net.local_steps(X, Y, LocalSGD(net.parameters(), lr=0.1), 3),
+        lambda: net.local_losses(X, Y),
+        lambda: net.predict(X, 0.3),
+        lambda: net.predict_detailed(X),
+    ):
+        with pytest.raises(ValueError, match="layers in several processes"):
+            call()
+
+
+def test_a_wrong_label_is_found_by_every_process_before_it_takes_its_rows() -> None:
+    wrong = Y.clone()
+    wrong[-1] = 7
+    for form in ("data", "layers"):
+        net = _parallel(form)
+        net.ranks = Ranks(0, 2, torch.device("cpu"), 60.0)
+        with pytest.raises(ValueError, match=r"labels 0\.\.2, got 7"):
+            net.local_step(X, wrong, LocalSGD(net.parameters(), lr=0.1))
+
+
+def test_a_parameter_that_the_loss_does_not_use_stays() -> None:
+    net = _parallel("data", SpelaBlock(_Unused(), 3, X))
+    before = net[0].body.unused.weight.clone()
+    net.local_step(X, Y, LocalSGD(net.parameters(), lr=0.1, weight_decay=0.1))
+    assert torch.equal(net[0].body.unused.weight, before)
