@@ -118,7 +118,7 @@ class SpelaSequential(Pretrained):
     def forward(self, x: Tensor) -> Tensor:
         """Scores (B, C) of the last layer: an ordinary classifier's logits, in [-1, 1]."""
         for module, _ in self._checked():
-            x = module(x)
+            x = module(input_for(module, x))
         return self.local_layers[-1].scores(x)
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
@@ -130,10 +130,13 @@ class SpelaSequential(Pretrained):
         Returns:
             One (B, C) tensor of cosines a SPELA layer; empty for an empty batch.
         """
+        return self._scores_of(hooked_input(self, x))
+
+    def _scores_of(self, x: Tensor) -> list[Tensor]:
+        """Scores of every SPELA layer, of an input that has been through the network's own hooks."""
         scores = []
-        x = hooked_input(self, x)
         for module, is_local in self._checked():
-            x = module(x)
+            x = module(input_for(module, x))
             if is_local:
                 scores.append(module.scores(x))  # type: ignore[operator]
         return scores
@@ -152,8 +155,11 @@ class SpelaSequential(Pretrained):
             ValueError: On a shape, device or label that does not fit.
         """
         check_tensors(x, target)
-        x, losses = hooked_input(self, recordable(x)), []
-        for module, is_local in self._checked():
+        modules, losses = list(self._checked()), []
+        x = hooked_input(self, recordable(x))
+        check_target(x, target)
+        check_labels(target, modules[-1][0].num_classes)  # type: ignore[arg-type]
+        for module, is_local in modules:
             if is_local:
                 loss, x = module.local_loss(x, target)  # type: ignore[operator]
                 losses.append(loss)
@@ -199,6 +205,9 @@ class SpelaSequential(Pretrained):
         done = self._chained(modules, x, target, optimizer, [len(x)], None)
         if done is not None:
             return done[0]
+        # Before a norm or a dropout on the way to the layer that would find it.
+        check_target(x, target)
+        check_labels(target, modules[-1][0].num_classes)  # type: ignore[arg-type]
         for module, is_local in modules:
             if is_local:
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
@@ -362,7 +371,7 @@ class SpelaSequential(Pretrained):
         answer: Prediction | None = None
         waiting: Tensor | None = None  # rows still in the batch; None: all
         for module, is_local in modules:
-            x = module(x)
+            x = module(input_for(module, x))
             if not is_local:
                 continue
             threshold, layer = thresholds[index], index

@@ -145,6 +145,21 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             or _global_optimizer_post_hooks
         ):
             return None
+        fresh = [p for layer in layers for p in self._stateless(layer.params)]
+        try:
+            return self._linear_steps(layers, x, target, sizes, rates)
+        except (TypeError, ValueError):
+            self._forget(fresh)
+            raise
+
+    def _linear_steps(
+        self,
+        layers: Sequence[ChainLayer],
+        x: Tensor,
+        target: Tensor,
+        sizes: Sequence[int],
+        rates: Sequence[float] | None,
+    ) -> Tensor | None:
         planned, counts, own = [], [], []
         for layer in layers:
             held = [p for p in layer.params if p is not None]
@@ -161,7 +176,9 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         # As the ops have them: float32.
         pairs = [
             rates_of(
-                plan.rule, float(np.float32(lr if rates is None else rates[step])), count + step + 1
+                plan.rule,
+                float(np.float32(float(lr) if rates is None else rates[step])),
+                count + step + 1,
             )
             for step in range(len(sizes))
             for plan, count, lr in zip(planned, counts, own, strict=True)
@@ -177,7 +194,16 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         return ready.losses
 
     def _count(self, *parameters: Tensor | None, steps: int = 1) -> None:
-        """Count steps, after they were accepted: a refused batch leaves no trace."""
+        """Count steps, or by a negative number take them back: a refused batch leaves no trace."""
+
+    def _stateless(self, parameters: Iterable[Tensor | None]) -> list[Tensor]:
+        """Those of which nothing is remembered yet."""
+        return [p for p in parameters if p is not None and not self.state.get(p)]
+
+    def _forget(self, parameters: Iterable[Tensor]) -> None:
+        """Drop the state that was made for a step that was refused."""
+        for parameter in parameters:
+            self.state.pop(parameter, None)
 
     def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:
         """The state `name` of each parameter, None where there is no parameter or no state."""
@@ -249,19 +275,27 @@ class LocalSGD(_LocalOptimizer, torch.optim.SGD):
     ) -> tuple[Tensor, Tensor]:
         """Forward, gradient and SGD update of a linear layer: see `spela_kernels.linear_sgd_`."""
         weight, bias, slope = params
-        rule = self._rule(weight)
+        rule, fresh = self._rule(weight), self._stateless(params)
         settings |= {"momentum_buffers": Parameters(*self._momenta(rule, *params)), **rule}
-        return linear_sgd_(x, weight, bias, vectors, target, slope=slope, **settings)
+        try:
+            return linear_sgd_(x, weight, bias, vectors, target, slope=slope, **settings)
+        except (TypeError, ValueError):
+            self._forget(fresh)
+            raise
 
     def projection_step(
         self, z: Tensor, projection: nn.Parameter, *fixed: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Gradient and SGD update of a projection: see `spela_kernels.projection_sgd_`."""
-        rule = self._rule(projection)
+        rule, fresh = self._rule(projection), self._stateless([projection])
         (buffer,) = self._momenta(rule, projection)
         settings |= {"momentum_buffer": buffer, **rule}
         vectors, groups, target = fixed
-        return projection_sgd_(z, projection, vectors, groups, target, **settings)
+        try:
+            return projection_sgd_(z, projection, vectors, groups, target, **settings)
+        except (TypeError, ValueError):
+            self._forget(fresh)
+            raise
 
 
 class LocalAdam(_LocalOptimizer, torch.optim.Adam):
@@ -359,24 +393,34 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
     ) -> tuple[Tensor, Tensor]:
         """Forward, gradient and Adam update of a linear layer: see `spela_kernels.linear_adam_`."""
         weight, bias, slope = params
+        fresh = self._stateless(params)
         first, second = self._moments(*params)
         settings |= {"exp_avgs": Parameters(*first), "exp_avg_sqs": Parameters(*second)}
         settings |= {"step": self.state[weight]["step"] + 1, **self._rule(weight)}
-        result = linear_adam_(x, weight, bias, vectors, target, slope=slope, **settings)
-        self._count(*params)
-        return result
+        self._count(*params)  # before, as Ctrl-C may come behind the first of the op's updates
+        try:
+            return linear_adam_(x, weight, bias, vectors, target, slope=slope, **settings)
+        except (TypeError, ValueError):
+            self._count(*params, steps=-1)
+            self._forget(fresh)
+            raise
 
     def projection_step(
         self, z: Tensor, projection: nn.Parameter, *fixed: Tensor, **settings: Any
     ) -> tuple[Tensor, Tensor]:
         """Gradient and Adam update of a projection: see `spela_kernels.projection_adam_`."""
+        fresh = self._stateless([projection])
         (first,), (second,) = self._moments(projection)
         settings |= {"exp_avg": first, "exp_avg_sq": second, **self._rule(projection)}
         settings["step"] = self.state[projection]["step"] + 1
-        vectors, groups, target = fixed
-        result = projection_adam_(z, projection, vectors, groups, target, **settings)
         self._count(projection)
-        return result
+        vectors, groups, target = fixed
+        try:
+            return projection_adam_(z, projection, vectors, groups, target, **settings)
+        except (TypeError, ValueError):
+            self._count(projection, steps=-1)
+            self._forget(fresh)
+            raise
 
 
 def layer_groups(net: nn.Module, lrs: Sequence[float | None]) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def autocast_input(x: Tensor) -> Tensor:
     gradients reach float32 parameters in float32, and a fused step updates them in float32.
 
     Args:
-        x: Any float tensor; float64 is left alone, as torch's autocast does.
+        x: Any tensor; float64 is left alone, as torch's autocast does, and so is what holds no floats.
 
     Returns:
         `x`, cast or as it is.
@@ -106,7 +106,7 @@ def autocast_input(x: Tensor) -> Tensor:
         torch.bfloat16
     """
     device = x.device.type
-    if x.dtype == torch.float64 or not autocast_is_on(device):
+    if x.dtype == torch.float64 or not x.is_floating_point() or not autocast_is_on(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 

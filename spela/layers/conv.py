@@ -150,14 +150,14 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
             raise ValueError(
                 f"`num_classes` must be at least 2, got {num_classes}: one class is nothing to tell apart"
             )
-        if not projection_std > 0:
-            raise ValueError(f"`projection_std` must be > 0, got {projection_std}")
+        if not 0 < projection_std < math.inf:
+            raise ValueError(f"`projection_std` must be > 0 and finite, got {projection_std}")
         if pool not in ("max", "avg", None):
             raise ValueError(f"`pool` must be 'max', 'avg' or None, got {pool!r}")
         if not 0 < scale < math.inf:
             raise ValueError(f"`scale` must be > 0, got {scale}")
-        if not negative_slope >= 0:
-            raise ValueError(f"`negative_slope` must be >= 0, got {negative_slope}")
+        if not 0 <= negative_slope < math.inf:
+            raise ValueError(f"`negative_slope` must be >= 0 and finite, got {negative_slope}")
         get_objective(objective)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         nn.Conv2d.__init__(
@@ -255,7 +255,8 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         """Refuse what would fail after the forward, which has by then updated running statistics."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"`x` must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        if x.dtype != self.weight.dtype and not autocast_is_on(x.device.type):
+        cast = x.is_floating_point() and autocast_is_on(x.device.type)
+        if x.dtype != self.weight.dtype and not cast:
             pixels = ", pixels by x.float() / 255" if x.dtype == torch.uint8 else ""
             raise TypeError(
                 f"`x` is {x.dtype} but the layer {self.weight.dtype}: convert one{pixels}"
@@ -268,7 +269,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
                 f"`x` {tuple(x.shape)} becomes a {pooled[0]} x {pooled[1]} map, but `output_size` is "
                 f"{self.output_size}: build the layer with output_size={pooled}"
             )
-        if self.training and self.norm is not None and x.shape[0] * height * width == 1:
+        if self.norm is not None and self.norm.training and x.shape[0] * height * width == 1:
             raise ValueError(
                 "batch norm has one value a channel here: train on more than one sample, or call "
                 "eval() first"

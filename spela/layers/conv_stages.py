@@ -72,7 +72,7 @@ def _moments(
         mean = variance = conv.new_empty(conv.shape[1])
     else:
         mean, variance = torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
-    if norm.running_mean is not None and norm.running_var is not None:
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         tracked, share = norm.num_batches_tracked, norm.momentum
         if tracked is not None:
             tracked.add_(1)

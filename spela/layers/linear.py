@@ -106,8 +106,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
         get_objective(objective)
         if not 0 < scale < math.inf:
             raise ValueError(f"`scale` must be > 0, got {scale}")
-        if activation == "leaky_relu" and not negative_slope >= 0:
-            raise ValueError(f"`negative_slope` must be >= 0, got {negative_slope}")
+        if activation == "leaky_relu" and not 0 <= negative_slope < math.inf:
+            raise ValueError(f"`negative_slope` must be >= 0 and finite, got {negative_slope}")
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
         self.num_classes = num_classes
         self.activation = activation

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from spela.layers.contract import LocalLayer
+
 __all__ = ["in_eval_mode", "input_for"]
 
 
@@ -37,7 +39,8 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
 def input_for(module: nn.Module, x: Tensor) -> Tensor:
     """What to give a module that is not to write into x: a copy where something in it works in place.
 
-    x may be the caller's batch, or a view of it, or what the layer before needs for its gradient.
+    x may be the caller's batch, or a view of it, or what the layer before needs for its gradient. Layers that
+    learn never write into their input.
 
     Example:
         >>> import torch
@@ -45,5 +48,7 @@ def input_for(module: nn.Module, x: Tensor) -> Tensor:
         >>> nn.ReLU(inplace=True)(input_for(nn.ReLU(inplace=True), x)), x
         (tensor([0.]), tensor([-1.]))
     """
+    if isinstance(module, LocalLayer):
+        return x
     in_place = any(getattr(part, "inplace", False) for part in module.modules())
     return x.clone() if in_place else x

@@ -393,3 +393,30 @@ def test_many_classes_make_a_call_shorter() -> None:
     label = SpelaSequential(SpelaLinear(10, 16, 1000, objective="log"))
     assert steps_a_call(few, 50) > 50 * steps_a_call(many, 50)
     assert steps_a_call(label, 50) > 50 * steps_a_call(many, 50)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["linear", "projection"])
+def test_a_refused_batch_leaves_no_optimizer_state(make: Make, kind: str) -> None:
+    # What it left would be in the dtype of then.
+    x, target = _data()
+    layer: nn.Module = SpelaLinear(6, 8, 5)
+    if kind == "projection":
+        layer, x = SpelaBlock(nn.Linear(6, 8), 5, x[:2], projection=4), x
+    net = SpelaSequential(layer)
+    optimizer = make(net.parameters())
+    with pytest.raises((TypeError, RuntimeError)):
+        net.local_step(x.double(), target, optimizer)
+    assert not any(optimizer.state.values())
+    net.double().local_step(x.double(), target, optimizer)
+    moments = [v for p in net.parameters() for k, v in optimizer.state[p].items() if k != "step"]
+    assert all(moment.dtype == torch.float64 for moment in moments)
+
+
+def test_a_rate_of_one_element_is_a_rate() -> None:
+    found = []
+    for rate in (0.1, torch.tensor(0.1), torch.tensor([0.1])):
+        net = _net()
+        found.append(net.local_step(*_data(), LocalSGD(net.parameters(), lr=rate)))
+        found.append(net[0].weight.detach())
+    assert all(torch.equal(one, other) for one, other in zip(found[:2] * 2, found[2:], strict=True))

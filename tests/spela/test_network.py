@@ -13,6 +13,7 @@ from spela import (
     SpelaLinear,
     SpelaSequential,
     calibrate_thresholds,
+    convert,
     optim,
 )
 from spela.training import batch_statistics, evaluate
@@ -231,3 +232,28 @@ def test_the_batch_is_the_callers_also_where_a_block_hands_on_a_view_of_it() -> 
     net.local_step(x, target, optim.LocalSGD(net.parameters(), lr=0.1))
     net.local_losses(x, target).sum().backward()
     assert torch.equal(x, kept)
+
+
+def test_scoring_leaves_the_batch_of_a_network_that_begins_in_place() -> None:
+    x, target = torch.randn(6, 4), torch.tensor([0, 1, 2] * 2)
+    net = SpelaSequential(
+        nn.ELU(inplace=True), SpelaLinear(4, 8, 3), nn.ELU(inplace=True), SpelaLinear(8, 8, 3)
+    )
+    kept = x.clone()
+    calibrate_thresholds(net, x, target, max_loss=0.1)
+    for call in (net, net.layer_scores, net.predict, lambda x: net.predict(x, 0.1)):
+        call(x)
+    convert(nn.Sequential(nn.Linear(4, 3)), 3, x, frozen=nn.ReLU(inplace=True))
+    assert torch.equal(x, kept)
+    sum(scores.sum() for scores in net.layer_scores(x)).backward()
+    assert net[1].weight.grad is not None
+
+
+@pytest.mark.parametrize("method", ["local_step", "local_losses"])
+def test_a_label_that_is_no_class_is_found_before_a_norm_remembers_the_batch(method: str) -> None:
+    net = SpelaSequential(nn.BatchNorm1d(4), SpelaLinear(4, 8, 3))
+    rest = [optim.LocalSGD(net.parameters(), lr=0.1)] if method == "local_step" else []
+    with pytest.raises(ValueError, match=r"labels 0\.\.2, got 7"):
+        getattr(net, method)(torch.randn(3, 4), torch.tensor([0, 7, 1]), *rest)
+    assert net[0].num_batches_tracked == 0
+    assert net[0].running_mean.tolist() == [0.0] * 4

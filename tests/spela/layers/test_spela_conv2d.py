@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spela import SpelaConv2d, class_grouping, optim
+from spela import SpelaConv2d, SpelaLinear, class_grouping, optim
 from tests.spela.fused_steps import check_layer_steps
 
 CLASSES = 5
@@ -367,7 +368,7 @@ def test_parameters_missing_from_the_optimizer_are_named() -> None:
         ({"output_size": (3, 0)}, "`output_size` must be at least 1"),
         ({"symmetric_dim": 0}, "`symmetric_dim` must be at least 1"),
         ({"objective": "hinge"}, "unknown objective"),
-        ({"negative_slope": -1.0}, "`negative_slope` must be >= 0"),
+        ({"negative_slope": -1.0}, "`negative_slope` must be >= 0 and finite"),
         ({"scale": 0.0}, "`scale` must be > 0"),
         ({"stride": 0}, "`stride` must be at least 1"),
         ({"dilation": (1, 0)}, "`dilation` must be at least 1"),
@@ -471,3 +472,41 @@ def test_a_hook_on_the_norm_is_called() -> None:
         torch.randn(6, 2, 8, 8), torch.arange(6) % 3, optim.LocalSGD(layer.parameters(), lr=0.1)
     )
     assert calls == [6]
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, optim.LocalSGD])
+def test_a_norm_that_keeps_no_statistics_moves_none(make: Any) -> None:
+    layer = SpelaConv2d(1, 6, 3, 10, output_size=(3, 3), symmetric_dim=16)
+    layer.norm.track_running_stats = False
+    layer.local_step(torch.randn(5, 1, 8, 8), torch.arange(5), make(layer.parameters(), lr=0.1))
+    assert layer.norm.num_batches_tracked == 0
+    assert layer.norm.running_mean.tolist() == [0.0] * 6
+
+
+def test_one_value_a_channel_is_a_matter_of_the_norms_own_mode() -> None:
+    layer = SpelaConv2d(1, 6, 3, 3, output_size=(1, 1), symmetric_dim=16, pool=None)
+    x = torch.randn(1, 1, 3, 3)
+    layer.norm.eval()
+    assert layer(x).shape == (1, 6, 1, 1)
+    layer.eval()
+    layer.norm.train()
+    with pytest.raises(ValueError, match="one value a channel"):
+        layer.local_step(x, torch.tensor([0]), optim.LocalSGD(layer.parameters(), lr=0.1))
+    assert layer.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("name", ["projection_std", "negative_slope"])
+def test_infinite_settings_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be .* finite"):
+        SpelaConv2d(1, 6, 3, 3, output_size=(1, 1), **{name: math.inf})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_pixels_are_refused_under_autocast_too(dtype: torch.dtype) -> None:
+    layer = SpelaConv2d(1, 6, 3, 3, output_size=(3, 3), symmetric_dim=16)
+    linear = SpelaLinear(4, 6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(TypeError, match="convert one"):
+            layer(torch.ones(2, 1, 8, 8, dtype=dtype))
+        with pytest.raises(TypeError, match=str(dtype).removeprefix("torch.")):
+            linear.local_loss(torch.ones(2, 4, dtype=dtype), torch.tensor([0, 1]))

@@ -231,7 +231,7 @@ def test_groups_and_schedulers() -> None:
         ({"vectors": torch.full((3, 8), torch.nan)}, "must be finite and not zero"),
         ({"scale": -1.0}, "`scale` must be > 0"),
         ({"scale": float("nan")}, "`scale` must be > 0"),
-        ({"negative_slope": -1.0}, "`negative_slope` must be >= 0"),
+        ({"negative_slope": -1.0}, "`negative_slope` must be >= 0 and finite"),
     ],
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
