@@ -11,6 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from spela_kernels.precision import may_be_read
+
 __all__ = [
     "AdamRule",
     "SgdRule",
@@ -84,7 +86,7 @@ def check_state(name: str, state: Tensor | None, parameter: Tensor | None) -> No
 
 
 def check_adam(step: float | Tensor, betas: tuple[float, float]) -> None:
-    """Check Adam's count and decays, which it divides by; a count in a tensor is not looked into.
+    """Check Adam's count and decays, which it divides by; a count in a GPU's tensor is not looked into.
 
     Raises:
         ValueError: If the count is less than 1 or a decay not in [0, 1).
@@ -92,8 +94,8 @@ def check_adam(step: float | Tensor, betas: tuple[float, float]) -> None:
     Example:
         >>> check_adam(1, (0.9, 0.999))
     """
-    if not isinstance(step, Tensor) and not step >= 1:
-        raise ValueError(f"`step` counts from 1, got {step}")
+    if (not isinstance(step, Tensor) or may_be_read(step)) and not step >= 1:
+        raise ValueError(f"`step` counts from 1, got {float(step):g}")
     if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
         raise ValueError(f"`betas` must lie in [0, 1), got {betas}")
 
@@ -106,16 +108,18 @@ def check_updated(updated: tuple[Tensor | None, ...], read: tuple[Tensor, ...]) 
         read: What is read besides.
 
     Raises:
-        ValueError: If numbers of a tensor to update are one in memory, or it is also another argument.
+        ValueError: If numbers of a tensor to update are one in memory, or it begins where another argument
+            does. (That they overlap further on, as slices of one buffer may, is not looked for.)
 
     Example:
         >>> weight = torch.ones(2, 2)
         >>> check_updated((weight, None), (weight.clone(),))
     """
-    places = [tensor.data_ptr() for tensor in (*updated, *read) if tensor is not None]
-    if len(set(places)) < len(places):
-        held = [place for place in places if place != 0]  # 0: empty, or without memory
-        if len(set(held)) < len(held):
+    written = [tensor.data_ptr() for tensor in updated if tensor is not None]
+    places = {tensor.data_ptr() for tensor in read}
+    if len(places.union(written)) < len(places) + len(written):
+        held = [place for place in written if place != 0]  # 0: empty, or without memory
+        if len(set(held)) < len(held) or not places.isdisjoint(held):
             raise ValueError(
                 "a tensor to update is also another argument of the step: pass a clone() of it"
             )

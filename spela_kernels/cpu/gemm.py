@@ -69,6 +69,7 @@ def _onednn(
 ) -> Tensor:
     name, algorithm = _FUSED[activation]
     scalars = [slope] if activation == "leaky_relu" else []
+    bias = None if bias is None else bias.contiguous()  # it is read as if it were
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, scalars, algorithm)
 
 

@@ -5,8 +5,9 @@ class vectors; target (B,) int64 labels, all on one device in one float dtype. x
 float32 parameters (mixed precision, what autocast chooses): products and y are then in x's dtype. Losses and
 cosines come back in at least float32. Every function raises ValueError for shapes, devices, labels or names
 that do not fit and TypeError for dtypes that do not. A row of y that is no longer than 1e-12, or in float32
-longer than 1.8e19, has no direction: its cosines are 0 and it contributes no gradient (`cosines.py`). Source:
-TMLR 2025, Algorithm 1.
+longer than 1.8e19, has no direction: its cosines are 0 and it contributes no gradient (`cosines.py`). (Where
+its products with the class vectors leave float32, too, a back-end may find NaN.) Source: TMLR 2025,
+Algorithm 1.
 """
 
 from __future__ import annotations

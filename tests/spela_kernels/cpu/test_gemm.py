@@ -151,3 +151,12 @@ def test_wrong_results_of_the_internal_op_are_noticed(
     finally:
         gemm.onednn_works.cache_clear()
     assert not torch.backends.mkldnn.is_available() or "results differ" in caplog.text
+
+
+def test_a_bias_of_any_strides(library: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(9, 16, generator=g), torch.randn(10, 16, generator=g)
+    strided = torch.stack([torch.zeros(10), torch.full((10,), 7.0)], dim=1)[:, 0]
+    for bias in (strided, torch.tensor(0.5).expand(10)):
+        y, _ = gemm.linear(x, weight, bias, "identity", 0.0)
+        torch.testing.assert_close(y, x @ weight.T + bias)

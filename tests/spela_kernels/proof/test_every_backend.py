@@ -161,6 +161,7 @@ REFUSED = {
     "a rate that is no number": (SGD | {"lr": math.nan}, "must be finite"),
     "a negative rate": (ADAM | {"lr": -1.0}, "must be finite and >= 0"),
     "count 0": (ADAM | {"step": 0}, "counts from 1"),
+    "count 0 in a tensor": (ADAM | {"step": torch.tensor(0.0)}, "counts from 1"),
     "beta 1": (ADAM | {"betas": (0.9, 1.0)}, "must lie in"),
     "scale": (SGD | {"scale": math.inf}, "`scale` must be > 0 and finite"),
     "slope": (SGD | {"negative_slope": math.inf}, "`negative_slope` must be >= 0 and finite"),
@@ -182,6 +183,15 @@ def test_a_step_that_could_not_be_right_is_refused_before_it_begins(
     assert torch.equal(WEIGHT, before[0])
     assert torch.equal(BIAS, before[1])
     assert not ZEROS.any()
+
+
+def test_what_is_only_read_may_be_one_tensor(backend: str) -> None:
+    eye, weight = torch.eye(6), WEIGHT.clone()
+    with sk.use_backend(backend):
+        expected, _ = sk.linear_loss(eye, weight, None, eye, torch.arange(6))
+        loss, _ = sk.linear_sgd_(eye, weight, None, eye, torch.arange(6), 0.1)
+    torch.testing.assert_close(loss, expected)
+    assert not torch.equal(weight, WEIGHT)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
