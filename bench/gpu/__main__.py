@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bench.gpu.parts import PARTS, Part, chosen_waves
-from bench.gpu.processes import Command, Outcome, run_together
+from bench.gpu.processes import Command, Outcome, end_on_request, run_together
 from bench.gpu.report import Finding, write_report
 from bench.gpu.rows import Rows, read_rows
 from bench.gpu.setting import Setting
@@ -26,6 +26,7 @@ __all__ = ["main"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MINUTES = 10.0
+_GRACE = 10.0  # seconds for a part to end what it has started itself
 _DRY_TIMES = 5  # longer are the limits of a dry run: a busy machine is no reason to fail
 
 
@@ -60,6 +61,7 @@ def _command(part: Part, limit: float, setting: Setting) -> Command:
 
 def _run_inside(name: str, setting: Setting) -> None:
     """A part, in the process that was started for it."""
+    end_on_request()
     module, function = PARTS[name].call.split(":")
     measure = getattr(import_module(module), function)
     rows = Rows(setting.folder / f"{name}.jsonl")
@@ -83,7 +85,7 @@ def _campaign(waves: list[list[Part]], out: Path, setting: Setting, seconds: flo
         if left > 1:
             print(f"{', '.join(part.name for part in wave)} ...", flush=True)
             commands = {part.name: _command(part, left, setting) for part in wave}
-            outcomes = run_together(commands)
+            outcomes = run_together(commands, _GRACE)
         else:
             outcomes = {part.name: Outcome("not started: no time left", 0.0, "") for part in wave}
         for part in wave:

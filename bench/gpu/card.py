@@ -51,6 +51,8 @@ def measure(rows: Rows, setting: Setting) -> None:
         rows.add("tools", tool=tool, found=shutil.which(tool) is not None)
     if shutil.which("nvidia-smi") is not None:
         command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
+        uuid = getattr(properties, "uuid", None)  # the card that CUDA_VISIBLE_DEVICES left
+        command += [] if uuid is None else [f"--id=GPU-{uuid}"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         values = (found.stdout or found.stderr).strip().splitlines()
         rows.note(f"nvidia-smi ({_QUERY}): {values[0] if values else 'nothing'}")

@@ -150,13 +150,13 @@ def _linear(
             continue
         own = cost if who == "ours" else None
         cells = {"layer": f"{inputs}-{outputs}", "batch": batch, "dtype": kind, "who": who}
-        if own is not None:
-            cells["launches"] = _launches(make)
+
+        def further(times: Times, own: Any = own, make: Any = make) -> dict[str, Any]:
+            found = figures(times, moved, flops, own)
+            return found if own is None else {"launches": _launches(make), **found}
+
         with tf32(fast):
-            add_times(
-                rows, "layers", cells, make, flush, setting,
-                lambda times, own=own: figures(times, moved, flops, own),
-            )  # fmt: skip
+            add_times(rows, "layers", cells, make, flush, setting, further)
     torch.cuda.empty_cache()
 
 

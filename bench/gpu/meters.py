@@ -131,9 +131,18 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
+_OTHERS = {"PCIE", "NVL", "40GB", "64GB", "96GB", "MIG"}
+
+
 def find_card() -> Gpu | None:
-    """The published figures of the card at hand; None where the table lacks it."""
+    """The published figures of the card at hand; None where the table lacks it.
+
+    The table has the SXM parts: those for PCIe and with less memory are slower under the same name, and a
+    slice of a card has a part of its bandwidth.
+    """
     words = torch.cuda.get_device_name().upper().replace("-", " ").split()
+    if not _OTHERS.isdisjoint(words):
+        return None
     return next((gpu for name, gpu in GPUS.items() if name.upper() in words), None)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Command", "Outcome", "run_together"]
+__all__ = ["Command", "Outcome", "end_on_request", "run_together"]
 
-_GRACE = 2.0  # seconds from asking a process to end to killing it
+_GRACE = 2.0  # seconds from asking processes to end to killing them
 _POLL = 0.05
 _TAIL_LINES, _TAIL_CHARACTERS = 40, 4000
 
@@ -51,11 +53,13 @@ class Outcome:
     tail: str
 
 
-def run_together(commands: Mapping[str, Command]) -> dict[str, Outcome]:
+def run_together(commands: Mapping[str, Command], grace: float = _GRACE) -> dict[str, Outcome]:
     """Run commands side by side until each has ended or reached its limit.
 
     Args:
         commands: By name.
+        grace: Seconds that a process has to end by itself. One that runs others by this function
+            (`end_on_request`) needs more than they have.
 
     Returns:
         How each ended. None of their processes is left, also where this is interrupted.
@@ -80,13 +84,12 @@ def run_together(commands: Mapping[str, Command]) -> dict[str, Outcome]:
                 code = process.poll()
                 if code is None and seconds < command.limit:
                     continue
-                _end(running.pop(name))
+                _end([running.pop(name)], grace)
                 status = _status(code, command.limit)
                 done[name] = Outcome(status, seconds, _tail(command.log, command.folder))
             time.sleep(_POLL)
     finally:
-        for process in running.values():
-            _end(process)
+        _end(running.values(), grace)
     return {name: done[name] for name in commands}
 
 
@@ -111,18 +114,23 @@ def _status(code: int | None, limit: float) -> str:
     return f"exit {code}" if code > 0 else f"signal {-code}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of a process's session; one that has ended may have left children."""
+def _end(processes: Iterable[subprocess.Popen[bytes]], grace: float = _GRACE) -> None:
+    """End what is left of processes' sessions; one that has ended may have left children."""
+    processes = list(processes)
     for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, how)
+        end = time.monotonic() + grace
+        while time.monotonic() < end and any(process.poll() is None for process in processes):
+            time.sleep(_POLL)
+    for process in processes:
+        process.wait()
+
+
+def end_on_request() -> None:
+    """Let this process end by an exception when it is asked to, so that `run_together` ends its own first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _tail(log: Path, folder: Path) -> str:

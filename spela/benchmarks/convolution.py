@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spela.benchmarks.adam import capturable_adam
 from spela.layers import SpelaConv2d
 from spela.optim import LocalAdam
 
@@ -62,7 +63,7 @@ def _ours(case: ConvCase) -> Callable[[], Tensor]:
 
 def _autograd(case: ConvCase, project: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
     layer, (x, target) = case.layer(), case.data()
-    optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
+    optimizer = capturable_adam(layer.parameters(), lr=LEARNING_RATE)
 
     def step() -> Tensor:
         p = project(layer(x).flatten(2), layer.projection)  # (B, K, d)

@@ -18,7 +18,14 @@ from spela_kernels.projection.cost import Step as ProjectionStep
 __all__ = ["EagerLaunch", "eager_launches", "eager_projection_launches"]
 
 _UNREAD = {"fill_", "zero_", "copy_"}  # what they write into is not read
-_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view"}
+_NOTHING = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+}
 
 
 class EagerLaunch(NamedTuple):

@@ -111,15 +111,15 @@ def _measured(
 
     measured = run_groups(groups or groups_of(str(device)), quick, str(device))
     set_threads(threads)
-    machine = {**describe_machine(), "device": str(device)}
-    typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
-    typer.echo(
-        "Medians of steps that take turns; last column: the figure over ours, of blocks over backprop's. "
-        "`floor` is the products alone, by the fastest library call. Parity is checked first.\n"
-    )
     rows = []
-    # Clocks and memory meters are those of the current GPU.
+    # Name, clocks and memory meters are those of the current GPU.
     with nullcontext() if device.type == "cpu" else torch.cuda.device(device):
+        machine = {**describe_machine(), "device": str(device)}
+        typer.echo("  ".join(f"{name} {value}" for name, value in machine.items()))
+        typer.echo(
+            "Medians of steps that take turns; last column: the figure over ours, of blocks over backprop's. "
+            "`floor` is the products alone, by the fastest library call. Parity is checked first.\n"
+        )
         for found in measured:
             typer.echo(format_rows(found))
             rows += found

@@ -117,6 +117,20 @@ def test_a_part_that_hangs_is_killed_with_its_children_and_keeps_its_rows(tmp_pa
         assert not Path(f"/proc/{child.read_text()}").exists()
 
 
+def test_what_a_part_runs_in_sessions_of_its_own_ends_with_it(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    tool = f"import os, time; open({str(child)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    code = (
+        "import os, sys; from pathlib import Path; from bench.gpu.processes import *\n"
+        f"end_on_request(); log = Path({str(tmp_path / 'log')!r})\n"
+        f"tool = Command([sys.executable, '-c', {tool!r}], 600, log, os.environ, Path.cwd())\n"
+        "run_together({'tool': tool})"
+    )
+    part = Command([sys.executable, "-c", code], 8.0, tmp_path / "a", os.environ, Path.cwd())
+    assert "limit" in run_together({"part": part}, 10.0)["part"].status
+    assert not Path(f"/proc/{child.read_text()}").exists()
+
+
 def test_a_report_of_parts_that_failed() -> None:
     part = Part("layers", "x:y", 9, 0, "Layers.")
     rows: list[dict[str, Any]] = [
@@ -176,7 +190,9 @@ def test_times_of_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "found"),
     [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA A100-SXM4-80GB", "A100"), ("Tesla T4", "T4"),
-     ("NVIDIA H200", "H200"), ("NVIDIA GeForce RTX 4090", None)],
+     ("NVIDIA H200", "H200"), ("NVIDIA GeForce RTX 4090", None), ("NVIDIA H100 PCIe", None),
+     ("NVIDIA H100 NVL", None), ("NVIDIA A100-PCIE-40GB", None),
+     ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)],
 )  # fmt: skip
 def test_the_card_is_found_by_its_name(
     name: str, found: str | None, monkeypatch: pytest.MonkeyPatch

@@ -28,6 +28,8 @@ from tests.devices import DEVICES
 NOT_ON_META = (
     "backprop_fused",
     "autograd_spela_adam",
+    "autograd_batched",
+    "autograd_broadcast",
     "spela_adam",
     "spela_bf16",
     "backprop_compiled",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spela.benchmarks.eager_launches import eager_launches, eager_projection_launches
+from spela.benchmarks.eager_launches import _Watch, eager_launches, eager_projection_launches
 from spela.benchmarks.modelled import (
     PAPER_LAYERS,
     PAPER_PROJECTIONS,
@@ -157,3 +157,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_an_allocation_is_no_launch() -> None:
+    def step() -> None:
+        torch.empty(3, device="meta").new_empty_strided((3,), (1,)).fill_(1.0)
+
+    with _Watch() as watched:
+        step()
+    assert [launch.name for launch in watched.launches] == ["fill_"]
