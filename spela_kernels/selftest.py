@@ -254,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         device = _device()
+        if options.out is not None and not options.out.parent.is_dir():
+            raise ValueError(f"--out {options.out}: the folder {options.out.parent} does not exist")
     except ValueError as error:
         print(f"spela_kernels: error: {error}", file=sys.stderr)
         return 2

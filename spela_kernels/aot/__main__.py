@@ -78,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"no case has {given.cases!r} in its label: leave --cases out to see them"
             )
         check_workers(given.jobs, "--jobs")
+        if given.json is not None and not given.json.parent.is_dir():
+            raise ValueError(f"--json {given.json}: the folder {given.json.parent} does not exist")
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -88,6 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
         for what in failures(row)
     ]
     seconds = time.perf_counter() - start
+    targets = len({row.target for row in rows})
+    print(f"{len(rows)} programs for {targets} targets in {seconds:.0f} s: {len(wrong)} failures")
+    for failure in wrong:
+        print(f"FAILED: {failure}", file=sys.stderr)
     if given.json is not None:
         report = {
             "triton": triton.__version__,
@@ -97,10 +103,6 @@ def main(arguments: list[str] | None = None) -> int:
             "rows": [asdict(row) for row in rows],
         }
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    targets = len({row.target for row in rows})
-    print(f"{len(rows)} programs for {targets} targets in {seconds:.0f} s: {len(wrong)} failures")
-    for failure in wrong:
-        print(f"FAILED: {failure}", file=sys.stderr)
     return 1 if wrong else 0
 
 

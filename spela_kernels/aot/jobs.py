@@ -137,6 +137,8 @@ def plan(
         >>> sorted({job.kernel for job in plan(("sm_80",))})
         ['classes_kernel', 'finalise_kernel', 'forward_kernel', 'gradient_kernel', 'update_kernel']
     """
+    if not targets:
+        raise ValueError(f"no target: use some of {', '.join(ARCHITECTURES)}")
     unknown = set(targets) - set(ARCHITECTURES)
     if unknown:
         raise ValueError(

@@ -353,3 +353,10 @@ def test_wrong_requests_are_explained(
 ) -> None:
     assert command.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--targets", "sm_80", "--json", str(tmp_path / "no" / "report.json")]) == 2
+    assert "does not exist" in capsys.readouterr().err
