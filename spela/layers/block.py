@@ -30,10 +30,10 @@ class SpelaBlock(ProjectedLayer):
     """Any module, trained to turn what is read out of its output towards the vector of the sample's class.
 
     The gradient goes through the whole body and ends there: the next block gets the output without a graph,
-    and what the body stored is freed before that block runs. A head, which only training and early exits
-    need, sees the output: maps averaged down to few numbers, tokens averaged, rows as they are; then, where
-    there are such, a hidden layer and a projection, r P. One block around a whole network is trained by
-    backprop.
+    and what the body stored is freed before that block runs. A head sees the output (the last block's gives
+    the network's answer, the others' are for training and early exits): maps averaged down to few numbers,
+    tokens averaged, rows as they are; then, where there are such, a hidden layer and a projection, r P. One
+    block around a whole network is trained by backprop.
 
     Args:
         body: Maps one tensor to one tensor: maps (B, C, H, W), tokens (B, T, E) or rows (B, F). It is not

@@ -1,4 +1,4 @@
-"""SpelaConv2d: a drop-in for nn.Conv2d that classifies and learns on its own."""
+"""SpelaConv2d: an nn.Conv2d, with norm, activation and pooling, that classifies and learns on its own."""
 
 from __future__ import annotations
 

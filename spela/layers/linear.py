@@ -1,4 +1,4 @@
-"""SpelaLinear: a drop-in for nn.Linear that classifies and learns on its own."""
+"""SpelaLinear: an nn.Linear, with an activation, that classifies and learns on its own."""
 
 from __future__ import annotations
 
