@@ -21,6 +21,7 @@ from spela.cli.parallel import may_speak
 from spela.cli.reproduce import reproduce_command
 from spela.cli.trained import evaluate_command, predict
 from spela.cli.training import demo, train
+from spela.files.text import printable
 
 __all__ = ["app", "run"]
 
@@ -136,5 +137,5 @@ def _stopped(how_to_go_on: str = "") -> int:
 
 def _failed(message: str) -> int:
     if may_speak():
-        typer.echo(f"spela: error: {' '.join(message.split())}", err=True)
+        typer.echo(f"spela: error: {printable(' '.join(message.split()))}", err=True)
     return 2

@@ -15,6 +15,7 @@ from spela.data import Dataset
 from spela.distributed import Ranks, SharedRunFolder, run_parallel
 from spela.experiments import load_run
 from spela.experiments import run as run_training
+from spela.files.text import printable
 from spela.layers import Standardize
 from spela.process import multiplies_bf16
 from spela.training import (
@@ -219,7 +220,7 @@ def _opening(
         sizes = f"{config.network}, blocks: {config.blocks}" if config.blocks else config.network
     where = str(device) if ranks is None else f"{ranks.size} processes, {parallel} parallel"
     lines = [
-        f"{config.method} {sizes} on {dataset.name} ({len(dataset.train_y):,} training, "
+        f"{config.method} {sizes} on {printable(dataset.name)} ({len(dataset.train_y):,} training, "
         f"{len(dataset.test_y):,} test samples), recipe {config.recipe}, seed {config.seed}, {where}"
     ]
     if config.precision == "bf16" and device.type == "cpu" and multiplies_bf16() is False:

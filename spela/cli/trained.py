@@ -21,6 +21,7 @@ from spela.cli.options import (
     print_json,
     set_threads,
 )
+from spela.files.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,11 @@ def evaluate_command(
             f"{run_dir} was trained on {learnt_from}, which is not here: say where it lies now, --data FILE"
         )
     dataset = load_data(checkpoint.config, data_root, data)
+    if data is None and checkpoint.data_digest not in ("", dataset.digest):
+        raise ValueError(
+            f"{learnt_from} holds other samples, labels or class names than {run_dir} learnt from, and what "
+            "it learnt may be among the test samples now: bring the data back, or say --data to judge by it"
+        )
     if dataset.sample_shape != checkpoint.sample_shape:
         raise ValueError(
             f"{dataset.name} has samples of shape {dataset.sample_shape}, the run was trained on "
@@ -130,7 +136,8 @@ def evaluate_command(
             }
         )
         return
-    typer.echo(f"{dataset.name}, {len(y):,} {split} samples, epoch {checkpoint.epoch}:")
+    name = printable(dataset.name)
+    typer.echo(f"{name}, {len(y):,} {split} samples, epoch {checkpoint.epoch}:")
     print_accuracy(result.accuracy, result.vote_accuracy)
     print_top5(result.top5_accuracy)
     print_batch_statistics(own)
@@ -160,7 +167,6 @@ def predict(
 
     from spela.data import prepare, read_inputs
     from spela.data.inputs import image_files, shows_images
-    from spela.reports.card import printable
 
     where = pick_device(device)
     loaded = _loaded(run_dir, where)

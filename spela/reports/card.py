@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 
 from spela.experiments import LoadedRun, load_run
 from spela.experiments.unread import unread_settings
+from spela.files.text import printable
 from spela.training import RunFolder, extension_note
 
-__all__ = ["Card", "as_markdown", "as_text", "describe", "printable"]
+__all__ = ["Card", "as_markdown", "as_text", "describe"]
 
 MAX_CLASSES_NAMED = 100
 
@@ -47,16 +49,6 @@ class Card:
     def finished(self) -> bool:
         """Whether all epochs are done."""
         return self.run.checkpoint.epoch >= self.run.checkpoint.config.total_epochs
-
-
-def printable(text: object) -> str:
-    """Text of a file as one line without control characters: it may come from anybody.
-
-    Example:
-        >>> printable("cat\\n\\x1b[2J")
-        'cat??[2J'
-    """
-    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def describe(path: str | Path) -> Card:
@@ -147,7 +139,8 @@ def as_text(card: Card) -> str:
 
 
 def _cell(value: object) -> str:
-    return printable(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    text = printable(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("](", "]\\(")  # no link or picture
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -192,6 +185,7 @@ def as_markdown(card: Card) -> str:
     """A model card: data, training, metrics of every layer, limits, how to load."""
     settings = [(k, str(v)) for k, v in _settings(card).items()]
     folder = printable(card.path)
+    quoted = shlex.quote(folder)
     limits = "\n".join(f"- {limit}" for limit in _limits(card))
     return f"""# Model card: {_cell(card.path.resolve().name)}
 
@@ -214,7 +208,7 @@ After the last epoch in the checkpoint; no epoch was chosen by its test accuracy
 ## Architecture
 
 ```
-{card.run.net!r}
+{repr(card.run.net).replace("```", "'''")}
 ```
 
 ## How to load
@@ -222,8 +216,8 @@ After the last epoch in the checkpoint; no epoch was chosen by its test accuracy
 The checkpoint is safetensors: reading it runs no code.
 
 ```bash
-spela evaluate "{folder}"
-spela predict "{folder}" image.png
+spela evaluate {quoted}
+spela predict {quoted} image.png
 ```
 
 ```python

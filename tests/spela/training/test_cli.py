@@ -324,3 +324,23 @@ def test_commands_flush_denormal_numbers_and_their_caller_does_not(
     assert left.value.code == 0
     assert held == [0.0]
     assert torch.tensor(denormal).item() > 0
+
+
+def test_data_that_changed_are_no_test_of_a_run(tmp_path, capsys):
+    # Drawn anew, the split of more samples has most of the test samples of what the run learnt.
+    draw = np.random.default_rng(0)
+    path = tmp_path / "grow\x1b[2J.npz"
+
+    def save(count):
+        x = draw.normal(size=(count, 5)).astype(np.float32)
+        np.savez(path, x=x, y=np.arange(count) % 2)
+
+    save(40)
+    out = tmp_path / "run"
+    command = ("train", "--data", path, "--layers", "4", "--epochs", "1", "--out", out)
+    assert _spela(*command).returncode == 0
+    save(45)
+    assert "holds other samples" in _fails(capsys, "evaluate", out)
+    told = _spela("evaluate", out, "--data", path)
+    assert told.returncode == 0
+    assert "grow?[2J, 9 test samples" in told.stdout
