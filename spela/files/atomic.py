@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -16,7 +17,8 @@ Write = Callable[[str], object]
 def write_atomically(path: Path, write: Write) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
 
-    Its mode is that of the file it replaces, or the umask's, whatever `write` made of it.
+    Its mode is that of the file it replaces, or the umask's, whatever `write` made of it. A link stays, and
+    what it points to is replaced; what is no file, as a pipe or /dev/stdout, is written to as it is.
 
     Args:
         path: The file to create or replace.
@@ -38,23 +40,30 @@ def write_all_atomically(files: Mapping[Path, Write]) -> None:
     Raises:
         OSError: Naming the file, as `write_atomically`; if one could not be filled, all are as before.
     """
-    filled: dict[Path, Path] = {}
+    filled: dict[Path, tuple[Path, Path]] = {}  # temporary file, and what it replaces
     path = Path()
     try:
         for path, write in files.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if path.exists() and not path.is_file():
+                write(str(path))
+                continue
+            target = path.resolve()
             # Process ids repeat, on other machines and in containers that share the folder.
-            temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-            filled[path] = temporary
+            own = f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+            temporary = target.with_name(own)
+            filled[path] = temporary, target
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-            mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
+            mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
             write(str(temporary))
             os.chmod(temporary, mode)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-        for path, temporary in filled.items():
-            os.replace(temporary, path)
+        for path, (temporary, target) in filled.items():  # noqa: B007, the one to name below
+            os.replace(temporary, target)
     except BaseException as error:
-        for temporary in filled.values():
+        for temporary, _ in filled.values():
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):  # the temporary file's name would tell a user nothing
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
