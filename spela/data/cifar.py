@@ -70,8 +70,13 @@ def _parse_pickle(data: bytes, where: str, label_bytes: int) -> tuple[np.ndarray
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not a dict")
         content = {k.decode("latin-1") if isinstance(k, bytes) else k: content[k] for k in content}
-        images = np.asarray(content.get("data"))
-        labels = np.asarray(content.get("labels" if label_bytes == 1 else "fine_labels"))
+        images = content.get("data")
+        labels = content.get("labels" if label_bytes == 1 else "fine_labels")
+        # Looked at first: lists within lists can claim any number of values.
+        if isinstance(labels, list) and all(type(label) is int for label in labels):
+            labels = np.array(labels)
+        if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+            raise ValueError("it holds no array of images, or no list of labels")
         if images.dtype != np.uint8 or images.shape != (len(images), _IMAGE_BYTES):
             raise ValueError(f"its data is {images.dtype} {images.shape}, not uint8 (N, 3072)")
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or labels.size == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -125,4 +126,10 @@ def _class_names(path: Path) -> tuple[str, ...]:
             f"{path}: class_names must be a text array of shape (C,), "
             f"got {names.dtype} {names.shape}"
         )
-    return tuple(str(name) for name in names)
+    found = tuple(str(name) for name in names)
+    if len(set(found)) < len(found):
+        twice = next(name for name, count in Counter(found).items() if count > 1)
+        raise ValueError(
+            f"{path}: class_names has {twice!r} twice: give each class a name of its own"
+        )
+    return found

@@ -66,6 +66,10 @@ def _read_array(stream: IO[bytes], most_bytes: int, where: str) -> np.ndarray:
         )
     if not all(0 <= extent < 2**63 for extent in shape):  # beside a 0 any extent would pass below
         raise ValueError(f"{where} is not a NumPy array: its header claims the shape {shape}")
+    if dtype.itemsize == 0 and math.prod(shape) > 0:  # of which a file of any size holds any number
+        raise ValueError(
+            f"{where} claims shape {shape} of {dtype}, which holds nothing; save it again"
+        )
     expected = math.prod(shape) * dtype.itemsize
     if expected > most_bytes - stream.tell():
         raise ValueError(

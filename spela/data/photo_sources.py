@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def _pets(folder: Path) -> tuple[_Listed, _Listed, tuple[str, ...]]:
         listed: _Listed = []
         for line in _lines(folder / "annotations" / file):
             words = line.split()
-            if len(words) != 4 or not words[1].isdigit() or int(words[1]) < 1:
+            if len(words) != 4 or not re.fullmatch("[1-9][0-9]{0,17}", words[1]):
                 raise ValueError(
                     f"{folder / 'annotations' / file}: {line!r} must be a name and three numbers from 1"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def open_picture(path: Path, mode: str, formats: Sequence[str]) -> tuple[Image.I
             if mode != "RGBA" and upright.has_transparency_data:
                 upright, background = _over_background(upright.convert("RGBA"))
             return upright.convert(mode), background
-    # Pillow reports damage as OSError, SyntaxError or DecompressionBombError.
-    except (OSError, MemoryError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # Pillow reports damage as OSError, SyntaxError or DecompressionBombError, and of EXIF as struct.error.
+    except (
+        OSError, MemoryError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
         raise ValueError(f"cannot read {path} as an image: {one_line(error)}") from error
 
 

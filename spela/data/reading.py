@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
 import zlib
@@ -50,6 +51,7 @@ def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
         EOFError,
         MemoryError,
         zlib.error,
+        lzma.LZMAError,
         zipfile.BadZipFile,
         RuntimeError,  # zipfile: encrypted member; its subclass NotImplementedError: compression
     ) as error:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -118,8 +119,15 @@ def _facts(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, 
 
 def _samples(x: Tensor, where: str) -> Tensor:
     """In the layouts of arrays; NumPy has no bfloat16."""
-    return as_samples((x.float() if x.dtype == torch.bfloat16 else x).numpy(), where)
+    return as_samples(_array(x.float() if x.dtype == torch.bfloat16 else x, where), where)
 
 
 def _labels(y: Tensor, where: str) -> Tensor:
-    return as_labels(y.numpy(), where)
+    return as_labels(_array(y, where), where)
+
+
+def _array(tensor: Tensor, where: str) -> np.ndarray:
+    try:
+        return tensor.numpy()
+    except TypeError:
+        raise ValueError(f"{where} is {tensor.dtype}, which is not read: save float32") from None

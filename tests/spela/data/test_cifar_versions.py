@@ -14,6 +14,7 @@ import pytest
 
 from spela.data import is_available, load_dataset
 from spela.data.array_pickle import read_pickled_arrays
+from spela.data.cifar import _parse_pickle
 
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
@@ -212,3 +213,12 @@ def test_damage_is_one_line_and_ends_soon() -> None:
     # Lists of lists, twice each: 2^60 leaves for whoever walks them.
     lists = (b"(lp%d\ng%d\nag%d\na" % (i, i - 1, i - 1) for i in range(1, 60))
     assert len(read_pickled_arrays(b"(lp0\n" + b"".join(lists) + b".")) == 2
+
+
+def test_labels_that_claim_any_number_are_refused_before_they_are_counted() -> None:
+    labels: list = [0] * 10
+    for _ in range(9):
+        labels = [labels] * 10  # ten thousand million of them, in 3 kB
+    image = np.zeros((1, 3072), np.uint8)
+    with pytest.raises(ValueError, match="no list of labels"):
+        _parse_pickle(pickle.dumps({"data": image, "labels": labels}, 2), "batch", 1)

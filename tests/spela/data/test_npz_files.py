@@ -122,3 +122,22 @@ def test_a_truncated_archive_and_a_missing_one(tmp_path):
         npz_keys(path)
     with pytest.raises(ValueError, match="No such file"):
         npz_keys(tmp_path / "none.npz")
+
+
+def test_items_of_no_size_are_refused(tmp_path):
+    header = "{'descr': '<U0', 'fortran_order': False, 'shape': (10000000,), }".ljust(117) + "\n"
+    raw = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    (tmp_path / "a.npy").write_bytes(raw)
+    with pytest.raises(ValueError, match="which holds nothing"):
+        read_npy(tmp_path / "a.npy")
+
+
+def test_a_corrupt_lzma_member_is_named(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("x.npy", _npy(np.arange(1000)))
+    raw = bytearray(path.read_bytes())
+    raw[60:200] = b"\xff" * 140
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        read_npz(path, "x")

@@ -239,3 +239,9 @@ def test_idx_folder_with_float_features(tmp_path, mnist_folder):
     data = load_dataset(tmp_path)
     assert data.sample_shape == (6,)
     np.testing.assert_array_equal(data.train_x.numpy(), train)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path):
+    path = _save(tmp_path / "own.npz", class_names=np.array(["a", "b", "b"]))
+    with pytest.raises(ValueError, match="'b' twice"):
+        load_dataset(path)

@@ -198,3 +198,12 @@ def test_a_bitmap_of_5_and_6_bits_is_no_deep_one(tmp_path: Path) -> None:
         assert image.tile[0][3][0] == "BGR;16"
     photo, _ = open_picture(path, "RGB", ("BMP",))
     assert photo.getpixel((0, 0)) == (255, 0, 255)
+
+
+@pytest.mark.parametrize("kept", range(10, 14))
+def test_damaged_exif_is_said_of_the_picture(tmp_path: Path, kept: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the orientation
+    Image.new("L", (4, 4)).save(tmp_path / "a.png", exif=exif.tobytes()[:kept])
+    with pytest.raises(ValueError, match=r"cannot read .*a\.png as an image"):
+        open_picture(tmp_path / "a.png", "L", ("PNG",))
