@@ -40,7 +40,14 @@ class Device:
         self.facts = json.loads(self.session.get_modelmeta().custom_metadata_map["spela"])
         if self.facts["what"] != "train-step":
             raise SystemExit(f"{file} holds no training step: export one with --what train-step")
-        self.shapes = {i.name: i.shape[1:] for i in self.session.get_inputs()}
+        inputs = {i.name: i.shape for i in self.session.get_inputs()}
+        self.shapes = {name: shape[1:] for name, shape in inputs.items()}
+        if any(f"new.{name}" in (o.name for o in self.session.get_outputs()) for name in inputs):
+            raise SystemExit(f"{file} has its weights apart: export it without --weights-apart")
+        if isinstance(inputs["x"][0], int):
+            raise SystemExit(
+                f"{file} takes {inputs['x'][0]} samples a call: export it without --batch-size"
+            )
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.carried: dict[str, np.ndarray] = {}  # empty: the file's own weights
         self.random = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,11 @@ def features(
     facts = describe(images, extractor, size, chosen)
     if out is None:
         out = feature_file(data_root or default_data_root(), images.name, backbone)
+    there = next(folder for folder in (out.parent, *out.absolute().parents) if folder.exists())
+    if out.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(
+            f"cannot write {out}: give --out a file in a folder that can be written to"
+        )
     if is_cached(out, facts):
         typer.echo(f"{out} already holds these features")
     else:

@@ -142,7 +142,14 @@ def plan(experiment: Experiment, options: Options) -> list[Job]:
         ValueError: If a dataset asked for by name is unknown, or settings are refused.
         OSError: If a file of data cannot be read.
     """
-    problems = {data: _problem(data, options) for data in _datasets(experiment, options)}
+    datasets = _datasets(experiment, options)
+    for data in datasets:
+        label = data_label(data)
+        if not label.isprintable() or set(label) & set("|<>[]`"):
+            raise ValueError(
+                f"{label!r} cannot stand in the tables: rename the file, without |, <, >, [, ] and backticks"
+            )
+    problems = {data: _problem(data, options) for data in datasets}
     jobs = []
     for row in experiment.rows:
         wanted = fnmatchcase(row.name, options.rows)

@@ -50,7 +50,8 @@ def describe(
         JSON values.
     """
     counts = {part: len(getattr(data, f"{part}_y")) for part in ("train", "test")}
-    wanted = {"train": selection.train or counts["train"], "test": selection.test or counts["test"]}
+    asked = {"train": selection.train, "test": selection.test}
+    wanted = {part: counts[part] if n is None else n for part, n in asked.items()}
     return {
         "name": f"{data.name}-{backbone.name}-{size}",
         "dataset": data.name,

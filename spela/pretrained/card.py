@@ -49,6 +49,6 @@ The weights are safetensors and the layers are described in config.json: reading
 ## Architecture
 
 ```
-{net!r}
+{repr(net).replace("```", "'''")}
 ```
 """

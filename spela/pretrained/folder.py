@@ -83,18 +83,20 @@ def _digest(config: dict[str, Any]) -> str:
 
 def _own_tensors(net: nn.Sequential) -> dict[str, Tensor]:
     """The state; of weights that two modules share, a file could not say so."""
-    seen: dict[int, str] = {}
+    seen: dict[tuple[str, int], str] = {}
     for name, value in net.state_dict(keep_vars=True).items():
         if value.is_meta:
             raise ValueError(
                 f"{name} is on the meta device and holds no values: load weights first"
             )
-        if id(value) in seen:
+        # An empty tensor has no memory to share.
+        place = ("at", value.data_ptr()) if value.numel() else ("", id(value))
+        if place in seen:
             raise ValueError(
-                f"{seen[id(value)]} and {name} are one tensor, which a saved network cannot say: give each "
+                f"{seen[place]} and {name} are one tensor, which a saved network cannot say: give each "
                 "module weights of its own, as copy.deepcopy makes them"
             )
-        seen[id(value)] = name
+        seen[place] = name
     return {name: value.detach().contiguous() for name, value in net.state_dict().items()}
 
 

@@ -12,7 +12,8 @@ __all__ = ["drawable"]
 def drawable(names: Sequence[str]) -> list[str]:
     """Each name, or the number of its class where the pictures' font lacks one of its characters.
 
-    Dollar signs are escaped, between which matplotlib would read a formula.
+    Dollar signs are escaped, between which matplotlib would read a formula. Where a class is called by
+    another's number, that gets a # in front.
 
     Args:
         names: C class names.
@@ -25,6 +26,6 @@ def drawable(names: Sequence[str]) -> list[str]:
     return [
         name.replace("$", r"\$")
         if all(font.get_char_index(ord(character)) for character in name)
-        else str(index)
+        else "#" * (str(index) in names) + str(index)
         for index, name in enumerate(names)
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spela.files.atomic import write_atomically
+from spela.files.text import printable
 from spela.training.lock import LOCK_FILE, only_writer
 
 __all__ = ["RunFolder"]
@@ -74,12 +75,19 @@ class RunFolder:
         """Refuse a folder that a new run would change something in.
 
         Raises:
-            ValueError: If it holds a run, or files that no run left there, or is a file.
+            ValueError: If it holds a run, or files that no run left there, or is a file, or its name is no
+                UTF-8.
         """
         if self.holds_run():
             raise ValueError(
                 f"{self.path} already holds a run: continue it with --resume, or choose another --out"
             )
+        try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError:  # safetensors could not read there what it has written
+            raise ValueError(
+                f"{printable(self.path)} is no name in UTF-8: choose another --out"
+            ) from None
         if not self.path.exists():
             return
         if not self.path.is_dir():  # said before the data are read; `writing` would say the same

@@ -164,3 +164,16 @@ def test_features_train_evaluate(
     assert _spela(monkeypatch, "evaluate", out) == 0
     shown = capsys.readouterr().out
     assert ", ".join(f"{100 * share:.2f} %" for share in summary["top5_accuracy"]) in shown
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_images_are_read(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(
+        "spela.features.extract_features", lambda *_, **__: pytest.fail("extracted")
+    )
+    monkeypatch.setattr("spela.features.load_backbone", lambda *_: MEANS)
+    out = tmp_path / "file" / "x.safetensors"
+    assert _spela(monkeypatch, "features", "--data", "digits", "--out", out) == 2
+    assert "cannot write" in capsys.readouterr().err

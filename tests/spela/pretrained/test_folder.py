@@ -20,6 +20,7 @@ from spela.data import load_dataset
 from spela.experiments import make_config, run
 from spela.files import atomic
 from spela.optim import LocalAdam, LocalSGD
+from spela.pretrained.card import network_card
 from spela.streaming import StreamingClassifier
 from tests.spela.pretrained.networks import NETWORKS
 
@@ -386,3 +387,19 @@ def test_the_norms_of_a_blocks_head_keep_their_eps_and_momentum(part: str, tmp_p
     getattr(net[0].head, part).norm = nn.GroupNorm(1, norm.num_features)
     with pytest.raises(ValueError, match=f"head.{part}.norm that is no plain nn.BatchNorm2d"):
         net.save_pretrained(tmp_path / "other")
+
+
+def test_weights_that_share_memory_are_refused(tmp_path: Path) -> None:
+    net = SpelaSequential(SpelaLinear(4, 4, 3), SpelaLinear(4, 4, 3))
+    net[1].weight.data = net[0].weight.data
+    with pytest.raises(ValueError, match="are one tensor"):
+        net.save_pretrained(tmp_path / "tied")
+    assert not (tmp_path / "tied").exists()
+
+
+def test_a_modules_text_stays_in_its_block() -> None:
+    class Odd(nn.Identity):
+        def extra_repr(self) -> str:
+            return "a\n```\n# a heading"
+
+    assert network_card(SpelaSequential(Odd(), SpelaLinear(4, 4, 3))).count("```") == 4

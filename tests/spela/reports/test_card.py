@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -107,3 +108,17 @@ def test_the_command_writes_the_card_to_the_terminal_or_a_file(
     for wrong in (("--card",), (trained, "--out", tmp_path / "x"), (tmp_path / "none",)):
         assert _call(monkeypatch, "info", *wrong) == 2
     assert not (tmp_path / "x").exists()
+
+
+def test_names_of_classes_and_folders_are_text_in_the_card(trained, tmp_path):
+    folder = tmp_path / 'run$(id)"a'
+    data = load_dataset("digits").subset(train=50, test=20)
+    names = ("![t](https://e.example/t.png)", "[click](javascript:0)", *"23456789")
+    run(
+        make_config("digits", layers=(8,), epochs=1),
+        dataclasses.replace(data, class_names=names),
+        folder,
+    )
+    page = as_markdown(describe(folder))
+    assert "](" not in page.replace("]\\(", "")
+    assert f"spela evaluate '{folder}'" in page
