@@ -147,43 +147,33 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
             return None
         fresh = [p for layer in layers for p in self._stateless(layer.params)]
         try:
-            return self._linear_steps(layers, x, target, sizes, rates)
+            planned, counts, own = [], [], []
+            for layer in layers:
+                held = [p for p in layer.params if p is not None]
+                if not self.can_fuse(held):  # type: ignore[arg-type]
+                    return None
+                plan, count = self._planned(layer)
+                if not fits(plan, max(sizes)):
+                    return None
+                buffers = (*plan.params, *plan.first, *plan.second)
+                check_updated(buffers, (x, plan.vectors))
+                planned.append(plan)
+                counts.append(count)
+                own.append(self._group_of(layer.params.weight)["lr"])
+            # As the ops have them: float32.
+            pairs = [
+                rates_of(
+                    plan.rule,
+                    float(np.float32(float(lr) if rates is None else rates[step])),
+                    count + step + 1,
+                )
+                for step in range(len(sizes))
+                for plan, count, lr in zip(planned, counts, own, strict=True)
+            ]
+            ready = prepare(planned, x, target, sizes, pairs)
         except (TypeError, ValueError):
             self._forget(fresh)
             raise
-
-    def _linear_steps(
-        self,
-        layers: Sequence[ChainLayer],
-        x: Tensor,
-        target: Tensor,
-        sizes: Sequence[int],
-        rates: Sequence[float] | None,
-    ) -> Tensor | None:
-        planned, counts, own = [], [], []
-        for layer in layers:
-            held = [p for p in layer.params if p is not None]
-            if not self.can_fuse(held):  # type: ignore[arg-type]
-                return None
-            plan, count = self._planned(layer)
-            if not fits(plan, max(sizes)):
-                return None
-            buffers = (*plan.params, *plan.first, *plan.second)
-            check_updated(buffers, (x, plan.vectors))
-            planned.append(plan)
-            counts.append(count)
-            own.append(self._group_of(layer.params.weight)["lr"])
-        # As the ops have them: float32.
-        pairs = [
-            rates_of(
-                plan.rule,
-                float(np.float32(float(lr) if rates is None else rates[step])),
-                count + step + 1,
-            )
-            for step in range(len(sizes))
-            for plan, count, lr in zip(planned, counts, own, strict=True)
-        ]
-        ready = prepare(planned, x, target, sizes, pairs)
         # Counted before: Ctrl-C in the call, which ends first, is raised right behind it.
         for layer in layers:
             self._count(*layer.params, steps=len(sizes))

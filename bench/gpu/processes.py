@@ -114,7 +114,7 @@ def _status(code: int | None, limit: float) -> str:
     return f"exit {code}" if code > 0 else f"signal {-code}"
 
 
-def _end(processes: Iterable[subprocess.Popen[bytes]], grace: float = _GRACE) -> None:
+def _end(processes: Iterable[subprocess.Popen[bytes]], grace: float) -> None:
     """End what is left of processes' sessions; one that has ended may have left children."""
     processes = list(processes)
     for how in (signal.SIGTERM, signal.SIGKILL):

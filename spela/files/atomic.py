@@ -49,7 +49,7 @@ def write_all_atomically(files: Mapping[Path, Write]) -> None:
             if path.exists() and not path.is_file():
                 write(str(path))
                 continue
-            target = path.resolve()
+            target = Path(os.path.realpath(path))  # a loop of links is itself
             # Process ids repeat, on other machines and in containers that share the folder.
             own = f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
             temporary = target.with_name(own)

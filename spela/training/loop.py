@@ -287,8 +287,7 @@ class Trainer:
         """Updates on several batches in one call; losses (steps, L)."""
         net = self.learner.net
         assert isinstance(net, SpelaSequential)
-        with self._precision():
-            return net.local_steps(x, target, self.optimizer, self.config.batch_size, rates)
+        return net.local_steps(x, target, self.optimizer, self.config.batch_size, rates)
 
     def _steps_a_call(self, epoch: int) -> int:
         """How many steps the network takes at once: more than one where they are a compiled call on the CPU.

@@ -45,3 +45,10 @@ def test_a_folder_in_a_files_place_is_found_before_the_others_are_replaced(tmp_p
         write_all_atomically({first: _text("new"), second: _text("new")})
     assert first.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_a_loop_of_links_is_replaced(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    write_atomically(loop, _text("new"))
+    assert loop.read_text() == "new"
