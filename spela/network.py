@@ -39,8 +39,15 @@ def _check_least(modules: list[tuple[nn.Module, bool]], samples: int) -> None:
 
 def _batch_sizes(samples: int, batch_size: int | Sequence[int]) -> list[int]:
     """Samples of every step."""
-    if isinstance(batch_size, Sequence):
-        sizes = [operator.index(size) for size in batch_size]  # NumPy's integers too
+    several = not hasattr(batch_size, "__index__") or getattr(batch_size, "ndim", 0) > 0
+    try:  # NumPy's and torch's integers and arrays of them, too
+        given = [operator.index(size) for size in (batch_size if several else [batch_size])]  # type: ignore[union-attr]
+    except TypeError:
+        raise TypeError(
+            f"`batch_size` must be an integer or a sequence of integers, got {batch_size!r}"
+        ) from None
+    if several:
+        sizes = given
         wrong = [size for size in sizes if size < 1]
         if wrong or not sizes or sum(sizes) != samples:
             raise ValueError(
@@ -48,7 +55,7 @@ def _batch_sizes(samples: int, batch_size: int | Sequence[int]) -> list[int]:
                 + (str(wrong[0]) if wrong else f"{sum(sizes)} together")
             )
         return sizes
-    size = operator.index(batch_size)
+    (size,) = given
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, got {size}")
     full, rest = divmod(samples, size)

@@ -14,9 +14,10 @@ from spela_kernels.cpu.gemm import onednn_works
 from spela_kernels.cpu.gemm_choice import machine_name, pinned_library
 from spela_kernels.cpu.products import fits
 from spela_kernels.linear import compiled as rows
+from spela_kernels.linear import steps
 from spela_kernels.pooling import compiled as maps
 
-__all__ = ["describe_machine"]
+__all__ = ["are_passes_compiled", "describe_machine"]
 
 
 def _commit() -> str:
@@ -28,6 +29,16 @@ def _commit() -> str:
     except OSError:
         return "unknown"
     return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
+def are_passes_compiled() -> bool:
+    """Whether all compiled passes of the CPU back-end are in use here.
+
+    Example:
+        >>> are_passes_compiled() in (True, False)
+        True
+    """
+    return fits() and rows.is_built() and steps.is_built() and maps.is_built()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -47,6 +58,6 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "gemm": pinned_library() or ("measured" if onednn_works() else "blas"),
-        "passes": "compiled" if fits() and rows.is_built() and maps.is_built() else "not all",
+        "passes": "compiled" if are_passes_compiled() else "not all",
         "commit": _commit(),
     }

@@ -93,15 +93,12 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     import torch
 
     import spela
+    from spela.benchmarks.machine import are_passes_compiled
     from spela.cli.settings import settings_in_force
     from spela.data import dataset_names, is_available
     from spela.process import multiplies_bf16
-    from spela_kernels.cpu.products import fits
-    from spela_kernels.linear import compiled as rows
-    from spela_kernels.linear import steps
-    from spela_kernels.pooling import compiled as maps
 
-    compiled = fits() and rows.is_built() and steps.is_built() and maps.is_built()
+    compiled = are_passes_compiled()
     spins = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY") or "OpenMP's"
     if as_json:
         print_json(

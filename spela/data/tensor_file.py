@@ -15,6 +15,7 @@ from torch import Tensor
 from spela.data.arrays import as_labels, as_samples, count_classes
 from spela.data.dataset import Dataset
 from spela.data.reading import one_line, reading
+from spela.files.tensors import check_digest
 
 __all__ = ["FEATURES_FORMAT", "TENSOR_SUFFIX", "read_tensor_dataset", "read_tensor_facts"]
 
@@ -87,12 +88,20 @@ def _read(
             with safe_open(path, framework="pt") as file:
                 names = sorted(file.keys())
                 tensors = {name: file.get_tensor(name) for name in wanted if name in names}
-                return tensors, file.metadata() or {}, names
+                metadata = file.metadata() or {}
         except (SafetensorError, UnicodeDecodeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{os.fspath(path)} is not a readable safetensors file ({one_line(error)}): it is "
                 "damaged or of another kind"
             ) from None
+        if wanted and metadata.get("format") == FEATURES_FORMAT:
+            try:
+                check_digest(Path(path), metadata)
+            except ValueError as error:
+                raise ValueError(
+                    f"{os.fspath(path)} is damaged ({error}): make it again with `spela features`"
+                ) from None
+        return tensors, metadata, names
 
 
 def _facts(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def plain_mode() -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        torch.autocast("mps", enabled=False),
         np.errstate(all="ignore"),
         config_context(transform_output="default"),
     ):

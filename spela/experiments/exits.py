@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spela.data import Dataset, prepare
 from spela.early_exit import ExitPolicy, calibrate_thresholds, layer_costs, mean_multiply_adds
+from spela.early_exit.policy import margin_and_label
 from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
 from spela.experiments.runs import load_data, load_run
@@ -150,9 +151,9 @@ def _exits(
 def _margins(net: SpelaSequential, x: Tensor) -> tuple[Tensor, Tensor]:
     margins, answers = [], []
     for batch in x.split(_BATCH):
-        best = [scores.topk(2, dim=1) for scores in net.layer_scores(batch)]
-        margins.append(torch.stack([b.values[:, 0] - b.values[:, 1] for b in best]))
-        answers.append(torch.stack([b.indices[:, 0] for b in best]))
+        margin, label = zip(*map(margin_and_label, net.layer_scores(batch)), strict=True)
+        margins.append(torch.stack(margin))
+        answers.append(torch.stack(label))
     return torch.cat(margins, dim=1), torch.cat(answers, dim=1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spela.files.atomic import write_atomically
 
-__all__ = ["fill_tensors", "read_tensors", "save_tensors"]
+__all__ = ["check_digest", "fill_tensors", "read_tensors", "save_tensors"]
 
 _DIGEST = "sha256"  # of the tensors' bytes
 
@@ -69,11 +69,25 @@ def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, st
         metadata = file.metadata() or {}
         if metadata.get("format") != form:
             raise ValueError(f"format is not {form}")
-        with open(path, "rb") as raw:
-            # Files of older versions, and of others, say nothing of their bytes.
-            if metadata.pop(_DIGEST, None) not in (None, _digest_of_tensors(raw)):
-                raise ValueError("its tensors are not those that were written")
+        check_digest(path, metadata)
+        metadata.pop(_DIGEST, None)
         return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def check_digest(path: Path, metadata: dict[str, str]) -> None:
+    """Refuse tensors that are not those that were written; files from elsewhere say nothing of theirs.
+
+    Args:
+        path: A safetensors file that can be read.
+        metadata: Its texts.
+
+    Raises:
+        ValueError: If it holds other bytes than were written.
+        OSError: If it cannot be read.
+    """
+    with open(path, "rb") as file:
+        if metadata.get(_DIGEST) not in (None, _digest_of_tensors(file)):
+            raise ValueError("its tensors are not those that were written")
 
 
 def _digest_of_tensors(file: BufferedIOBase) -> str:

@@ -13,6 +13,7 @@ from spela.data import Dataset, prepare
 from spela.experiments import load_data, load_run, network_for
 from spela.experiments.archive import find_run
 from spela.layers import LocalLayer
+from spela.layers.modes import input_for
 from spela.reports.lettering import drawable
 
 __all__ = ["layers_figure", "layers_run"]
@@ -84,7 +85,7 @@ def layers_figure(runs: Path, key: str, data_root: Path | None, quick: bool) -> 
 def _outputs(net: torch.nn.Module, x: Tensor) -> list[Tensor]:
     outputs = []
     for module in net.children():
-        x = module(x)
+        x = module(input_for(module, x))
         if isinstance(module, LocalLayer):
             outputs.append(x)
     return outputs

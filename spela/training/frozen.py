@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spela.data import Batches, Dataset
 from spela.layers import LocalLayer
+from spela.layers.modes import input_for
 from spela.network import SpelaSequential
 from spela.training.evaluate import LayerwiseClassifier
 
@@ -148,7 +149,7 @@ def _outputs(
                 losses.append(loss)
                 scores.append(module.scores(x))
             else:
-                x = module(x)
+                x = module(input_for(module, x))
         row = torch.cat([*scores, x.flatten(1)], dim=1)
         if rows is None:
             rows = _room(len(samples), row.shape[1], row.device, folder)

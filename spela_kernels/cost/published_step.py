@@ -57,7 +57,10 @@ def published_step(
         raise ValueError(
             f"the published step knows sgd or adam, log or softmax; got {optimizer!r}, {objective!r}"
         )
-    parameters = [p.requires_grad_() for p in (weight, bias) if p is not None]
+    # Of the same storage, so that the caller's tensors are updated but keep their flags.
+    weight = weight.detach().requires_grad_()
+    bias = None if bias is None else bias.detach().requires_grad_()
+    parameters = [p for p in (weight, bias) if p is not None]
     rule = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
     rival = rule(parameters, lr=lr, foreach=foreach)
 
@@ -117,8 +120,9 @@ def published_projection_step(
         >>> published_projection_step(z, eye.clone(), eye, groups, target)()
         tensor(0.)
     """
-    z.requires_grad_()
-    rival = torch.optim.SGD([projection.requires_grad_()], lr=lr, foreach=True)
+    z = z.detach().requires_grad_()
+    projection = projection.detach().requires_grad_()
+    rival = torch.optim.SGD([projection], lr=lr, foreach=True)
     kernel = torch.arange(len(groups), device=groups.device)
 
     def step() -> Tensor:

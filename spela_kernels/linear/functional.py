@@ -23,6 +23,7 @@ from spela_kernels.rules import check_adam
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
 
 
+@without_grad
 def linear_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Tensor,
     *, slope: Tensor | None = None, activation: str = "leaky_relu", negative_slope: float = 1e-3,

@@ -196,6 +196,18 @@ def test_what_is_refused_leaves_the_weights(
     assert unchanged
 
 
+@pytest.mark.parametrize("convert", [np.array, torch.tensor, tuple])
+def test_batch_sizes_of_any_integers(convert: Callable[[list[int]], Any]) -> None:
+    net = SpelaSequential(SpelaLinear(5, 8, 3))
+    x, target = torch.randn(7, 5), torch.arange(7) % 3
+    optimizer = LocalSGD(net.parameters(), lr=0.1)
+    assert net.local_steps(x, target, optimizer, batch_size=convert([4, 3])).shape == (2, 1)
+    assert net.local_steps(x, target, optimizer, batch_size=np.array(4)).shape == (2, 1)
+    for wrong in (4.0, convert([4, 3.0]), "4", None):
+        with pytest.raises(TypeError, match="`batch_size` must be an integer or a sequence"):
+            net.local_steps(x, target, optimizer, batch_size=wrong)
+
+
 @pytest.mark.parametrize("rates", [None, [0.1, 0.2, 0.3, 0.4]], ids=["own rate", "rates"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_batches_may_differ_in_size(optimizer: str, rates: list[float] | None) -> None:

@@ -48,7 +48,8 @@ def test_the_published_step_is_the_reference_step() -> None:
                     exp_avgs=zeros[0], exp_avg_sqs=zeros[1], step=1,
                 )  # fmt: skip
         torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close((w.detach(), b.detach()), (w2, b2))
+        torch.testing.assert_close((w, b), (w2, b2))
+        assert not any(parameter.requires_grad for parameter in (w, b))
 
 
 def test_eager_launches_are_the_ones_that_touch_memory() -> None:
@@ -81,7 +82,8 @@ def test_the_published_projection_step_is_the_reference_step() -> None:
         for _ in range(2):  # the second finds no gradient of the first
             expected, _ = projection_sgd_(z, projection, vectors, groups, target, 0.1)
             torch.testing.assert_close(step(), expected)
-    torch.testing.assert_close(stepped.detach(), projection)
+    torch.testing.assert_close(stepped, projection)
+    assert not stepped.requires_grad
 
 
 def test_a_projections_eager_launches_have_three_products() -> None:

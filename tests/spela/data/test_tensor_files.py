@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from spela.data import load_dataset, read_tensor_facts
 from spela.data.tensor_file import FEATURES_FORMAT
+from spela.files.tensors import save_tensors
 
 
 def _tensors(**replace: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -106,6 +107,20 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(ValueError, match="idx"):
         load_dataset(path)
+
+
+def test_a_changed_value_is_found_in_a_file_of_ours_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, _tensors(), _facts())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 64
+    load_dataset(path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged .*make it again with `spela features`"):
+        load_dataset(path)
+    assert read_tensor_facts(path)["size"] == 96
+    save_file(_tensors(), path, {"sha256": "of something else"})
+    load_dataset(path)
 
 
 def test_pictures_have_the_layouts_of_arrays(tmp_path: Path) -> None:

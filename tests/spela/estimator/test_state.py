@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from spela import SpelaClassifier, SpelaSequential
+from spela.estimator.network import plain_mode
 from spela.training import TrainingDivergedError
 from tests.spela.torch_settings import default_dtype, warnings_are_errors
 
@@ -185,6 +186,18 @@ def test_global_settings_change_nothing(name: str) -> None:
         assert torch.equal(torch.get_rng_state(), state)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_no_device_casts_to_16_bits(device: str) -> None:
+    before = torch.is_autocast_enabled(device)
+    torch.set_autocast_enabled(device, True)
+    try:
+        with plain_mode():
+            assert not torch.is_autocast_enabled(device)
+        assert torch.is_autocast_enabled(device)
+    finally:
+        torch.set_autocast_enabled(device, before)
 
 
 def test_a_model_of_one_mode_works_in_another() -> None:

@@ -70,6 +70,7 @@ def test_loss_reaches_parameters_and_never_the_input() -> None:
     (3 * loss).backward()
     assert x.grad is None
     assert not y.requires_grad
+    assert not any(out.requires_grad for out in sk.linear_forward(x, w, b, v))
     _, _, gradient = sk.linear_gradient(x, w, b, v, t)
     torch.testing.assert_close(w.grad, 3 * gradient.weight)
     torch.testing.assert_close(b.grad, 3 * gradient.bias)
