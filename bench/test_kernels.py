@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spela import symmetric_vectors
+from spela.process import threads_used
 from spela_kernels.cpu import gemm_choice
 from spela_kernels.cpu.gemm import add_product_, linear, onednn_works, product, update_product_
 from spela_kernels.cpu.gemm_choice import LIBRARIES
@@ -54,12 +55,10 @@ def test_product(
 @pytest.fixture
 def kept_denormals() -> Iterator[None]:
     """As in a program that does not flush denormal numbers; one thread, as each has its own setting."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(False)
-    yield
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(threads)
+    with threads_used(1):
+        torch.set_flush_denormal(False)
+        yield
+        torch.set_flush_denormal(True)
 
 
 @pytest.mark.parametrize("start", [0.0, 1e-40], ids=["zero", "denormal"])

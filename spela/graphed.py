@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from spela.layers.contract import FusedOptimizer
+from spela.layers.steps import has_step_hooks
 from spela_kernels.contracts import check_tensors
 from spela_kernels.cosines import scalar_like
 from spela_kernels.gpu.graphs import capture, host_waits
@@ -302,12 +302,7 @@ def _hooks(modules: list[nn.Module], optimizer: torch.optim.Optimizer) -> str:
         hooked = hooked or module._forward_hooks or module._forward_pre_hooks
     if hooked:
         return "a module has forward hooks, which a replay would not call"
-    if (
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-    ):
+    if has_step_hooks(optimizer):
         return "the optimizer has step hooks, which a replay would not call"
     return ""
 

@@ -38,28 +38,31 @@ def _check_least(modules: list[tuple[nn.Module, bool]], samples: int) -> None:
 
 
 def _batch_sizes(samples: int, batch_size: int | Sequence[int]) -> list[int]:
-    """Samples of every step."""
-    several = not hasattr(batch_size, "__index__") or getattr(batch_size, "ndim", 0) > 0
-    try:  # NumPy's and torch's integers and arrays of them, too
-        given = [operator.index(size) for size in (batch_size if several else [batch_size])]  # type: ignore[union-attr]
+    """Samples of every step; NumPy's and torch's integers, and arrays of them, do as well."""
+    try:
+        size = operator.index(batch_size)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(
-            f"`batch_size` must be an integer or a sequence of integers, got {batch_size!r}"
-        ) from None
-    if several:
-        sizes = given
-        wrong = [size for size in sizes if size < 1]
-        if wrong or not sizes or sum(sizes) != samples:
-            raise ValueError(
-                f"batch sizes must be at least 1 and {samples} together, the number of samples; got "
-                + (str(wrong[0]) if wrong else f"{sum(sizes)} together")
-            )
-        return sizes
-    (size,) = given
+        return _sizes_given(samples, batch_size)  # type: ignore[arg-type]
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, got {size}")
     full, rest = divmod(samples, size)
     return [size] * full + [rest] * (rest > 0 or full == 0)
+
+
+def _sizes_given(samples: int, batch_sizes: Sequence[int]) -> list[int]:
+    try:
+        sizes = [operator.index(size) for size in batch_sizes]
+    except TypeError:
+        raise TypeError(
+            f"`batch_size` must be an integer or a sequence of integers, got {batch_sizes!r}"
+        ) from None
+    wrong = [size for size in sizes if size < 1]
+    if wrong or not sizes or sum(sizes) != samples:
+        raise ValueError(
+            f"batch sizes must be at least 1 and {samples} together, the number of samples; got "
+            + (str(wrong[0]) if wrong else f"{sum(sizes)} together")
+        )
+    return sizes
 
 
 def _check_batch(x: Tensor) -> None:

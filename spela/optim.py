@@ -20,10 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from spela.layers.contract import ChainLayer, FusedOptimizer, LocalLayer
-from spela.layers.steps import not_held, set_rates
+from spela.layers.steps import has_step_hooks, not_held, set_rates
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.cosines import scalar_like
 from spela_kernels.linear import Parameters
@@ -116,12 +115,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
 
     def between_hooks(self, run: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         """`run(*args, **kwargs)` between the hooks that torch calls around `step`."""
-        if not (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-        ):
+        if not has_step_hooks(self):
             return run(*args, **kwargs)
         return self.profile_hook_step(lambda optimizer: run(*args, **kwargs))(self)
 
@@ -138,12 +132,7 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         rates: Sequence[float] | None,
     ) -> Tensor | None:
         """Steps of a stack of linear layers, a batch each: see `spela_kernels.linear.steps.prepare`."""
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-        ):
+        if has_step_hooks(self):
             return None
         fresh = [p for layer in layers for p in self._stateless(layer.params)]
         try:

@@ -1,8 +1,8 @@
 """Which back-ends exist and which one runs: by device, SPELA_BACKEND or `use_backend`.
 
-Each op package (`linear`, ...) holds one module per back-end with the same functions; `select` returns
-the name of the module to call. `auto` takes the fastest available one for the tensor's device that can
-run the layer's objective and activation; one asked for by name refuses what it has no kernel for.
+Each op package (`linear`, ...) holds one module per back-end with the same functions; `select_backend`
+returns the name of the module to call. `auto` takes the fastest available one for the tensor's device that
+can run the layer's objective and activation; one asked for by name refuses what it has no kernel for.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ __all__ = [
     "Settings",
     "check_labels",
     "check_linear",
+    "check_negative_slope",
     "check_projection",
+    "check_scale",
     "check_target",
     "check_tensors",
     "without_kernels",
@@ -57,9 +59,16 @@ def without_kernels(settings: Settings) -> str | None:
     return None
 
 
-def _check_scale(settings: Settings) -> None:
-    if not 0 < settings.scale < math.inf:
-        raise ValueError(f"`scale` must be > 0 and finite, got {settings.scale}")
+def check_scale(scale: float) -> None:
+    """Refuse factors of the cosines with which an objective is none. ValueError."""
+    if not 0 < scale < math.inf:
+        raise ValueError(f"`scale` must be > 0 and finite, got {scale}")
+
+
+def check_negative_slope(negative_slope: float) -> None:
+    """Refuse leaky_relu's slopes below zero with which the sign of y would not tell that of z. ValueError."""
+    if not 0 <= negative_slope < math.inf:
+        raise ValueError(f"`negative_slope` must be >= 0 and finite, got {negative_slope}")
 
 
 def _check_matrix(name: str, tensor: Tensor, axes: str) -> None:
@@ -134,7 +143,7 @@ def check_linear(
     activation, negative_slope = settings.activation, settings.negative_slope
     get_activation(activation)
     get_objective(settings.objective)
-    _check_scale(settings)
+    check_scale(settings.scale)
     _check_matrix("x", x, "(B, I)")
     _check_matrix("weight", weight, "(O, I)")
     _check_matrix("vectors", vectors, "(C, O)")
@@ -163,11 +172,8 @@ def check_linear(
         if slope.shape != (1,):
             raise ValueError(f"`slope` must have shape (1,), got {tuple(slope.shape)}")
         _check_like("slope", slope, "weight", weight)
-    if activation == "leaky_relu" and not 0 <= negative_slope < math.inf:
-        raise ValueError(
-            f"`negative_slope` must be >= 0 and finite, got {negative_slope}: the sign of y must tell "
-            "that of z"
-        )
+    if activation == "leaky_relu":
+        check_negative_slope(negative_slope)
 
 
 def check_projection(
@@ -188,7 +194,7 @@ def check_projection(
         TypeError: On dtypes that differ or are not what is said above.
     """
     get_objective(settings.objective)
-    _check_scale(settings)
+    check_scale(settings.scale)
     for name, tensor, axes in (
         ("z", z, "(B, K, D): flatten each kernel's map to a row"),
         ("projection", projection, "(K, D, d)"),
@@ -214,11 +220,7 @@ def check_projection(
         )
     if groups.dtype != torch.int64:
         raise TypeError(f"`groups` must be int64, got {groups.dtype}: use .long()")
-    if groups.device != projection.device:
-        raise ValueError(
-            f"`groups` is on {groups.device} but `projection` on {projection.device}: "
-            "move both to one device"
-        )
+    _check_device("groups", groups, "projection", projection)
     _check_input("z", z, "projection", projection)
     _check_like("vectors", vectors, "projection", projection)
     _check_range("groups", groups, vectors.shape[1], "groups")

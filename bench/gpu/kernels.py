@@ -15,10 +15,10 @@ import torch
 from spela_kernels.linear import parity as linear
 from spela_kernels.projection import parity as projection
 from spela_kernels.proof.parity import Case
+from spela_kernels.selftest import SUITES
 
-__all__ = ["SUITES", "TABLE", "main", "proof_cases"]
+__all__ = ["TABLE", "main", "proof_cases"]
 
-SUITES = {"linear": linear, "projection": projection}
 # Sizes at which bytes mean something, of every kernel.
 TABLE: dict[str, Case] = {
     "linear 784-1024 b50": linear.LARGE["paper-784-1024"],

@@ -11,10 +11,10 @@ from pathlib import Path
 from bench.gpu.processes import Command, run_together
 from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
+from spela_kernels.proof.parity import OPS
 
 __all__ = ["findings", "measure"]
 
-_OPS = ("linear", "projection")
 _ROOT = Path(__file__).resolve().parents[2]
 _LIMIT = 140.0  # of each, side by side; the part's own is a little longer
 _ERROR = re.compile(
@@ -56,7 +56,7 @@ def measure(rows: Rows, setting: Setting) -> None:
         jobs = {
             (check, op): [str(tool), "--tool", check, "--error-exitcode", "9", *own, "--op", op]
             for check in ("memcheck", "racecheck")
-            for op in _OPS
+            for op in OPS
         }
     commands = {
         f"{check} {op}": Command(

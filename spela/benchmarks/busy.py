@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from spela.benchmarks.network import NetworkCase
+from spela.process import threads_used
 
 __all__ = ["BUSY_CASES", "BUSY_VARIANTS", "busy_processes", "on_one_thread"]
 
@@ -51,11 +50,7 @@ def on_one_thread(step: Callable[[], object]) -> Callable[[], None]:
     """
 
     def alone() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with threads_used(1):
             step()
-        finally:
-            torch.set_num_threads(before)
 
     return alone

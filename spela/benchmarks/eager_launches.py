@@ -87,13 +87,12 @@ def _watched(step: Callable[[], object]) -> list[EagerLaunch]:
     return watch.launches
 
 
-def eager_launches(step: Step, dtype: torch.dtype, lr: float = 0.1) -> list[EagerLaunch]:
+def eager_launches(step: Step, dtype: torch.dtype) -> list[EagerLaunch]:
     """What eager PyTorch launches in one published step of a layer, warmed up.
 
     Args:
         step: Shapes and optimizer.
         dtype: Of all tensors.
-        lr: Learning rate.
 
     Returns:
         One entry for each operator that launches a kernel (some launch more than one).
@@ -113,22 +112,19 @@ def eager_launches(step: Step, dtype: torch.dtype, lr: float = 0.1) -> list[Eage
     target = torch.empty(p.batch, dtype=torch.int64, device="meta")
     # foreach is what torch.optim chooses on a GPU; here it would choose for the meta device.
     run = published_step(
-        x, weight, bias, vectors, target, lr=lr, foreach=True,
+        x, weight, bias, vectors, target, foreach=True,
         optimizer="adam" if step.moments == 2 else "sgd",
         objective="softmax" if p.all_classes else "log",
     )  # fmt: skip
     return _watched(run)
 
 
-def eager_projection_launches(
-    step: ProjectionStep, dtype: torch.dtype, lr: float = 0.1
-) -> list[EagerLaunch]:
+def eager_projection_launches(step: ProjectionStep, dtype: torch.dtype) -> list[EagerLaunch]:
     """Likewise of a grouped projection's SGD step: one batched product for all kernels, and its gradients.
 
     Args:
         step: Shapes; its objective is of the label's cosine.
         dtype: Of all tensors.
-        lr: Learning rate.
 
     Example:
         >>> from spela_kernels.projection.configs import Problem
@@ -149,4 +145,4 @@ def eager_projection_launches(
         torch.empty(shape, dtype=torch.int64, device="meta")
         for shape in ((p.kernels, p.classes), (p.batch,))
     )
-    return _watched(published_projection_step(z, projection, vectors, groups, target, lr=lr))
+    return _watched(published_projection_step(z, projection, vectors, groups, target))

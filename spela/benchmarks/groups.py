@@ -219,7 +219,7 @@ GROUPS: dict[str, Callable[[bool, str], list[Row]]] = {
     "vectors": _vectors,
     "scaling": _scaling,
 }
-"""What `spela bench` measures, by name; each takes whether to be quick."""
+"""What `spela bench` measures, by name; each takes whether to be quick, and the device."""
 
 
 # Class vectors are found on the CPU, wherever their layer is; the others are about the CPU.

@@ -6,7 +6,6 @@ the caching allocator's peak. Weights, optimizer state and the batch stay and do
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from multiprocessing import get_context
@@ -23,7 +22,7 @@ from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import NetworkCase
 from spela.network import SpelaSequential
 from spela.optim import LocalSGD
-from spela.process import seeded
+from spela.process import seeded, variable_set
 from spela_kernels.proof.meters import measure_memory
 
 __all__ = [
@@ -36,9 +35,6 @@ __all__ = [
     "peak_bytes",
     "resident_bytes_of",
 ]
-
-# The profiler's own log lines, which are about GPUs, would stand between the figures.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 _LR = 0.01
 _MICRO_BATCHES = 8
@@ -61,7 +57,11 @@ def peak_bytes(step: Callable[[], object], device: torch.device | str = "cpu") -
     if torch.device(device).type != "cpu":
         return measure_memory(step)
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    # The profiler's own log lines, which are about GPUs, would stand between the figures.
+    with (
+        variable_set("KINETO_LOG_LEVEL", "99"),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched,
+    ):
         step()
     results = watched.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]

@@ -10,6 +10,7 @@ import torch
 
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import VARIANTS, NetworkCase, floor_step
+from spela.process import threads_used
 
 __all__ = ["AXES", "fitted_exponent", "measure_axis"]
 
@@ -50,16 +51,11 @@ def measure_axis(axis: str, budget: float, device: str = "cpu") -> list[tuple[in
         (size, seconds of the step, seconds of the floor), one a size.
     """
     sizes, make = AXES[axis]
-    threads = torch.get_num_threads()
     found = []
-    try:
-        for size in sizes:
-            if axis == "threads":
-                torch.set_num_threads(size)
+    for size in sizes:
+        with threads_used(size if axis == "threads" else torch.get_num_threads()):
             case = replace(make(size), device=device)
             steps = {"spela": VARIANTS["spela"](case), "floor": floor_step(case)}
             times = interleaved_medians(steps, budget, device=device)
-            found.append((size, times["spela"], times["floor"]))
-    finally:
-        torch.set_num_threads(threads)
+        found.append((size, times["spela"], times["floor"]))
     return found

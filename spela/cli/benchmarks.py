@@ -99,7 +99,7 @@ def bench(
         figures = _measured(groups, quick, threads, pick_device(device or "cpu"))
     if json_file is not None:
         text = json.dumps(figures, indent=2) + "\n"
-        write_atomically(json_file, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        write_atomically(json_file, text)
 
 
 def _measured(

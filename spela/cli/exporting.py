@@ -9,7 +9,7 @@ import typer
 
 from spela.choices import EXPORTS, FORMATS, OLDEST_OPSET, OPSET
 from spela.cli.options import RunDir, one_of, path_option, pick_device, refuse_unread
-from spela.cli.trained import refuse_own_file
+from spela.cli.trained import check_folder, refuse_own_file
 
 __all__ = ["export"]
 
@@ -54,8 +54,7 @@ def export(
     from spela.export import export_run
 
     pick_device("cpu")
-    if not run_dir.is_dir():
-        raise ValueError(f"{run_dir} is not a folder: give the --out folder of a training run")
+    check_folder(run_dir)
     refuse_own_file(run_dir, out)
     if out.suffix != ".onnx":
         refuse_unread(f"{out}, which is no .onnx file", opset=opset, weights_apart=weights_apart)

@@ -81,7 +81,7 @@ def _show_run(run_dir: Path, card: bool, out: Path | None, as_json: bool) -> Non
     if out is None:
         typer.echo(as_markdown(facts) if card else as_text(facts))
         return
-    write_atomically(out, lambda name: Path(name).write_text(as_markdown(facts), encoding="utf-8"))
+    write_atomically(out, as_markdown(facts))
     typer.echo(f"model card: {out}")
 
 

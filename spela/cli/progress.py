@@ -37,9 +37,13 @@ class ProgressBar:
             self.bar.update(steps_done - self.bar.n)
 
     def on_epoch_end(self, record: dict[str, Any]) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.close()
         accuracy = " ".join(f"{100 * a:5.2f}" for a in record["test_accuracy"])
         loss = " ".join(f"{v:.4f}" for v in record["train_loss"])
         epoch = f"epoch {record['epoch']}/{self.epochs}"
         typer.echo(f"{epoch}  accuracy % {accuracy}  loss {loss}  {record['seconds']:.1f} s")
+
+    def close(self) -> None:
+        """Take the bar from the terminal."""
+        if self.bar is not None:
+            self.bar.close()

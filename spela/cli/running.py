@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from spela.files.text import printable
 from spela.layers import Standardize
 from spela.process import multiplies_bf16
 from spela.training import (
-    Listener,
     Listeners,
     RunConfig,
     RunFolder,
@@ -66,12 +66,15 @@ def train_run(
     if not resume and (note := scaling_note(config, dataset)):
         lines.append(note)
     # Shown when the first epoch begins: nothing can refuse the run's settings any more.
-    listeners: list[Listener] = [ProgressBar(lines if ranks is None or ranks.is_main else [])]
-    if tensorboard:
-        listeners.append(TensorBoardListener(out / "tensorboard"))
-    listener = Listeners(listeners)
+    bar = ProgressBar(lines if ranks is None or ranks.is_main else [])
+    curves = [TensorBoardListener(out / "tensorboard")] if tensorboard else []
+    listener = Listeners([bar, *curves])
     folder = RunFolder(out) if ranks is None else SharedRunFolder(out, ranks)
-    with folder.writing():
+    with ExitStack() as stack:
+        stack.enter_context(closing(bar))
+        for watching in curves:
+            stack.enter_context(closing(watching))
+        stack.enter_context(folder.writing())
         if ranks is None:
             summary = run_training(
                 config,

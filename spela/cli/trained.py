@@ -102,10 +102,12 @@ def evaluate_command(
             f"{run_dir} was trained on {learnt_from}, which is not here: say where it lies now, --data FILE"
         )
     dataset = load_data(checkpoint.config, data_root, data)
-    if data is None and checkpoint.data_digest not in ("", dataset.digest):
-        raise ValueError(
-            f"{learnt_from} holds other samples, labels or class names than {run_dir} learnt from, and what "
-            "it learnt may be among the test samples now: bring the data back, or say --data to judge by it"
+    if data is None:
+        checkpoint.check_data(
+            dataset,
+            str(run_dir),
+            "what it learnt may be among the test samples now; bring the data back, or say --data to "
+            "judge by it",
         )
     if dataset.sample_shape != checkpoint.sample_shape:
         raise ValueError(

@@ -185,9 +185,7 @@ def count_classes(labels: Tensor, where: str) -> int:
     return high + 1
 
 
-def split_indices(
-    labels: Tensor, *, every: int = 5, seed: int | None = None
-) -> tuple[Tensor, Tensor]:
+def split_indices(labels: Tensor, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
     """Split samples into training and test, each class in the same proportion (within one sample).
 
     The samples are sorted by class and every fifth is taken for the test; both parts keep the
@@ -195,15 +193,14 @@ def split_indices(
 
     Args:
         labels: (N,) int64.
-        every: one sample in `every` goes to the test part.
         seed: which sample of a class is taken: shuffled by this seed, or file order if None.
 
     Returns:
         Training and test indices, int64, ascending.
 
     Example:
-        >>> split_indices(torch.tensor([0, 1, 0, 1, 0, 1]), every=3)
-        (tensor([2, 3, 4, 5]), tensor([0, 1]))
+        >>> split_indices(torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1]))
+        (tensor([1, 2, 3, 4, 6, 7, 8, 9]), tensor([0, 5]))
     """
     order = torch.arange(labels.numel(), device="cpu")
     if seed is not None:
@@ -212,5 +209,5 @@ def split_indices(
         )
     order = order[torch.argsort(labels[order], stable=True)]
     in_test = torch.zeros(labels.numel(), dtype=torch.bool, device="cpu")
-    in_test[order[::every]] = True
+    in_test[order[::5]] = True
     return (~in_test).nonzero().flatten(), in_test.nonzero().flatten()

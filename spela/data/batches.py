@@ -93,8 +93,7 @@ class Batches:
         return self._shuffled(self._draw()) if self.shuffle else self._in_order()
 
     def _draw(self) -> Tensor:
-        if self.generator is None:
-            raise ValueError("shuffle=True needs a generator, e.g. epoch_generator(seed, epoch)")
+        assert self.generator is not None  # it shuffles
         device = self.generator.device
         order = torch.randperm(len(self.y), generator=self.generator, device=device)
         return order.to(self.y.device)

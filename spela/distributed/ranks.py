@@ -194,27 +194,27 @@ class Ranks:
             with self.guard():
                 dist.broadcast(tensor, 0)
 
-    def start_send(self, tensor: Tensor, to: int, tag: int = 0) -> Pending:
+    def start_send(self, tensor: Tensor, to: int) -> Pending:
         """Begin sending a contiguous tensor, which must stay as it is until `wait` is done."""
         with self.guard():
-            return Pending(self, dist.isend(tensor, to, tag=tag), tensor)
+            return Pending(self, dist.isend(tensor, to), tensor)
 
-    def start_receive(self, tensor: Tensor, source: int, tag: int = 0) -> Pending:
+    def start_receive(self, tensor: Tensor, source: int) -> Pending:
         """Begin receiving into a contiguous tensor."""
         with self.guard():
-            return Pending(self, dist.irecv(tensor, source, tag=tag), tensor)
+            return Pending(self, dist.irecv(tensor, source), tensor)
 
     def from_main(self, call: Callable[[], Any]) -> Any:
         """What `call` returns on rank 0, on every rank: JSON values only.
 
         Raises:
-            ValueError: On the other ranks, when `call` raises one, or an OSError, on rank 0.
+            ValueError: On the other ranks, with its message, when `call` raises an error on rank 0.
         """
         message = b""
         if self.is_main:
             try:
                 message = json.dumps({"value": call()}).encode()
-            except (ValueError, OSError) as error:
+            except Exception as error:  # whatever it is: the other ranks wait for an answer
                 self._broadcast(json.dumps({"error": str(error)}).encode())
                 raise
         told = json.loads(self._broadcast(message))

@@ -6,7 +6,7 @@ A results folder may hold runs as folders, in archives, or both; `find_run` read
 from __future__ import annotations
 
 import json
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,4 @@ def write_archive(path: Path, runs: list[RunFolder]) -> None:
         )
     text = "".join(json.dumps(line) + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, partial(_write, text))
-
-
-def _write(text: str, name: str) -> None:
-    Path(name).write_text(text, encoding="utf-8")
+    write_atomically(path, text)

@@ -19,6 +19,7 @@ from spela.experiments.plan import Job, Options, data_label
 from spela.experiments.runner import finished_summary, run_folder
 from spela.experiments.runs import load_data, load_run
 from spela.network import SpelaSequential
+from spela.process import threads_used
 
 __all__ = ["measure_exits"]
 
@@ -46,9 +47,7 @@ def measure_exits(jobs: list[Job], options: Options, before: dict[str, Any]) -> 
     points: list[dict[str, Any]] = []
     calibrated: list[dict[str, Any]] = []
     problem = ""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_used(1):
         for job in jobs:
             folder = run_folder(options, job.key)
             if finished_summary(folder, job.config) is None:
@@ -72,8 +71,6 @@ def measure_exits(jobs: list[Job], options: Options, before: dict[str, Any]) -> 
             sweep, chosen = _exits(net, (x[1::2], y[1::2]), (x[::2], y[::2]))
             points += [{**facts, **point} for point in sweep]
             calibrated.append({**facts, **chosen})
-    finally:
-        torch.set_num_threads(threads)
     if not calibrated:
         return {"unavailable": problem or "no finished run to measure"}
     unavailable = {"unavailable": problem} if problem else {}
@@ -95,11 +92,7 @@ def _trained(path: Path, job: Job, options: Options) -> tuple[SpelaSequential, D
     if job.problem:
         raise ValueError(job.problem)
     dataset = load_data(job.config, options.data_root)
-    if loaded.checkpoint.data_digest not in ("", dataset.digest):
-        raise ValueError(
-            f"{dataset.name} holds other samples, labels or class names than {path} learnt from: bring the "
-            "data back"
-        )
+    loaded.checkpoint.check_data(dataset, str(path), "bring the data back")
     return loaded.net, dataset
 
 

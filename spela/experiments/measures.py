@@ -15,7 +15,7 @@ __all__ = ["measure"]
 def measure(
     experiment: Experiment, options: Options, jobs: list[Job], before: dict[str, Any]
 ) -> dict[str, Any]:
-    """The measured part of a table: `points`, or `unavailable` with the reason.
+    """The measured part of a table: `points` and what goes with them, or `unavailable` with the reason.
 
     Args:
         experiment: One with a measure.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def measure_memory(options: Options) -> dict[str, Any]:
         points = memory_points([(2, 64), (4, 64)] if options.quick else SHAPES)
         threads = torch.get_num_threads()
         found = json.dumps({"threads": threads, "points": points}, indent=2)
-        write_atomically(path, lambda name: Path(name).write_text(found, encoding="utf-8"))
+        write_atomically(path, found)
     try:
         return _checked(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, OverflowError) as error:

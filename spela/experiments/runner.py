@@ -24,7 +24,7 @@ from spela.experiments.archive import find_run
 from spela.experiments.plan import Job, Options, data_identity, data_label, run_key
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
-from spela.process import flush_denormals, keep_freed_memory
+from spela.process import flush_denormals, keep_freed_memory, threads_used
 from spela.training import InUseError, RunConfig, RunFolder, read_checkpoint, read_evidence
 from spela.training.lock import only_writer
 
@@ -142,7 +142,7 @@ def run_jobs(
         return outcomes
     with writing_results(options):
         if processes == 1:
-            with _as_a_worker():
+            with threads_used(1), flush_denormals():
                 for task in list(waiting.values()):
                     note(_run_task(task))
         else:
@@ -246,17 +246,6 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-@contextmanager
-def _as_a_worker() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with flush_denormals():
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -147,11 +147,9 @@ def checked_checkpoint(
             "ones (--epochs, or --head-epochs where a head learns alone, may be larger), or start a new "
             "run in another --out"
         )
-    if checkpoint.data_digest not in ("", dataset.digest):
-        raise ValueError(
-            f"{dataset.name} holds other samples, labels or class names than {folder.path} was started with: "
-            "bring the data back, or start a new run in another --out"
-        )
+    checkpoint.check_data(
+        dataset, str(folder.path), "bring the data back, or start a new run in another --out"
+    )
     _network(checkpoint, evidence, folder)
     return checkpoint
 

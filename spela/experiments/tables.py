@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,8 @@ def mean_and_deviation(values: list[float]) -> dict[str, float | int | None]:
         >>> mean_and_deviation([1.0, 3.0])
         {'mean': 2.0, 'sd': 1.4142135623730951, 'n': 2}
     """
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return {"mean": mean, "sd": None, "n": 1}
-    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    return {"mean": mean, "sd": math.sqrt(variance), "n": len(values)}
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "sd": deviation, "n": len(values)}
 
 
 def table_path(options: Options, name: str) -> Path:
@@ -78,7 +75,7 @@ def write_table(options: Options, table: dict[str, Any]) -> Path:
     path = table_path(options, table["experiment"])
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(table, indent=1) + "\n"
-    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    write_atomically(path, text)
     return path
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from spela.layers import SpelaConv2d
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import Settings
+from spela_kernels.pooling import per_kernel
 from spela_kernels.projection import reference
 from spela_kernels.projection.types import Call
 
@@ -59,11 +60,11 @@ def conv_step(
     mean, inverse = torch.zeros_like(gamma), torch.ones_like(gamma)
     if layer.norm is not None:
         mean, inverse = _moments(layer.norm, statistics, training, conv)
-    normal = (conv - _on_map(mean)) * _on_map(inverse)
+    normal = (conv - per_kernel(mean)) * per_kernel(inverse)
     tiles, place = _tiles(normal, window), None
     if layer.pool == "max":
         # Batch norm and LeakyReLU are monotonous: only one pixel of a window has to go through them.
-        signed = torch.where(_on_map(gamma) < 0, -conv, conv)
+        signed = torch.where(per_kernel(gamma) < 0, -conv, conv)
         place = _tiles(signed, window).argmax(dim=-1, keepdim=True)
         tiles = tiles.gather(-1, place)  # n = 1
     active = phi.forward(tiles * _on_tiles(gamma) + _on_tiles(beta), slope)
@@ -85,7 +86,7 @@ def conv_step(
         # Through the batch's own moments, which take the convolution's bias out again.
         by_batch = training if statistics else torch.ones_like(training)
         share = torch.where(by_batch, gamma * inverse / _pixels(conv), torch.zeros_like(gamma))
-        dconv = dconv - _on_map(share) * (_on_map(total) + _on_map(along) * normal)
+        dconv = dconv - per_kernel(share) * (per_kernel(total) + per_kernel(along) * normal)
         dbias = torch.where(by_batch, torch.zeros_like(dbias), dbias)
     gradients = {
         "weight": _weight_gradient(layer, padded, dconv),
@@ -102,7 +103,7 @@ def _moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean (K,) and inverse deviation (K,) to normalise with; in training the running ones move on."""
     mean = conv.mean(dim=(0, 2, 3))
-    variance = (conv - _on_map(mean)).square().mean(dim=(0, 2, 3))
+    variance = (conv - per_kernel(mean)).square().mean(dim=(0, 2, 3))
     if statistics:
         running_mean, running_var = statistics["norm.running_mean"], statistics["norm.running_var"]
         tracked = statistics["norm.num_batches_tracked"].add_(training.long())
@@ -141,10 +142,6 @@ def _weight_gradient(layer: nn.Conv2d, padded: Tensor, dconv: Tensor) -> Tensor:
 
 def _pixels(maps: Tensor) -> int:
     return maps.numel() // maps.shape[1]
-
-
-def _on_map(values: Tensor) -> Tensor:
-    return values[:, None, None]
 
 
 def _on_tiles(values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,6 @@ from spela_kernels.projection import reference as projection
 from spela_kernels.projection.types import Call
 
 __all__ = ["inference_program", "layer_scores"]
-
-
-class _Classifier(Protocol):
-    """A network whose layers answer; SPELA's and the baselines'."""
-
-    def layer_scores(self, x: Tensor) -> list[Tensor]:
-        """Class scores (B, C) of every layer that can answer."""
 
 
 def layer_scores(layer: LocalLayer, y: Tensor) -> Tensor:

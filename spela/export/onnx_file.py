@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spela.choices import OLDEST_OPSET, OPSET
 from spela.export.program import Program
-from spela.files.atomic import write_all_atomically
+from spela.files.atomic import Content, write_all_atomically
 from spela.files.tensors import fill_tensors, read_tensors
 
 __all__ = ["write_onnx"]
@@ -78,7 +78,7 @@ def write_onnx(
     if sum(t.numel() * t.element_size() for t in tensors) > MOST_BYTES:
         raise ValueError("an ONNX file ends at 2 GiB and this network is larger: write a .pt2 file")
     content = _model(program, opset, inside).SerializeToString()
-    files: dict[Path, Callable[[str], object]] = {path: partial(_write_bytes, content)}
+    files: dict[Path, Content] = {path: content}
     if weights_apart:
         apart = {name: value.detach().contiguous() for name, value in program.defaults.items()}
         files[beside] = partial(fill_tensors, tensors=apart, metadata={"format": _WEIGHTS})
@@ -134,7 +134,3 @@ def _constant(name: str, value: Tensor) -> Any:
     import onnx
 
     return onnx.numpy_helper.from_array(value.detach().cpu().numpy(), name)
-
-
-def _write_bytes(content: bytes, name: str) -> None:
-    Path(name).write_bytes(content)

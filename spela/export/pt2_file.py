@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,8 +38,4 @@ def write_pt2(program: Program, path: Path) -> None:
     }
     buffer = io.BytesIO()
     torch.export.save(program.exported, buffer, extra_files={"spela.json": json.dumps(facts)})
-    write_atomically(path, partial(_write_bytes, buffer.getvalue()))
-
-
-def _write_bytes(content: bytes, name: str) -> None:
-    Path(name).write_bytes(content)
+    write_atomically(path, buffer.getvalue())

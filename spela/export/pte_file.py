@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,8 +54,4 @@ def write_pte(program: Program, path: Path) -> None:
             constant_methods={**constants, "spela": json.dumps(facts)},
         )
         content = bytes(lowered.to_executorch().buffer)
-    write_atomically(path, partial(_write_bytes, content))
-
-
-def _write_bytes(content: bytes, name: str) -> None:
-    Path(name).write_bytes(content)
+    write_atomically(path, content)

@@ -9,28 +9,17 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from spela.layers import Frozen, LocalLayer, SpelaConv2d, SpelaLinear
 from spela.layers.maps import convolved_size
-from spela.layers.plain import departure
+from spela.layers.plain import departure, parts_of
 from spela.network import SpelaSequential
 from spela_kernels.linear import Parameters
 
-__all__ = ["check_input", "check_network", "parts_of"]
+__all__ = ["check_input", "check_network"]
 
 # The layers whose gradients are written out here, and what they are trained through.
 _TRAINED: dict[type[LocalLayer], set[str]] = {
     SpelaLinear: set(Parameters._fields),
     SpelaConv2d: {"weight", "bias", "norm.weight", "norm.bias", "projection"},
 }
-
-
-def parts_of(net: nn.Sequential) -> dict[str, nn.Module]:
-    """The modules by name; `named_children` leaves out a module's second appearance.
-
-    Example:
-        >>> tanh = nn.Tanh()
-        >>> list(parts_of(nn.Sequential(tanh, nn.Flatten(), tanh)))
-        ['0', '1', '2']
-    """
-    return {name: module for name, module in net._modules.items() if module is not None}
 
 
 def check_network(net: nn.Module) -> SpelaSequential:

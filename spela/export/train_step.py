@@ -21,10 +21,11 @@ from spela.export.program import (
     example_batch,
     trace,
 )
-from spela.export.step_checks import check_input, check_network, parts_of
+from spela.export.step_checks import check_input, check_network
 from spela.export.updates import Update, optimizer_state, update_of
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 from spela.layers.modes import in_eval_mode, input_for
+from spela.layers.plain import parts_of
 from spela.layers.steps import check_step
 from spela.network import SpelaSequential
 from spela_kernels.contracts import Settings

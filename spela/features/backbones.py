@@ -6,7 +6,6 @@ Every checkpoint is read with weights_only=True: torch then rebuilds tensors and
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from spela.data.reading import one_line
 from spela.data.source import DOWNLOAD_TIMEOUT_S, socket_timeout
+from spela.process import variable_set
 
 __all__ = ["Backbone", "backbone_names", "load_backbone", "weights_hash"]
 
@@ -164,7 +164,9 @@ def _timm(name: str) -> tuple[nn.Module, _Triple, _Triple]:
             f"unknown backbone {name!r}: use {' or '.join(_BUILDERS)}, or a name that "
             "timm.list_models(pretrained=True) lists"
         )
-    with _downloading(name, "try it on a machine with internet"), _weights_only():
+    # torch.load, by whoever it is called, reads tensors only: torch's own switch for that.
+    only_tensors = variable_set("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    with _downloading(name, "try it on a machine with internet"), only_tensors:
         net = timm.create_model(name, pretrained=True, num_classes=0)
     data = timm.data.resolve_model_data_config(net)
     return net, _triple(data["mean"]), _triple(data["std"])
@@ -187,21 +189,6 @@ def _downloading(name: str, otherwise: str) -> Iterator[None]:
             f"backbone {name!r} is not on this machine and its download failed ({one_line(error)}): "
             f"{otherwise}, or use --backbone efficientnet-lite0, which needs none"
         ) from error
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """torch.load, by whoever it is called, reads tensors only (torch's own switch for that)."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

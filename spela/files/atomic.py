@@ -9,33 +9,34 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-__all__ = ["write_all_atomically", "write_atomically"]
+__all__ = ["Content", "write_all_atomically", "write_atomically"]
 
-Write = Callable[[str], object]
+# A text, bytes, or what fills the file whose name it is given.
+Content = str | bytes | Callable[[str], object]
 
 
-def write_atomically(path: Path, write: Write) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it into place.
+def write_atomically(path: Path, content: Content) -> None:
+    """Write a temporary file beside `path`, then rename it into place.
 
-    Its mode is that of the file it replaces, or the umask's, whatever `write` made of it. A link stays, and
-    what it points to is replaced; what is no file, as a pipe or /dev/stdout, is written to as it is.
+    Its mode is that of the file it replaces, or of the umask, whatever a function made of it. A link stays
+    and what it points to is replaced; what is no file, as a pipe or /dev/stdout, is written to as it is.
 
     Args:
         path: The file to create or replace.
-        write: Called with the temporary file's name.
+        content: A text (UTF-8), bytes, or a function that writes the file whose name it is called with.
 
     Raises:
         OSError: Naming `path`, if the disk is full or the folder is not there or not writable; `path` is then
             as it was before.
     """
-    write_all_atomically({path: write})
+    write_all_atomically({path: content})
 
 
-def write_all_atomically(files: Mapping[Path, Write]) -> None:
+def write_all_atomically(files: Mapping[Path, Content]) -> None:
     """Fill a temporary file beside each of several, and rename them into place once all are on the disk.
 
     Args:
-        files: What `write_atomically` takes, for each file.
+        files: Content of each file, as `write_atomically` takes it.
 
     Raises:
         OSError: Naming the file, as `write_atomically`; if one could not be filled, all are as before.
@@ -43,11 +44,11 @@ def write_all_atomically(files: Mapping[Path, Write]) -> None:
     filled: dict[Path, tuple[Path, Path]] = {}  # temporary file, and what it replaces
     path = Path()
     try:
-        for path, write in files.items():
+        for path, content in files.items():
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if path.exists() and not path.is_file():
-                write(str(path))
+                _fill(path, content)
                 continue
             target = Path(os.path.realpath(path))  # a loop of links is itself
             # Process ids repeat, on other machines and in containers that share the folder.
@@ -56,7 +57,7 @@ def write_all_atomically(files: Mapping[Path, Write]) -> None:
             filled[path] = temporary, target
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-            write(str(temporary))
+            _fill(temporary, content)
             os.chmod(temporary, mode)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
@@ -68,3 +69,12 @@ def write_all_atomically(files: Mapping[Path, Write]) -> None:
         if isinstance(error, OSError):  # the temporary file's name would tell a user nothing
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         raise
+
+
+def _fill(path: Path, content: Content) -> None:
+    if isinstance(content, str):
+        content = content.encode()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(str(path))

@@ -20,6 +20,7 @@ from spela.layers.similarity import Similarity
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import as_size
 from spela_kernels import projection_loss
+from spela_kernels.contracts import check_scale
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, recordable, without_inference
 
@@ -107,9 +108,9 @@ class SpelaBlock(ProjectedLayer):
         self.num_classes = as_size("num_classes", num_classes, least=2)
         self.readout = as_size("readout", readout)
         get_objective(objective)
+        check_scale(scale)
         for name, value, fits, bounds in (
             ("projection_std", projection_std, 0 < projection_std < math.inf, "> 0"),
-            ("scale", scale, 0 < scale < math.inf, "> 0"),
             ("similarity", similarity, 0 <= similarity < 1, "in [0, 1)"),
             ("dropout", dropout, 0 <= dropout < 1, "in [0, 1)"),
         ):

@@ -30,6 +30,7 @@ from spela.vectors import (
     most_groups,
 )
 from spela_kernels import projection_loss
+from spela_kernels.contracts import check_negative_slope, check_scale
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import autocast_is_on, made_in_inference, recordable, without_inference
 
@@ -139,25 +140,19 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
     ) -> None:
         in_channels = as_size("in_channels", in_channels)
         out_channels = as_size("out_channels", out_channels)
-        num_classes = as_size("num_classes", num_classes)
+        num_classes = as_size("num_classes", num_classes, least=2)
         height, width = _pair("output_size", output_size)
         symmetric_dim = as_size("symmetric_dim", symmetric_dim)
         pool_size = as_size("pool_size", pool_size)
         kernel_size = _pair("kernel_size", kernel_size)
         stride = _pair("stride", stride)
         dilation = _pair("dilation", dilation)
-        if num_classes < 2:
-            raise ValueError(
-                f"`num_classes` must be at least 2, got {num_classes}: one class is nothing to tell apart"
-            )
         if not 0 < projection_std < math.inf:
             raise ValueError(f"`projection_std` must be > 0 and finite, got {projection_std}")
         if pool not in ("max", "avg", None):
             raise ValueError(f"`pool` must be 'max', 'avg' or None, got {pool!r}")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"`scale` must be > 0, got {scale}")
-        if not 0 <= negative_slope < math.inf:
-            raise ValueError(f"`negative_slope` must be >= 0 and finite, got {negative_slope}")
+        check_scale(scale)
+        check_negative_slope(negative_slope)
         get_objective(objective)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         nn.Conv2d.__init__(

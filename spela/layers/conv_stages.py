@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from spela_kernels.cosines import widened
-from spela_kernels.pooling import Normal, activate, descend, scatter_to_maxima_, window_maxima
+from spela_kernels.pooling import (
+    Normal,
+    activate,
+    descend,
+    per_kernel,
+    scatter_to_maxima_,
+    window_maxima,
+)
 
 __all__ = ["Stages", "StagesOutput", "stages_backward", "stages_forward"]
 
@@ -44,10 +51,6 @@ class StagesOutput(NamedTuple):
     x: Tensor  # what batch norm took: `conv`, or its maxima
     normal: Normal | None  # what it made of it
     active: Tensor  # what LeakyReLU gave, before average pooling
-
-
-def _per_kernel(values: Tensor) -> Tensor:
-    return values[:, None, None]
 
 
 def _last_channels(maps: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ def stages_backward(stages: Stages, done: StagesOutput, dy: Tensor) -> dict[Tens
     elif slope is None or offset is None:
         dconv.copy_(dx)
     else:
-        torch.addcmul(_per_kernel(offset), dconv, _per_kernel(slope), out=dconv).add_(dx)
+        torch.addcmul(per_kernel(offset), dconv, per_kernel(slope), out=dconv).add_(dx)
     own = [p for p in (layer.weight, layer.bias) if p is not None]
     if batch_moments and layer.bias is not None:
         # A shift that the batch's own mean takes out again; summing dconv would find rounding, which Adam

@@ -16,7 +16,7 @@ from spela.vectors import (
 )
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
-from spela_kernels.contracts import check_tensors
+from spela_kernels.contracts import check_negative_slope, check_scale, check_tensors
 from spela_kernels.cosines import unit_rows
 from spela_kernels.linear import Parameters
 from spela_kernels.objectives import get_objective
@@ -93,21 +93,16 @@ class SpelaLinear(LocalLayer, nn.Linear):
     ) -> None:
         in_features = as_size("in_features", in_features)
         out_features = as_size("out_features", out_features)
-        num_classes = as_size("num_classes", num_classes)
-        if num_classes < 2:
-            raise ValueError(
-                f"`num_classes` must be at least 2, got {num_classes}: one class is nothing to tell apart"
-            )
+        num_classes = as_size("num_classes", num_classes, least=2)
         if init not in INITS:
             raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")
         if bias_init not in BIAS_INITS:
             raise ValueError(f"`bias_init` must be zeros or uniform, got {bias_init!r}")
         get_activation(activation)
         get_objective(objective)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"`scale` must be > 0, got {scale}")
-        if activation == "leaky_relu" and not 0 <= negative_slope < math.inf:
-            raise ValueError(f"`negative_slope` must be >= 0 and finite, got {negative_slope}")
+        check_scale(scale)
+        if activation == "leaky_relu":
+            check_negative_slope(negative_slope)
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
         self.num_classes = num_classes
         self.activation = activation

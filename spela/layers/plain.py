@@ -1,11 +1,11 @@
-"""Whether a module computes what its type says: `isinstance` alone does not tell."""
+"""What a module computes and holds: whether what its type says, and its parts, one that runs twice twice."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["departure"]
+__all__ = ["departure", "parts_of"]
 
 # Of nn.Sequential and of layers: what decides what calling the module gives.
 _CALLED = (
@@ -64,3 +64,14 @@ def departure(module: nn.Module, kind: type[nn.Module]) -> str:
     if computed:
         return f"has a {computed.pop()} that is no parameter but computed: make it an nn.Parameter first"
     return ""
+
+
+def parts_of(net: nn.Sequential) -> dict[str, nn.Module]:
+    """The modules by name; `named_children` leaves out a module's second appearance.
+
+    Example:
+        >>> tanh = nn.Tanh()
+        >>> list(parts_of(nn.Sequential(tanh, nn.Flatten(), tanh)))
+        ['0', '1', '2']
+    """
+    return {name: module for name, module in net._modules.items() if module is not None}

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela_kernels.contracts import check_tensors
@@ -23,6 +24,7 @@ from spela_kernels.precision import autocast_is_on, made_in_inference, recordabl
 
 __all__ = [
     "check_step",
+    "has_step_hooks",
     "learning",
     "not_held",
     "owns",
@@ -303,3 +305,20 @@ def step_by_gradient(
         )
     step_on(optimizer, given)
     return loss.detach(), y
+
+
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch calls anything around the optimizer's `step`: hooks of its own, or of all optimizers.
+
+    Example:
+        >>> sgd = torch.optim.SGD([torch.ones(1)])
+        >>> handle = sgd.register_step_post_hook(print)
+        >>> has_step_hooks(sgd)
+        True
+    """
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )

@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from spela.files.atomic import write_all_atomically
+from spela.files.atomic import Content, write_all_atomically
 from spela.files.tensors import fill_tensors, read_tensors
-from spela.layers.plain import departure
+from spela.layers.plain import departure, parts_of
 from spela.pretrained.card import network_card
-from spela.pretrained.modules import build_module, describe_module, parts_of, shapes_of
+from spela.pretrained.modules import build_module, describe_module, shapes_of
 
 __all__ = ["CARD", "CONFIG", "WEIGHTS", "read_network", "write_network"]
 
@@ -46,19 +46,15 @@ def write_network(net: nn.Sequential, folder: Path, card: str | None, repo_id: s
     tensors = _own_tensors(net)
     _check_folder(folder)
     metadata = {"format": "pt", _DIGEST: _digest(config)}
-    files = {
+    files: dict[Path, Content] = {
         folder / WEIGHTS: lambda name: fill_tensors(name, tensors, metadata),
-        folder / CONFIG: lambda name: _write(name, json.dumps(config, indent=2) + "\n"),
+        folder / CONFIG: json.dumps(config, indent=2) + "\n",
     }
     if card is not None or not (folder / CARD).exists():
         text = network_card(net, repo_id) if card is None else card
-        files[folder / CARD] = lambda name: _write(name, text)
+        files[folder / CARD] = text
     folder.mkdir(parents=True, exist_ok=True)
     write_all_atomically(files)
-
-
-def _write(name: str, text: str) -> None:
-    Path(name).write_text(text, encoding="utf-8")
 
 
 def _config(net: nn.Sequential) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from spela.pretrained.modules import parts_of
+from spela.layers.plain import parts_of
 from spela_kernels.precision import without_inference
 
 __all__ = ["Pretrained"]

@@ -26,10 +26,10 @@ from spela.layers import (
     Standardize,
     with_binary_weight,
 )
-from spela.layers.plain import departure
+from spela.layers.plain import departure, parts_of
 from spela.vectors import decode_groups
 
-__all__ = ["DTYPES", "build_module", "describe_module", "parts_of", "shapes_of"]
+__all__ = ["DTYPES", "build_module", "describe_module", "shapes_of"]
 
 _KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
@@ -64,17 +64,6 @@ _BLOCK = {
     "similarity": lambda block: block.similarity_weight,
     "dropout": lambda block: block.dropout.p,
 }
-
-
-def parts_of(net: nn.Sequential) -> dict[str, nn.Module]:
-    """The modules by name, one that runs twice under both of its names.
-
-    Example:
-        >>> norm = RowNorm()
-        >>> [*parts_of(nn.Sequential(norm, nn.Linear(2, 2), norm))]
-        ['0', '1', '2']
-    """
-    return {name: module for name, module in net._modules.items() if module is not None}
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

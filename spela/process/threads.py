@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["calm_threads", "limit_threads"]
+__all__ = ["calm_threads", "limit_threads", "threads_used"]
 
 # What decides how long a thread that waits for others spins before it sleeps.
 _SPIN, _POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
@@ -61,6 +63,29 @@ def limit_threads() -> int:
         if allowed < torch.get_num_threads():
             torch.set_num_threads(allowed)
     return torch.get_num_threads()
+
+
+@contextmanager
+def threads_used(count: int) -> Iterator[None]:
+    """Torch uses this many threads inside, and afterwards as many as before.
+
+    Args:
+        count: At least 1.
+
+    Example:
+        >>> import torch
+        >>> with threads_used(1):
+        ...     torch.get_num_threads()
+        1
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-import os
 import platform
 import re
 from pathlib import Path
@@ -15,9 +15,10 @@ import torch
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
+from spela.files.atomic import write_atomically
 from spela.reports.cells import COLUMNS, cells, change_text, deviation_text, missing
 from spela.reports.published import beside_published
-from spela.reports.rendering import render, write_bytes
+from spela.reports.rendering import render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def write_pages(options: Options) -> tuple[Path, Path]:
     pages = []
     for name, template in (("report.html", "experiments.html"), ("report.md", "experiments.md")):
         path = options.folder / name
-        write_bytes(path, render(template, **context))
+        write_atomically(path, render(template, **context))
         pages.append(path)
     return pages[0], pages[1]
 
@@ -104,13 +105,15 @@ def _saved(path: Path, caption: str, figure: Figure | None) -> dict[str, str]:
     if figure is not None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
-        write_bytes(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return {"caption": caption, "data": data, "file": f"plots/{path.name}"}
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-") or f"plot-{os.getpid()}"
+    """Of the letters that every file system takes, and of a digest where there is none."""
+    letters = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-")
+    return letters or hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def _memory_lines(table: dict[str, Any]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,7 @@ def _exits(measured: dict[str, Any]) -> Figure:
         mine = [p for p in points if (p["row"], p["data"]) == (row, data)]
         thresholds = sorted({p["threshold"] for p in mine})
         accuracy, cost = (
-            [_mean([p[key] for p in mine if p["threshold"] == t]) for t in thresholds]
+            [statistics.fmean([p[key] for p in mine if p["threshold"] == t]) for t in thresholds]
             for key in ("accuracy", "multiply_adds")
         )
         style = line_style(place)
@@ -265,7 +266,3 @@ def _exits(measured: dict[str, Any]) -> Figure:
         say_start(axes, "y")
     by_threshold.legend(fontsize=8)
     return figure
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -11,8 +11,8 @@ from spela.experiments.declare import Experiment
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
+from spela.files.atomic import write_atomically
 from spela.reports.cells import cells, change_text
-from spela.reports.rendering import write_bytes
 
 __all__ = ["MAIN", "SUMMARY", "check_pages", "main_table", "summary_table", "update_pages"]
 
@@ -171,7 +171,7 @@ def update_pages(page: Path, readme: Path | None, options: Options, names: list[
 
 def _write(path: Path, markers: tuple[str, str], table: str) -> None:
     before, _, after = _parts(path, markers)
-    write_bytes(path, f"{before}\n{table}\n{after}".encode())
+    write_atomically(path, f"{before}\n{table}\n{after}".encode())
 
 
 def _parts(path: Path, markers: tuple[str, str]) -> tuple[str, str, str]:

@@ -1,15 +1,12 @@
-"""Pages from the templates beside this file, and writing a file whole or not at all."""
+"""Pages from the templates beside this file."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from spela.files.atomic import write_atomically
-
-__all__ = ["render", "write_bytes"]
+__all__ = ["render"]
 
 
 def render(template: str, **context: Any) -> bytes:
@@ -26,8 +23,3 @@ def render(template: str, **context: Any) -> bytes:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(context).encode()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    write_atomically(path, lambda name: Path(name).write_bytes(content))

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from spela.data import Dataset
 from spela.experiments import LoadedRun
+from spela.files.atomic import write_atomically
 from spela.reports.cells import by_layer
 from spela.reports.lettering import drawable
 from spela.reports.looks import Looks, look_at
-from spela.reports.rendering import render, write_bytes
+from spela.reports.rendering import render
 from spela.reports.run_figures import (
     confusion_figure,
     curve_figures,
@@ -85,7 +86,7 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
         ],
         others=[(name, _text(value)) for name, value in other_settings(config)],
     )
-    write_bytes(folder.report, page)
+    write_atomically(folder.report, page)
     return folder.report
 
 
@@ -132,7 +133,7 @@ def _where_from(looks: Looks, dataset: Dataset, samples: list[dict[str, Any]]) -
 def _saved(plots: Path, name: str, shows: str, figure: Figure) -> dict[str, str]:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
-    write_bytes(plots / f"{name}.png", buffer.getvalue())
+    write_atomically(plots / f"{name}.png", buffer.getvalue())
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return {"name": name, "shows": shows, "data": data}
 

@@ -208,5 +208,4 @@ class ReplayBuffer:
             raise ValueError("the replay buffer's parts do not fit each other")
         self.seen, self._was_largest = seen.tolist(), was.bool().tolist()
         self._size = len(y)
-        if len(y):
-            self._room_x, self._room_y = x.to(device), y.to(device)
+        self._room_x, self._room_y = (x.to(device), y.to(device)) if len(y) else (None, None)

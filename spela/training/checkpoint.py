@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from spela.data import Dataset
 from spela.files.tensors import read_tensors, save_tensors
 from spela.layers.contract import FusedOptimizer
 from spela.training.config import RunConfig
@@ -59,6 +60,22 @@ class Checkpoint:
     torch_version: str = "unknown"
     extended_at: tuple[int, ...] = ()
     data_digest: str = ""
+
+    def check_data(self, dataset: Dataset, run: str, advice: str) -> None:
+        """Refuse data that the run did not learn from; files of older versions do not say which they did.
+
+        Args:
+            dataset: The data at hand.
+            run: The run's name, for the message.
+            advice: What to do, for the message.
+
+        Raises:
+            ValueError: If it is other data.
+        """
+        if self.data_digest not in ("", dataset.digest):
+            raise ValueError(
+                f"{dataset.name} holds other samples, labels or class names than {run} learnt from: {advice}"
+            )
 
 
 def state_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

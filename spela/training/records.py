@@ -17,10 +17,6 @@ from spela.training.lock import LOCK_FILE, only_writer
 __all__ = ["RunFolder"]
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
-
-
 def _is_of_run(config: Path) -> bool:
     """Whether settings are a run's, which a start that failed leaves, and not some other config.json."""
     try:
@@ -122,7 +118,7 @@ class RunFolder:
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write one JSON file of this folder, whole or not at all."""
-        _write_text(path, json.dumps(value, indent=2) + "\n")
+        write_atomically(path, json.dumps(value, indent=2) + "\n")
 
     def remove_summary(self) -> None:
         """Remove summary.json, which says that the run is finished."""
@@ -168,7 +164,7 @@ class RunFolder:
                 f"{self.metrics} has lost records of the {epochs} epochs done: the run cannot be continued; "
                 "start it again in another --out"
             )
-        _write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""

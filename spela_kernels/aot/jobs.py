@@ -18,10 +18,10 @@ from spela_kernels.aot.projection_cases import projection_cases
 from spela_kernels.gpu.architectures import ARCHITECTURES, Architecture
 from spela_kernels.gpu.launching import Launch, record_launches
 
-__all__ = ["OPS", "Job", "gpu_target", "plan", "specialise"]
+__all__ = ["CASE_GENERATORS", "Job", "gpu_target", "plan", "specialise"]
 
 # A new op adds its generator here.
-OPS: tuple[CaseGenerator, ...] = (linear_cases, projection_cases)
+CASE_GENERATORS: tuple[CaseGenerator, ...] = (linear_cases, projection_cases)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def specialise(launch: Launch, target: str, label: str) -> Job:
 
 
 def _recorded(arch: Architecture, everything: bool, cases: str) -> Iterator[tuple[str, Launch]]:
-    for case in chain.from_iterable(op(arch, everything) for op in OPS):
+    for case in chain.from_iterable(op(arch, everything) for op in CASE_GENERATORS):
         if cases not in case.label:
             continue
         with record_launches(arch, case.fallbacks) as recording:

@@ -1,6 +1,12 @@
 """A convolution layer's pooling, batch norm and LeakyReLU, forward and back."""
 
-from spela_kernels.pooling.functional import activate, descend, scatter_to_maxima_, window_maxima
+from spela_kernels.pooling.functional import (
+    activate,
+    descend,
+    per_kernel,
+    scatter_to_maxima_,
+    window_maxima,
+)
 from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
 
 __all__ = [
@@ -10,6 +16,7 @@ __all__ = [
     "Normal",
     "activate",
     "descend",
+    "per_kernel",
     "scatter_to_maxima_",
     "window_maxima",
 ]

@@ -14,12 +14,13 @@ from spela_kernels.cosines import widened
 from spela_kernels.pooling import compiled
 from spela_kernels.pooling.types import Active, Descent, Maxima, Normal
 
-__all__ = ["activate", "descend", "scatter_to_maxima_", "window_maxima"]
+__all__ = ["activate", "descend", "per_kernel", "scatter_to_maxima_", "window_maxima"]
 
 _aten = torch.ops.aten
 
 
-def _per_kernel(values: Tensor) -> Tensor:
+def per_kernel(values: Tensor) -> Tensor:
+    """(K,) as (K, 1, 1): one value a map."""
     return values[:, None, None]
 
 
@@ -71,7 +72,7 @@ def activate(x: Tensor, normal: Normal | None, negative_slope: float, average: i
     if done is not None:
         return done
     if normal is not None:
-        affine = torch.addcmul(_per_kernel(normal.shift), x, _per_kernel(normal.scale)).to(x.dtype)
+        affine = torch.addcmul(per_kernel(normal.shift), x, per_kernel(normal.scale)).to(x.dtype)
         active = torch.nn.functional.leaky_relu_(affine, negative_slope)
     else:
         active = torch.nn.functional.leaky_relu(x, negative_slope)
@@ -121,7 +122,7 @@ def descend(
         widened(dz), widened(x), torch.ones_like(normal.mean), None, None,
         normal.mean, normal.inverse, True, 0.0, (False, True, True),
     )  # fmt: skip
-    return Descent(dz.mul_(_per_kernel(normal.scale)), along, total)
+    return Descent(dz.mul_(per_kernel(normal.scale)), along, total)
 
 
 def scatter_to_maxima_(
@@ -155,6 +156,6 @@ def scatter_to_maxima_(
     if slope is None or offset is None:
         maps.zero_()
     else:
-        torch.addcmul(_per_kernel(offset), maps, _per_kernel(slope), out=maps)
+        torch.addcmul(per_kernel(offset), maps, per_kernel(slope), out=maps)
     own_memory = maps.permute(0, 2, 3, 1).view(len(maps), -1, maps.shape[1])
     own_memory.scatter_add_(1, _by_position(where), _by_position(dmaxima))

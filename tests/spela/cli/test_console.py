@@ -147,7 +147,7 @@ def test_a_disk_that_fills_at_the_report_leaves_the_results(
         raise OSError(f"cannot write {path}: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(spela.reports.run, "write_bytes", full)
+        patch.setattr(spela.reports.run, "write_atomically", full)
         code, shown, error = call(*train)
     assert code == 2
     assert "layer 1: " in shown

@@ -64,10 +64,10 @@ class Logged(Ranks):
     def start_sum(self, tensor: Tensor) -> Pending:
         return self._begin(f"sum {tuple(tensor.shape)}", tensor)
 
-    def start_send(self, tensor: Tensor, to: int, tag: int = 0) -> Pending:
+    def start_send(self, tensor: Tensor, to: int) -> Pending:
         return self._begin(f"send {len(tensor)} to {to}", tensor)
 
-    def start_receive(self, tensor: Tensor, source: int, tag: int = 0) -> Pending:
+    def start_receive(self, tensor: Tensor, source: int) -> Pending:
         return self._begin(f"receive {len(tensor)}", tensor.zero_())
 
     def _begin(self, what: str, tensor: Tensor) -> Pending:

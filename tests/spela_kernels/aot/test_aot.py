@@ -244,7 +244,7 @@ def test_jobs_are_what_tritons_launcher_compiles(
         return True  # do not compile
 
     with record_launches(ARCHITECTURES[target]) as recording:
-        for case in chain(*(op(ARCHITECTURES[target], False) for op in planning.OPS)):
+        for case in chain(*(op(ARCHITECTURES[target], False) for op in planning.CASE_GENERATORS)):
             case.call()
     monkeypatch.setattr(knobs.runtime, "jit_cache_hook", caught)
     monkeypatch.setattr(driver, "_active", _Driver(target))
@@ -274,7 +274,7 @@ def test_equal_programs_are_compiled_once_and_unaligned_ones_apart(
         late = x.flatten()[1:1025].view(32, 32)
         yield Case("late", lambda: run(arch, product_kernel, 1, (late, x, 32, "ieee", 32), 4))
 
-    monkeypatch.setattr(planning, "OPS", (op,))
+    monkeypatch.setattr(planning, "CASE_GENERATORS", (op,))
     assert [job.label for job in plan(("sm_80",))] == ["whole", "late"]
     assert [job.label for job in plan(("sm_80",), cases="again")] == ["again"]
 
@@ -307,7 +307,7 @@ def test_the_command_fails_loudly(
         x = shaped(32, 32)
         yield Case("slow", lambda: run(arch, product_kernel, 1, (x, x, 32, "ieee", 32), 4))
 
-    monkeypatch.setattr(planning, "OPS", (op,))
+    monkeypatch.setattr(planning, "CASE_GENERATORS", (op,))
     monkeypatch.setattr(command, "_compiled", lambda jobs, _: [compile_job(job) for job in jobs])
     path = tmp_path / "report.json"
     assert command.main(["--targets", "sm_80,sm_75", "--json", str(path)]) == 1
