@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 __all__ = ["Content", "write_all_atomically", "write_atomically"]
 
@@ -48,7 +50,11 @@ def write_all_atomically(files: Mapping[Path, Content]) -> None:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if path.exists() and not path.is_file():
-                _fill(path, content)
+                with TemporaryDirectory() as folder:
+                    whole = Path(folder) / "content"
+                    _fill(whole, content)
+                    with open(whole, "rb") as source, open(path, "wb") as sink:
+                        shutil.copyfileobj(source, sink)
                 continue
             target = Path(os.path.realpath(path))  # a loop of links is itself
             # Process ids repeat, on other machines and in containers that share the folder.

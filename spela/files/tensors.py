@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from io import BufferedIOBase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -44,11 +46,17 @@ def fill_tensors(name: str, tensors: dict[str, Tensor], metadata: dict[str, str]
     Raises:
         OSError: If it cannot be written.
     """
-    try:
-        save_file(tensors, name, {**metadata, _DIGEST: "0" * 64})
-    except SafetensorError as error:
-        raise OSError(str(error)) from None  # `write_atomically` names the file
-    _complete_metadata(name)
+    path = Path(name)
+    # safetensors fills a file of its own beside its target. In a folder named after ours, what a killed
+    # process leaves of it is found by whoever looks for what is left of ours.
+    with TemporaryDirectory(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+        filled = os.path.join(folder, "tensors")
+        try:
+            save_file(tensors, filled, {**metadata, _DIGEST: "0" * 64})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None  # `write_atomically` names the file
+        _complete_metadata(filled)
+        os.replace(filled, path)
 
 
 def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -64,7 +64,7 @@ class RunFolder:
         ):
             for file in self.files:
                 for left in self.path.glob(f".{file.name}.*.tmp"):  # of a writer that was killed
-                    left.unlink()
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield
 
     def check_free(self) -> None:

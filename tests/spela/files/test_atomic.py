@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from spela.files.atomic import write_all_atomically, write_atomically
+from spela.files.tensors import save_tensors
+from spela.training import RunFolder
+from spela.training.lock import LOCK_FILE
 
 
 def _text(text: str):
@@ -35,6 +42,40 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     reader.join(10)
     assert found == ["through"]
     assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_tensors_go_into_a_pipe_and_leave_it_one(tmp_path: Path) -> None:
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    save_tensors(pipe, {"a": torch.arange(3.0)}, {"format": "pt"})
+    reader.join(10)
+    assert pipe.is_fifo()
+    assert torch.equal(safetensors.torch.load(found[0])["a"], torch.arange(3.0))
+
+
+def test_what_a_killed_writer_leaves_of_tensors_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+import torch
+from spela.files import tensors
+from spela.training import RunFolder
+
+def killed(held, name, metadata):
+    Path(name).with_name(".tmpAbCdEf").write_bytes(b"half")  # as safetensors names its own
+    os._exit(9)
+
+tensors.save_file = killed
+tensors.save_tensors(RunFolder(sys.argv[1]).checkpoint, {"a": torch.ones(2)}, {"format": "pt"})
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=100)
+    assert done.returncode == 9
+    assert list(tmp_path.rglob(".tmpAbCdEf"))
+    with RunFolder(tmp_path).writing():
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
 
 def test_a_folder_in_a_files_place_is_found_before_the_others_are_replaced(tmp_path: Path) -> None:
