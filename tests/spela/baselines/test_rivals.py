@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from spela.baselines import (
     MonoForwardSequential,
     PepitaSequential,
 )
+from spela.baselines.hidden import HiddenLayer
 from spela.layers import RowNorm
 
 F = nn.functional
@@ -187,3 +189,18 @@ def test_any_optimizer_trains_every_layer(
     assert (losses[-1] < 0.8 * losses[0]).all()
     accuracy = (net.predict(x) == y).double().mean()  # type: ignore[operator]
     assert accuracy > 0.9  # chance: 1/3
+
+
+def test_starts_are_drawn_in_their_bounds_and_fill_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pepita = PepitaSequential(
+        nn.Linear(600, 8), nn.ReLU(), nn.Linear(8, 5), feedback_scale=0.05, generator=generator
+    )
+    mono = MonoForwardLayer(25, 400, 10, generator=generator)
+    hidden = HiddenLayer(25, 1000, gain=math.sqrt(6), generator=generator)
+    for drawn, bound in (
+        (pepita.feedback, 0.05 * math.sqrt(6 / 600)),
+        (mono.projection, 1 / math.sqrt(400)),
+        (hidden.bias, 1 / math.sqrt(25)),
+    ):
+        assert 0.99 * bound < float(drawn.detach().abs().max()) <= bound

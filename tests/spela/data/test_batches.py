@@ -132,3 +132,8 @@ def test_a_cpu_generator_gives_the_same_order_on_every_device(device):
     assert torch.cat([labels for _, labels in seen]).tolist() == _order(0, 3)
     for inputs, labels in seen:
         assert torch.equal(inputs.cpu(), prepare(x[labels.cpu()]))
+
+
+def test_every_stream_of_an_epoch_has_draws_of_its_own() -> None:
+    seeds = {epoch_generator(0, 3, *stream).initial_seed() for stream in ((), (1,), (2,))}
+    assert len(seeds) == 3

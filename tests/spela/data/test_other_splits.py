@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spela.data import Dataset, add_label_noise, load_dataset, split_anew
+from spela.data import Dataset, add_label_noise, add_noise, load_dataset, resize_images, split_anew
 from spela.experiments import load_data, make_config
 
 
@@ -61,3 +61,25 @@ def test_a_run_s_data_follow_its_settings() -> None:
 def test_settings_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\)"):
         make_config("digits", **{name: 1.0})
+
+
+def _data(x: torch.Tensor) -> Dataset:
+    y = torch.arange(len(x)) % 2
+    return Dataset("d", x, y, x.clone(), y, num_classes=2, class_names=("a", "b"))
+
+
+def test_noise_is_drawn_by_its_seed() -> None:
+    found = [add_noise(_data(torch.zeros(50, 4)), 0.1, seed).train_x for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_noise_leaves_pixels_as_bright_as_they_were() -> None:
+    grey = _data(torch.full((2000, 16), 128, dtype=torch.uint8))
+    mean = float(add_noise(grey, 0.05, seed=0).train_x.double().mean())
+    assert mean == pytest.approx(128, abs=0.2)
+
+
+def test_images_are_made_smaller_by_means_of_their_pixels() -> None:
+    lines = ((torch.arange(16) % 4 == 0) * 255).to(torch.uint8).expand(4, 1, 16, 16).contiguous()
+    assert int(resize_images(_data(lines), 4).train_x.min()) > 30

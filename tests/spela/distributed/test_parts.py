@@ -303,3 +303,14 @@ def test_a_parameter_that_the_loss_does_not_use_stays() -> None:
     before = net[0].body.unused.weight.clone()
     net.local_step(X, Y, LocalSGD(net.parameters(), lr=0.1, weight_decay=0.1))
     assert torch.equal(net[0].body.unused.weight, before)
+
+
+def test_a_mask_of_another_stage_is_drawn_all_the_same() -> None:
+    net = LayerParallelSequential(SpelaSequential(SpelaLinear(4, 8, 3)), ALONE, (4,))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nn.functional.dropout(torch.ones(5, 4), 0.3)
+        expected = torch.rand(3)
+        torch.manual_seed(0)
+        net._skip(nn.Dropout(0.3), 5, (4,))
+        assert torch.equal(torch.rand(3), expected)

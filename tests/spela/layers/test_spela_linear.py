@@ -250,3 +250,9 @@ def test_a_step_runs_on_the_meta_device() -> None:
     assert (loss.shape, y.shape) == ((), (len(x), 8))
     with pytest.raises(ValueError, match="`x` is on meta but `weight` on cpu"):
         _layer().local_loss(x.to("meta"), target.to("meta"))
+
+
+def test_prelu_starts_at_the_slope_that_was_asked_for() -> None:
+    layer = SpelaLinear(4, 8, 3, activation="prelu", negative_slope=0.1)
+    assert layer.slope is not None
+    assert layer.slope.tolist() == pytest.approx([0.1])

@@ -430,3 +430,20 @@ def test_hooks_of_parameters_change_their_gradients(build, x: Tensor, rule) -> N
     assert sorted(called) == sorted([*range(len(learns))] * 3)
     for parameter, old in zip(learns, before, strict=True):
         assert torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize("kind", ["linear", "projection"])
+def test_a_refused_batch_is_no_step_of_adams_count(kind: str) -> None:
+    x, target = torch.randn(6, 4), torch.arange(6) % 3
+    if kind == "linear":
+        layer: SpelaLinear | SpelaBlock = SpelaLinear(4, 8, 3)
+    else:
+        layer = SpelaBlock(nn.Flatten(), 3, x)
+    optimizer = optim.LocalAdam(layer.parameters(), lr=0.1)
+    layer.local_step(x, target, optimizer)
+    with pytest.raises(ValueError, match="label"):
+        layer.local_step(x, target + 3, optimizer)
+    with pytest.raises((TypeError, ValueError)):
+        layer.local_step(x.double(), target, optimizer)
+    counts = {float(state["step"]) for state in optimizer.state.values()}
+    assert counts == {1.0}

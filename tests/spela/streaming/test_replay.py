@@ -115,3 +115,25 @@ def test_wrong_arguments() -> None:
             ReplayBuffer(50).load_state({**full.state(), **change}, torch.device("cpu"))
     with pytest.raises(ValueError, match="do not fit each other"):
         ReplayBuffer(5).load_state(full.state(), torch.device("cpu"))
+
+
+def test_of_one_class_balanced_keeps_each_sample_with_the_same_probability() -> None:
+    x, y = _stream([0] * 12)
+    kept = torch.zeros(12)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2000):
+        buffer = ReplayBuffer(3, "balanced", generator=generator)
+        buffer.add(x, y)
+        kept[buffer.x[:, 0].long()] += 1
+    # 2000 draws with p = 1/4, as above.
+    assert (kept - 500).abs().max() < 5 * 19.4
+
+
+def test_an_empty_buffer_is_loaded_into_one_that_was_used() -> None:
+    x, y = _stream([0, 1])
+    buffer = ReplayBuffer(3)
+    buffer.add(x, y)
+    buffer.load_state(ReplayBuffer(3).state(), torch.device("cpu"))
+    assert len(buffer) == 0
+    buffer.add(torch.ones(2, 5), torch.tensor([0, 1]))  # of another shape than before
+    assert buffer.x.shape == (2, 5)

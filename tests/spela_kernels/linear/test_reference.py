@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,14 @@ from torch import Tensor
 import spela_kernels as sk
 from spela_kernels.cosines import NORM_EPS
 from tests.spela_kernels.torch_wordings import ACTIVATION, CLASS_LOSS, LABEL_LOSS, SGD
+
+
+@pytest.fixture(autouse=True, params=["reference", "cpu"])
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The oracle, and what `auto` takes on a CPU."""
+    with sk.use_backend(request.param):
+        yield
+
 
 ROWS, FEATURES, OUTPUTS, CLASSES = 7, 5, 6, 4
 
@@ -207,3 +216,12 @@ def test_adam_step_is_torch_adam(weight_decay: float) -> None:
         )  # fmt: skip
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["angular", "euclidean"])
+def test_derivatives_near_the_poles(name: str) -> None:
+    c = torch.tensor([1 - 1e-5, -1 + 1e-5], dtype=torch.float64, requires_grad=True)
+    objective, target = sk.OBJECTIVES[name], torch.zeros(2, dtype=torch.int64)
+    (expected,) = torch.autograd.grad(objective.loss(c, target, 1.0).sum(), c)
+    found = objective.derivative(c.detach(), target, 1.0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
