@@ -49,7 +49,8 @@ def features(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the samples drawn.", rich_help_panel=DATA)
+        int,
+        typer.Option(min=0, max=2**63 - 1, help="Seed of the samples drawn.", rich_help_panel=DATA),
     ] = 0,
     out: Annotated[
         Path | None,
@@ -88,7 +89,9 @@ def features(
     if out is None:
         out = feature_file(data_root or default_data_root(), images.name, backbone)
     there = next(folder for folder in (out.parent, *out.absolute().parents) if folder.exists())
-    if out.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give --out the name of a file")
+    if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(
             f"cannot write {out}: give --out a file in a folder that can be written to"
         )

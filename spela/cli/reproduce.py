@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spela.choices import EXPERIMENTS
-from spela.cli.options import COMPUTING, DATA, DataRoot, going_on, path_option, pick_device
+from spela.cli.options import (
+    COMPUTING,
+    DATA,
+    DataRoot,
+    going_on,
+    path_option,
+    pick_device,
+    refuse_unread,
+)
 
 if TYPE_CHECKING:
     from spela.experiments.runner import Outcome
@@ -148,7 +156,7 @@ def reproduce_command(
     options = Options(
         out=out,
         seeds=_seeds(seeds, quick),
-        data=tuple(part for part in (data or "").split(",") if part),
+        data=_data(data),
         epochs=epochs,
         quick=quick,
         rows=rows,
@@ -157,6 +165,12 @@ def reproduce_command(
         device=str(pick_device(device)),
     )
     check_workers(jobs, "--jobs")
+    if report_only:
+        refuse_unread(
+            "--report-only, which trains nothing",
+            jobs=None if jobs == 1 else jobs,
+            download=download or None,
+        )
     experiments = find_experiments(name)
     names = [row.name for experiment in experiments for row in experiment.rows]
     if rows != "*" and not any(fnmatchcase(row, rows) for row in names):
@@ -233,6 +247,13 @@ def _seeds(text: str | None, quick: bool) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"--seeds must be numbers such as 0,1,2, got {text!r}") from None
+
+
+def _data(text: str | None) -> tuple[str, ...]:
+    names = () if text is None else tuple(text.split(","))
+    if not all(names):
+        raise ValueError(f"--data must be names or files such as mnist,cifar10, got {text!r}")
+    return names
 
 
 def _print_outcome(outcome: Outcome, done: int, total: int) -> None:

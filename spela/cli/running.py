@@ -121,8 +121,8 @@ def train_run(
             report = write_report(RunFolder(out), load_run(out, device), dataset.to(device))
         except OSError as error:
             raise OSError(
-                f"the run is finished and safe, its report is not written ({error}): with room for it, the "
-                "same settings with --resume write it"
+                f"the run is finished and safe, its report is not written ({error}): once it can be, "
+                "the same settings with --resume write it"
             ) from error
     typer.echo(f"report:     {report}")
 

@@ -177,7 +177,10 @@ def predict(
     of_images = len(files) > 1 or shows_images(files[0])
     images = [image for file in files for image in image_files(file)] if of_images else []
     inputs = read_inputs(
-        images or files[0], checkpoint.sample_shape, train_dtype=checkpoint.sample_dtype
+        images or files[0],
+        checkpoint.sample_shape,
+        # Floats of 0..1, as pixels become: nothing to warn of.
+        train_dtype=None if checkpoint.config.data == "digits" else checkpoint.sample_dtype,
     )
     answers: list[tuple[int, float]] = []
     for chunk in inputs.split(1000):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 __all__ = ["as_indices", "as_labels", "as_samples", "as_tensor", "count_classes", "split_indices"]
 
 _CHANNELS = (1, 3, 4)
+_logger = logging.getLogger(__name__)
 
 
 def as_tensor(x: Tensor | np.ndarray, where: str) -> Tensor:
@@ -84,6 +86,13 @@ def as_samples(array: np.ndarray, where: str) -> Tensor:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] in _CHANNELS and array.shape[1] not in _CHANNELS:
         array = array.transpose(0, 3, 1, 2)
+    elif array.ndim == 4 and array.shape[3] < min(array.shape[1:3]):
+        _, channels, height, width = array.shape
+        _logger.warning(
+            "%s: %s is read as %d channels of %d x %d pixels: if the channels are the last axis, give "
+            "x.transpose(0, 3, 1, 2)",
+            where, array.shape, channels, height, width,
+        )  # fmt: skip
     with np.errstate(over="ignore"):  # what overflows float32 becomes Inf, which Dataset refuses
         array = np.ascontiguousarray(array, dtype=target)
     return torch.from_numpy(array)
@@ -143,8 +152,8 @@ def as_labels(array: np.ndarray, where: str) -> Tensor:
         raise ValueError(f"{where} must be class indices of shape (N,), got shape {array.shape}")
     if array.dtype.kind not in "iu":
         raise ValueError(
-            f"{where} must be integer class indices 0..C-1, got {array.dtype}; "
-            "convert with .astype('int64')"
+            f"{where} must be integer class indices 0..C-1 or class names as text, got {array.dtype}; "
+            f"convert with .astype({'str' if array.dtype.kind == 'S' else 'int64'!r})"
         )
     return torch.from_numpy(array.astype(np.int64))
 

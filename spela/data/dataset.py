@@ -120,10 +120,13 @@ class Dataset:
         if self.class_names == names or unnamed:
             return self
         if not same or len(set(names)) < len(names):
-            ours, theirs = (", ".join(some[:3]) for some in (self.class_names, names))
+            ours, theirs = (
+                f"{len(some)} classes ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})"
+                for some in (self.class_names, names)
+            )
             raise ValueError(
-                f"{self.name} has classes {ours}, ..., asked for are {theirs}, ...: take data of the same "
-                "classes, which a file names in class_names"
+                f"{self.name} has {ours}, expected are {theirs}: take data of the same classes, which a file "
+                "names in class_names"
             )
         places = torch.tensor([names.index(name) for name in self.class_names])
         places = places.to(self.train_y.device)
@@ -228,5 +231,6 @@ def _check_labels(y: Tensor, num_classes: int, where: str) -> None:
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         raise ValueError(
-            f"{where} must be in 0..{num_classes - 1}, but label {first} is {int(y[first])}"
+            f"{where} must be in 0..{num_classes - 1}, one of the {num_classes} classes, but that of sample "
+            f"{first} is {int(y[first])}"
         )

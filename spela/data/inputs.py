@@ -169,6 +169,8 @@ def _read_array(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, str]:
         )
     if suffix == ".npz":
         key = _choose_key(file)
+        if key != "x" and len(npz_keys(file)) > 1:
+            _logger.warning("%s: only its %s is read", file, key)
         where, array = f"{file}: {key}", read_npz(file, key)
     elif suffix == ".npy":
         where, array = str(file), read_npy(file)

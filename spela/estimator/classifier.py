@@ -212,7 +212,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         changed = not first and classes is not None
         if changed and not np.array_equal(self.classes_, np.unique(classes)):
             raise ValueError(
-                f"classes={list(classes)} are not those of the first call, {list(self.classes_)}: "
+                f"classes={list(classes)} are not those of the first call, {self.classes_.tolist()}: "
                 "leave the argument out"
             )
         with self._whole_or_not_at_all(), plain_mode():

@@ -95,14 +95,15 @@ def check_parameters(model: Any) -> None:
     if not sizes or not all(_is(Integral, size) and size >= 1 for size in sizes):
         raise ValueError(
             "hidden_layer_sizes must hold at least one size, all at least 1, got "
-            f"{model.hidden_layer_sizes}"
+            f"{model.hidden_layer_sizes!r}"
         )
     for name in ("batch_size", "max_iter", "n_iter_no_change"):
         value = getattr(model, name)
         if name == "batch_size" and isinstance(value, str) and value == "auto":
             continue
-        if not _is(Integral, value) or value < 1:
-            choice = " or 'auto'" if name == "batch_size" else ""
+        endless = name == "n_iter_no_change" and _is(Real, value) and value == math.inf
+        if not endless and (not _is(Integral, value) or value < 1):
+            choice = {"batch_size": " or 'auto'", "n_iter_no_change": " or infinity"}.get(name, "")
             raise ValueError(f"{name} must be a whole number of at least 1{choice}, got {value!r}")
     for name, low, high in (
         ("learning_rate", 0, LARGEST),

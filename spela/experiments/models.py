@@ -204,7 +204,7 @@ def _convolutions(
         pooled = (height - size + 1) // POOL, (width - size + 1) // POOL
         if min(pooled) < 1:
             raise ValueError(
-                f"a {height} x {width} map is too small for a {size} x {size} convolution and a "
+                f"maps of {height} x {width} are too small for a {size} x {size} convolution and a "
                 f"{POOL} x {POOL} pool: use fewer channels, a smaller --kernel-size or --resize"
             )
         if config.method == "backprop":

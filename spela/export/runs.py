@@ -52,7 +52,7 @@ def export_run(
         OSError: If the file cannot be written.
     """
     if what not in EXPORTS:
-        raise ValueError(f"unknown what {what!r}: use one of {', '.join(EXPORTS)}")
+        raise ValueError(f"unknown program {what!r}: use one of {', '.join(EXPORTS)}")
     out = Path(out)
     format = out.suffix.removeprefix(".")
     if format not in FORMATS:
@@ -60,7 +60,9 @@ def export_run(
         raise ValueError(f"cannot tell the format of {out}: end its name with one of {endings}")
     if weights_apart and format != "onnx":
         raise ValueError(f"weights_apart is for .onnx files, got {out}: leave it out")
-    if out.is_dir() or not out.parent.is_dir():
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give --out the name of a file")
+    if not out.parent.is_dir():
         raise ValueError(f"cannot write {out}: give --out a file in a folder that exists")
     _, checkpoint = read_checkpoint(RunFolder(path))
     program = _program(checkpoint, what, batch_size, untrained, weights_apart)

@@ -206,7 +206,9 @@ class RunConfig:
             sizes = tuple(getattr(self, name))
             object.__setattr__(self, name, sizes)
             if not all(isinstance(n, int) and 1 <= n <= MOST for n in sizes):
-                raise ValueError(f"{name} must be positive sizes such as 1024,1024, got {sizes}")
+                raise ValueError(
+                    f"{name} must be sizes from 1 to {MOST}, such as 1024,1024, got {sizes}"
+                )
         if not self.layers and not self.channels and not self.network:
             raise ValueError("layers must name at least one size, such as 1024,1024")
         if self.head_epochs > 0 and not (self.channels and self.layers):

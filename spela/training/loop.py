@@ -374,8 +374,8 @@ class Trainer:
         for layer, mean in enumerate(means, start=1):
             if mean - mean != 0:
                 raise TrainingDivergedError(
-                    f"the loss of layer {layer} became {mean} in epoch {epoch + 1}: lower --lr "
-                    "(the last checkpoint is from before this epoch)"
+                    f"the loss of layer {layer} became {mean} in epoch {epoch + 1}: start again with a "
+                    "lower --lr (or --weight-decay) in another --out"
                 )
         return means
 

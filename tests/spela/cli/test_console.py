@@ -154,7 +154,7 @@ def test_a_disk_that_fills_at_the_report_leaves_the_results(
     assert "run folder: run" in shown
     assert error == (
         "spela: error: the run is finished and safe, its report is not written (cannot write "
-        f"{Path('run/plots/accuracy.png')}: No space left on device): with room for it, the same "
+        f"{Path('run/plots/accuracy.png')}: No space left on device): once it can be, the same "
         "settings with --resume write it\n"
     )
     assert not Path("run/report.html").exists()

@@ -27,6 +27,31 @@ def test_where_results_cannot_be_published_is_said_first(
     assert os.listdir() == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", ","], "--data must be names or files such as mnist,cifar10, got ','"),
+        (
+            ["--data", "digits,"],
+            "--data must be names or files such as mnist,cifar10, got 'digits,'",
+        ),
+        (
+            ["--report-only", "--jobs", "2"],
+            "--jobs is not for --report-only, which trains nothing: leave it out",
+        ),
+        (
+            ["--report-only", "--download"],
+            "--download is not for --report-only, which trains nothing: leave it out",
+        ),
+    ],
+)
+def test_what_would_not_count_is_refused(options: list[str], message: str, call: Call) -> None:
+    before = os.listdir()
+    code, shown, error = call("reproduce", "mlp", "--out", "r", *options)
+    assert (code, shown, error) == (2, "", f"spela: error: {message}\n")
+    assert os.listdir() == before
+
+
 def test_a_call_without_a_figure_is_no_success(call: Call) -> None:
     arguments = ("reproduce", "mlp", "--data", "cifar10", "--data-root", "nowhere", "--seeds", "0")
     code, shown, error = call(*arguments, "--out", "r")

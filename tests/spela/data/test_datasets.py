@@ -106,7 +106,10 @@ def test_one_missing_idx_file_means_not_available(empty_root, mnist_folder):
 @pytest.mark.parametrize(
     ("replace", "message"),
     [
-        ({"train_labels": np.full(12, 10, np.uint8)}, r"train_y must be in 0\.\.9.* label 0 is 10"),
+        (
+            {"train_labels": np.full(12, 10, np.uint8)},
+            r"train_y must be in 0\.\.9.* that of sample 0 is 10",
+        ),
         ({"train_labels": np.zeros(11, np.uint8)}, "12 samples but train_y has 11 labels"),
         ({"t10k_images": np.zeros((4, 14, 14), np.uint8)}, "but test_x samples are"),
         ({"t10k_images": np.zeros((0, 28, 28), np.uint8)}, "at least one sample"),

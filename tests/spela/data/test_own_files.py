@@ -83,6 +83,13 @@ def test_image_layouts(tmp_path, shape, wanted):
     np.testing.assert_array_equal(data.train_x.numpy(), moved.reshape(6, *wanted))
 
 
+@pytest.mark.parametrize(("channels", "warned"), [(2, True), (5, True), (3, False), (7, False)])
+def test_a_last_axis_that_may_be_channels_is_said(tmp_path, caplog, channels, warned):
+    images = np.zeros((6, 7, 7, channels), np.uint8)
+    load_dataset(_save(tmp_path / "images.npz", train_x=images, test_x=images[:3]))
+    assert ("if the channels are the last axis" in caplog.text) == warned
+
+
 def test_x_and_y_are_split_by_class_and_seed(tmp_path):
     x = np.arange(100, dtype=np.float32)[:, None]
     y = np.repeat([0, 1, 2, 3], 25)
@@ -163,7 +170,10 @@ def test_a_file_of_x_and_y_is_judged_by_its_own_rows_and_classes(tmp_path):
         ({"train_y": np.array([0, 1, 2, 0, 1, 2**40])}, "class 3 has no training sample"),
         ({"train_y": np.array([0, 1, 2, 0, 1, -1])}, "found -1"),
         ({"train_y": np.zeros(6, int)}, "only class 0"),
-        ({"test_y": np.array([0, 1, 3])}, r"test_y must be in 0\.\.2, but label 2 is 3"),
+        (
+            {"test_y": np.array([0, 1, 3])},
+            r"test_y must be in 0\.\.2, .* but that of sample 2 is 3",
+        ),
         ({"class_names": np.array([1, 2, 3])}, "class_names must be a text array"),
         ({"class_names": np.array(["a", "b"])}, r"train_y must be in 0\.\.1"),
     ],

@@ -83,3 +83,9 @@ def test_the_temperature_of_separated_classes_in_closed_form() -> None:
     # N = 10 samples, C = 2 classes, margins of 1: the label has the probability 1 - 1/(2 (N + 1)) = 21/22.
     scores = torch.eye(2).repeat(5, 1)
     assert fit_temperature(scores, scores.argmax(1)) == pytest.approx(1 / math.log(21), rel=1e-9)
+
+
+def test_patience_may_be_endless_as_in_scikit_learn() -> None:
+    x, y = load_iris(return_X_y=True)
+    model = SpelaClassifier(16, tol=10.0, n_iter_no_change=np.inf, max_iter=7, random_state=0)
+    assert model.fit(x, y).n_iter_ == 7

@@ -208,7 +208,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, tra
         (*train, "digits", "--vectors", "cubic"): "unknown vectors",
         (*train, "digits", "--normalize-input", "l1"): "unknown normalize_input",
         (*train, "digits", "--layers", "a,b"): "--layers must be sizes",
-        (*train, "digits", "--layers", "0"): "layers must be positive",
+        (*train, "digits", "--layers", "0"): "layers must be sizes from 1",
         (*train, "digits", "--epochs", "0"): "epochs must be at least 1",
         (*train, "digits", "--lr", "-1"): "lr must be a positive number",
         (*train, "digits", "--lr", "nan"): "lr must be a positive number",
@@ -266,7 +266,7 @@ def test_a_loss_that_is_not_finite_names_the_layer(
     arguments = ("train", "--data", "digits", "--recipe", "backprop", "--optimizer", "sgd")
     error = _fails(capsys, *arguments, "--lr", "1e30", "--out", tmp_path / "run")
     assert "the loss of layer 1 became" in error
-    assert "lower --lr" in error
+    assert "lower --lr (or --weight-decay) in another --out" in error
 
 
 def test_nan_in_the_data_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
