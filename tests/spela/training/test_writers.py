@@ -140,7 +140,7 @@ def test_another_thread_is_another_writer_and_the_same_one_is_not(tmp_path: Path
 
 def test_a_start_that_fails_leaves_no_folder(data: Dataset, tmp_path: Path) -> None:
     config = make_config("x", "best", 0, model="cnn", channels=(2,), epochs=1)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="convolutions need images"):
         run(config, data, tmp_path / "a" / "b")  # features are no images
     assert list(tmp_path.iterdir()) == []
 
