@@ -26,10 +26,18 @@ from spela.layers.steps import has_step_hooks, not_held, set_rates
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.cosines import scalar_like
 from spela_kernels.linear import Parameters
-from spela_kernels.linear.steps import Planned, fits, prepare, rates_of
+from spela_kernels.linear.steps import Planned, fits, prepare
 from spela_kernels.linear.types import NO_BUFFERS
 from spela_kernels.precision import may_be_read
-from spela_kernels.rules import AdamRule, SgdRule, Step, check_updated, fused_update_, update_
+from spela_kernels.rules import (
+    AdamRule,
+    SgdRule,
+    Step,
+    check_updated,
+    fused_update_,
+    rates_of,
+    update_,
+)
 
 __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 

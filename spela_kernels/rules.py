@@ -21,6 +21,7 @@ __all__ = [
     "check_state",
     "check_updated",
     "fused_update_",
+    "rates_of",
     "update_",
 ]
 
@@ -40,6 +41,23 @@ class AdamRule(NamedTuple):
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+
+def rates_of(rule: SgdRule | AdamRule, lr: float, number: float) -> tuple[float, float]:
+    """A step's rate and the spread of Adam's second moments.
+
+    Args:
+        rule: Of the layer.
+        lr: As float32 has it.
+        number: Of the step, counted from 1.
+
+    Example:
+        >>> rates_of(SgdRule(), 0.5, 1)
+        (0.5, 0.0)
+    """
+    if isinstance(rule, SgdRule):
+        return lr, 0.0
+    return lr / (1 - rule.beta1**number), (1 - rule.beta2**number) ** -0.5
 
 
 _Buffers = TypeVar("_Buffers")

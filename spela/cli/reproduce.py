@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from spela.cli.options import (
     pick_device,
     refuse_unread,
 )
+from spela.files.text import did_you_mean
 
 if TYPE_CHECKING:
     from spela.experiments.runner import Outcome
@@ -174,10 +174,8 @@ def reproduce_command(
     experiments = find_experiments(name)
     names = [row.name for experiment in experiments for row in experiment.rows]
     if rows != "*" and not any(fnmatchcase(row, rows) for row in names):
-        close = difflib.get_close_matches(rows, names, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"--rows {rows!r} matches no row of {name}: {hint}patterns are the shell's"
+            f"--rows {rows!r} matches no row of {name}: {did_you_mean(rows, names)}patterns are the shell's"
         )
     if readme is not None and page is None:
         raise ValueError("--readme takes its rows from --page: say where the main table is")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from spela.data.photos import PhotoSet
 from spela.data.reading import reading
 from spela.data.source import Source, default_data_root, download_into
 from spela.data.svhn import svhn_source
+from spela.files.text import did_you_mean
 
 __all__ = ["dataset_names", "is_available", "load_dataset", "load_images"]
 
@@ -155,8 +155,7 @@ def _canonical(name: str) -> str:
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(_canonical(name), _SOURCES, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(_canonical(name), _SOURCES)
     return (
         f"unknown dataset {name!r}: {hint}known are {', '.join(_SOURCES)}; "
         "or give an .npz or .safetensors file or a folder with idx files"

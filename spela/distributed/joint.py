@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from spela.distributed.ranks import Ranks, Share
+from spela.layers.running import keep_statistics
 from spela.layers.similarity import Similarity
 
 __all__ = ["JointBatchNorm2d", "JointDropout", "join_modules"]
@@ -74,24 +75,11 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         means, variances, weights = parts.unbind(1)  # (ranks, K) each
         mean = (weights * means).sum(0)
         variance = (weights * (variances + (means - mean).square())).sum(0)
-        kept = self.running_mean is not None and self.running_var is not None
-        if self.training and self.track_running_stats and kept:
-            self._remember(mean.detach(), variance.detach(), count)
+        if self.training:
+            keep_statistics(self, mean.detach(), variance.detach(), count)
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        tracked, share = self.num_batches_tracked, self.momentum
-        if tracked is not None:
-            tracked.add_(1)
-        if (
-            share is None
-        ):  # as in torch, the mean of all batches, or no update where nobody counts them
-            share = 0.0 if tracked is None else 1.0 / float(tracked)
-        self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
-        self.running_var.lerp_(variance * (count / (count - 1)), share)  # type: ignore[union-attr]
 
 
 def _sees_its_share_alone(module: nn.Module) -> str:

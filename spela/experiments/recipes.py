@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from spela.bodies import NETWORKS
 from spela.experiments.unread import unread_settings
+from spela.files.text import did_you_mean
 from spela.training import RunConfig
 
 __all__ = ["RECIPES", "make_config"]
@@ -294,13 +294,12 @@ def make_config(
         raise ValueError(f"unknown model {model!r}: use one of {', '.join(RECIPES)}")
     recipes = RECIPES[model]
     if recipe not in recipes:
-        close = difflib.get_close_matches(recipe, recipes, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(recipe, recipes)
         for other in RECIPES:
             if recipe in RECIPES[other]:
-                hint = f" (it is one of --model {other})"
+                hint = f"it is one of --model {other}; "
         raise ValueError(
-            f"unknown recipe {recipe!r} of model {model}{hint}: use one of {', '.join(recipes)}"
+            f"unknown recipe {recipe!r} of model {model}: {hint}use one of {', '.join(recipes)}"
         )
     given = {name: value for name, value in overrides.items() if value is not None}
     if model == "mlp" and given.get("channels"):

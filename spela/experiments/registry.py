@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from spela.experiments import suite
 from spela.experiments.declare import Experiment
+from spela.files.text import did_you_mean
 
 __all__ = ["EXPERIMENTS", "find_experiments"]
 
@@ -42,8 +41,7 @@ def find_experiments(name: str) -> list[Experiment]:
     if name == "all":
         return list(EXPERIMENTS.values())
     if name not in EXPERIMENTS:
-        close = difflib.get_close_matches(name, [*EXPERIMENTS, "all"], n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, [*EXPERIMENTS, "all"])
         raise ValueError(
             f"unknown experiment {name!r}: {hint}known are {', '.join(EXPERIMENTS)}, and all"
         )

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spela.layers.running import keep_statistics
 from spela_kernels.cosines import widened
 from spela_kernels.pooling import (
     Normal,
@@ -75,17 +76,7 @@ def _moments(
         mean = variance = conv.new_empty(conv.shape[1])
     else:
         mean, variance = torch.batch_norm_update_stats(widened(conv), None, None, 0.0)
-    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
-        tracked, share = norm.num_batches_tracked, norm.momentum
-        if tracked is not None:
-            tracked.add_(1)
-        if (
-            share is None
-        ):  # as torch: the mean of all batches, or no update where nobody counts them
-            share = 0.0 if tracked is None else 1.0 / float(tracked)
-        count = conv.numel() // conv.shape[1]
-        norm.running_mean.lerp_(mean * sign, share)
-        norm.running_var.lerp_(variance * (count / (count - 1)), share)
+    keep_statistics(norm, mean * sign, variance, conv.numel() // conv.shape[1])
     return mean, variance
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.cpu.sources import built_module
-from spela_kernels.rules import AdamRule, SgdRule, Step
+from spela_kernels.rules import AdamRule, SgdRule, Step, rates_of
 
 __all__ = ["adam_product_", "fits", "linear", "linear_fits", "momentum_product_", "sgd_product_"]
 
@@ -154,11 +154,10 @@ def adam_product_(weight: Tensor, dz: Tensor, x: Tensor, step: Step[Tensor | Non
     assert first is not None
     assert second is not None
     assert number is not None
-    count = float(number)
+    rate, spread = rates_of(rule, float(lr), float(number))
     sizes, scratch = _sizes(x, dz.shape[1])
     _products.adam(
         *sizes, scratch.data_ptr(), dz.data_ptr(), x.data_ptr(),
         weight.data_ptr(), first.data_ptr(), second.data_ptr(),
-        1 - rule.beta1, 1 - rule.beta2, float(lr) / (1 - rule.beta1**count),
-        (1 - rule.beta2**count) ** -0.5, rule.eps, rule.weight_decay,
+        1 - rule.beta1, 1 - rule.beta2, rate, spread, rule.eps, rule.weight_decay,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from spela_kernels.linear.compiled import step_rows
 from spela_kernels.linear.types import Buffers, Call, Forward, Gradient, step_of
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
-from spela_kernels.rules import Step, fused_update_
+from spela_kernels.rules import Step, fused_update_, rates_of
 
 __all__ = ["backward", "forward", "scores", "step_"]
 
@@ -171,7 +171,7 @@ def _small_step(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor] | None
         return None
     assert target is not None
     number = 0.0 if step.number is None else float(step.number)
-    rate = steps.rates_of(step.rule, float(step.lr), number)
+    rate = rates_of(step.rule, float(step.lr), number)
     losses, y = steps.run([layer], x, target.contiguous(), [len(x)], [rate])
     return losses.reshape(()), y
 

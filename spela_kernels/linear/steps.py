@@ -37,7 +37,6 @@ __all__ = [
     "norm_fits",
     "norm_rows",
     "prepare",
-    "rates_of",
     "run",
 ]
 
@@ -146,23 +145,6 @@ def fits(layer: Planned, batch: int) -> bool:
     )
 
 
-def rates_of(rule: SgdRule | AdamRule, lr: float, number: float) -> tuple[float, float]:
-    """A step's rate and the spread of Adam's second moments.
-
-    Args:
-        rule: Of the layer.
-        lr: As float32 has it.
-        number: Of the step, counted from 1.
-
-    Example:
-        >>> rates_of(SgdRule(), 0.5, 1)
-        (0.5, 0.0)
-    """
-    if isinstance(rule, SgdRule):
-        return lr, 0.0
-    return lr / (1 - rule.beta1**number), (1 - rule.beta2**number) ** -0.5
-
-
 class Ready(NamedTuple):
     """Steps that nothing can refuse any more: `take` them, then read what they found."""
 
@@ -185,7 +167,7 @@ def prepare(
         x: (N, I) float32, rows packed, N at least 1.
         target: (N,) int64 labels, checked, packed.
         sizes: Samples of every batch, at least 1 each and N together; B is the largest.
-        rates: `rates_of` every step and layer, a step's layers together.
+        rates: `rules.rates_of` every step and layer, a step's layers together.
 
     Source: `reference.py` and `rules.py`, whose mathematics this is.
     """

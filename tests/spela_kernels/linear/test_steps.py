@@ -17,7 +17,7 @@ from spela.benchmarks.memory import peak_bytes
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import reference, steps
 from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
-from spela_kernels.rules import AdamRule, SgdRule, Step
+from spela_kernels.rules import AdamRule, SgdRule, Step, rates_of
 
 pytestmark = pytest.mark.skipif(not steps.is_built(), reason="the passes were not built")
 
@@ -119,7 +119,7 @@ def test_steps_are_those_of_the_reference(
     expected, expected_losses = _by_reference(layers, x, target, batch_size)
     assert all(steps.fits(layer, batch_size) for layer in layers)
     rates = [
-        steps.rates_of(layer.rule, RATE, number)
+        rates_of(layer.rule, RATE, number)
         for number in range(1, -(-samples // batch_size) + 1)
         for layer in layers
     ]
@@ -140,7 +140,7 @@ def test_activations_are_those_of_the_reference(activation: str, objective: str)
     g = torch.Generator().manual_seed(2)
     x, target = 3 * torch.randn(30, 9, generator=g), torch.randint(7, (30,), generator=g)
     expected, expected_losses = _by_reference(layers, x, target, 30)
-    rates = [steps.rates_of(layer.rule, RATE, 1) for layer in layers]
+    rates = [rates_of(layer.rule, RATE, 1) for layer in layers]
     losses, _ = steps.run(layers, x, target, [30], rates)
     torch.testing.assert_close(losses.double(), expected_losses, rtol=2e-5, atol=2e-5)
     for layer, params in zip(layers, expected, strict=True):
@@ -213,7 +213,7 @@ def test_threads_do_not_change_a_bit(classes: int) -> None:
             True,
         )
         torch.set_num_threads(count)
-        rates = [steps.rates_of(layer.rule, RATE, step) for step in (1, 2) for layer in layers]
+        rates = [rates_of(layer.rule, RATE, step) for step in (1, 2) for layer in layers]
         try:
             losses, y = steps.run(layers, x, target, [130, 130], rates)
         finally:
