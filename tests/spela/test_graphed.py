@@ -562,3 +562,11 @@ def test_on_a_cpu_it_is_the_eager_step() -> None:
     required = GraphedStep(pair.nets[1], pair.optimizers[1], required=True)
     with pytest.raises(ValueError, match="there are none on cpu"):
         required(*_batches(1)[0])
+
+
+def test_another_dtype_of_autocast_is_captured_anew(recorder: Recorder) -> None:
+    pair = Pair(_linear("softmax", "gelu"), OPTIMIZERS["adam"])
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            _train(pair, 4)
+    assert len(recorder.tapes) == 2

@@ -199,3 +199,10 @@ def test_a_row_added_to_a_table_can_be_asked_for(monkeypatch: pytest.MonkeyPatch
     for name in names:
         with pytest.raises(ValueError, match=rf"unknown {name} 'other': use one of .*, mine"):
             make_config("digits", **{name: "other"})
+
+
+def test_rows_of_another_dataset_leave_data_of_ones_own_out(tmp_path: Path) -> None:
+    rows = (Row("first", "tmlr", data=("mnist",)), Row("second", "tmlr", data=("kmnist",)))
+    experiment = Experiment("mlp", "A test", ("mnist", "kmnist"), rows)
+    jobs = plan(experiment, Options(tmp_path, (0,), data=("digits",)))
+    assert [job.row.name for job in jobs] == ["first"]

@@ -329,3 +329,19 @@ def test_a_program_is_of_the_weights_of_its_moment_and_draws_nothing() -> None:
         net[1].weight.mul_(-3)
     assert all(map(torch.allclose, inference.exported.module()(x), before))
     assert all(map(torch.allclose, step.exported.module()(*given)[1], before))
+
+
+def test_the_exported_adam_has_the_optimizers_betas_and_eps() -> None:
+    torch.manual_seed(0)
+    net = SpelaSequential(SpelaLinear(4, 6, 3))
+    local = LocalAdam(net.parameters(), 0.1, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.01)
+    program = train_step_program(net, local, (4,))
+    step, weights = program.exported.module(), dict(program.defaults)
+    names = [name for name, _ in net.named_parameters()]
+    state = {name: weights.pop(name) for name in list(weights) if name not in names}
+    for _ in range(3):
+        x, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+        _, _, weights, state = step(x, target, torch.tensor(0.1), {}, weights, state)
+        net.local_step(x, target, local)
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-5)

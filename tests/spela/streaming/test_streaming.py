@@ -457,3 +457,15 @@ def test_a_state_that_an_optimizer_does_not_have_is_refused(tmp_path: Path) -> N
         StreamingClassifier.load(
             tmp_path / "stream.safetensors", other, torch.optim.Adam(other.parameters())
         )
+
+
+def test_a_loaded_stream_has_the_settings_of_the_saved_one(tmp_path: Path) -> None:
+    stream = StreamingClassifier(
+        SpelaSequential(SpelaLinear(4, 8, 3)), memory=7, replay=5, policy="reservoir"
+    )
+    stream.observe(torch.randn(3, 4), [0, 1, 2])
+    stream.save(tmp_path / "s.safetensors")
+    taken = StreamingClassifier.load(
+        tmp_path / "s.safetensors", SpelaSequential(SpelaLinear(4, 8, 3))
+    )
+    assert (taken.buffer.capacity, taken.replay, taken.buffer.policy) == (7, 5, "reservoir")
