@@ -45,6 +45,7 @@ def on_one_thread(step: Callable[[], object]) -> Callable[[], None]:
         step: Any function.
 
     Example:
+        >>> import torch
         >>> on_one_thread(lambda: print(torch.get_num_threads()))()
         1
     """

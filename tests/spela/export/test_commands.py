@@ -152,7 +152,7 @@ def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monke
     cases = {
         (tmp_path / "none", "--out", out): "is not a folder",
         (tmp_path, "--out", out): "holds no finished epoch",
-        (trained, "--out", folder): "give --out a file",
+        (trained, "--out", folder): "is a folder: give --out the name of a file",
         (trained, "--out", tmp_path / "no" / "file.pt2"): "a folder that exists",
         (trained, "--out", tmp_path): "end its name with one of .onnx, .pt2, .pte",
         (trained, "--out", out, "--what", "training"): "use one of inference, train-step",
