@@ -296,7 +296,10 @@ WRONG = {
     "batch_size as a fraction": (10.5, "at least 1 or 'auto', got 10.5"),
     "max_iter": (0, "max_iter must be a whole number of at least 1, got 0"),
     "max_iter as a fraction": (2.5, "max_iter must be a whole number of at least 1, got 2.5"),
-    "n_iter_no_change": (0, "n_iter_no_change must be a whole number of at least 1 or infinity, got 0"),
+    "n_iter_no_change": (
+        0,
+        "n_iter_no_change must be a whole number of at least 1 or infinity, got 0",
+    ),
     "validation_fraction": (1.0, r"validation_fraction must be a number in \(0, 1\), got 1.0"),
     "tol": (float("nan"), "tol must be a number, got nan"),
     "early_stopping": ("False", "early_stopping must be True or False, got 'False'"),
