@@ -15,7 +15,7 @@ from spela.layers import Frozen, LocalLayer
 from spela.layers.chain import chain_of, modules_ahead
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
-from spela.layers.modes import input_for
+from spela.layers.modes import output_of
 from spela.layers.steps import check_step, learning, rates_kept, set_rates
 from spela.pretrained import Pretrained
 from spela_kernels.contracts import check_labels, check_target, check_tensors
@@ -128,7 +128,7 @@ class SpelaSequential(Pretrained):
     def forward(self, x: Tensor) -> Tensor:
         """Scores (B, C) of the last layer: an ordinary classifier's logits, in [-1, 1]."""
         for module, _ in self._checked():
-            x = module(input_for(module, x))
+            x = output_of(module, x)
         return self.local_layers[-1].scores(x)
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
@@ -146,7 +146,7 @@ class SpelaSequential(Pretrained):
         """Scores of every SPELA layer, of an input that has been through the network's own hooks."""
         scores = []
         for module, is_local in self._checked():
-            x = module(input_for(module, x))
+            x = output_of(module, x)
             if is_local:
                 scores.append(module.scores(x))  # type: ignore[operator]
         return scores
@@ -175,7 +175,7 @@ class SpelaSequential(Pretrained):
                 losses.append(loss)
             else:
                 with torch.no_grad():
-                    x = module(input_for(module, x))
+                    x = output_of(module, x)
         return torch.stack(losses)
 
     @learning
@@ -223,7 +223,7 @@ class SpelaSequential(Pretrained):
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
                 losses.append(loss)
             else:
-                x = module(input_for(module, x))
+                x = output_of(module, x)
         return torch.stack(losses)
 
     @learning
@@ -381,7 +381,7 @@ class SpelaSequential(Pretrained):
         answer: Prediction | None = None
         waiting: Tensor | None = None  # rows still in the batch; None: all
         for module, is_local in modules:
-            x = module(input_for(module, x))
+            x = output_of(module, x)
             if not is_local:
                 continue
             threshold, layer = thresholds[index], index

@@ -86,7 +86,11 @@ def as_samples(array: np.ndarray, where: str) -> Tensor:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] in _CHANNELS and array.shape[1] not in _CHANNELS:
         array = array.transpose(0, 3, 1, 2)
-    elif array.ndim == 4 and array.shape[3] < min(array.shape[1:3]):
+    elif (
+        array.ndim == 4
+        and array.shape[1] not in _CHANNELS
+        and array.shape[3] < min(array.shape[1:3])
+    ):
         _, channels, height, width = array.shape
         _logger.warning(
             "%s: %s is read as %d channels of %d x %d pixels: if the channels are the last axis, give "

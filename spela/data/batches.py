@@ -13,6 +13,7 @@ from spela.data.prepare import prepare
 
 __all__ = ["Batches", "epoch_generator", "gather"]
 
+_NO_GENERATOR = "shuffle=True needs a generator, e.g. epoch_generator(seed, epoch)"
 _NUMPY = (torch.uint8, torch.float32, torch.float64, torch.int64)
 
 
@@ -69,7 +70,7 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if shuffle and generator is None:
-            raise ValueError("shuffle=True needs a generator, e.g. epoch_generator(seed, epoch)")
+            raise ValueError(_NO_GENERATOR)
         if drop_last and batch_size > len(y):
             raise ValueError(
                 f"drop_last leaves no batch: batch_size is {batch_size} for {len(y)} samples; "
@@ -93,7 +94,8 @@ class Batches:
         return self._shuffled(self._draw()) if self.shuffle else self._in_order()
 
     def _draw(self) -> Tensor:
-        assert self.generator is not None  # it shuffles
+        if self.generator is None:
+            raise ValueError(_NO_GENERATOR)
         device = self.generator.device
         order = torch.randperm(len(self.y), generator=self.generator, device=device)
         return order.to(self.y.device)

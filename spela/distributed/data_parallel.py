@@ -19,7 +19,7 @@ from spela.distributed.ranks import Pending, Ranks, Share
 from spela.distributed.wrapped import refuse_hooks
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
-from spela.layers.modes import input_for
+from spela.layers.modes import output_of
 from spela.layers.steps import check_step, learning, step_on
 from spela.network import SpelaSequential
 from spela_kernels.contracts import check_labels, check_target
@@ -114,7 +114,7 @@ class DataParallelSequential(SpelaSequential):
                     losses.append(loss)
                     sums.append(started)
                 else:
-                    x = module(input_for(module, x))
+                    x = output_of(module, x)
         for started in sums:
             if started:
                 step_on(optimizer, [(part.parameter, part.gradient.wait()) for part in started])

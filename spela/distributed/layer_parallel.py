@@ -19,7 +19,7 @@ from spela.distributed.stages import stage_of_modules, trace
 from spela.distributed.wrapped import refuse_hooks
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
-from spela.layers.modes import input_for
+from spela.layers.modes import output_of
 from spela.layers.steps import check_step, learning
 from spela.network import SpelaSequential
 from spela_kernels.contracts import check_labels
@@ -167,7 +167,7 @@ class LayerParallelSequential(SpelaSequential):
                 loss, x = module.local_step(x, target, optimizer)  # type: ignore[operator]
                 losses.append(loss)
             else:
-                x = module(input_for(module, x))
+                x = output_of(module, x)
         if self._outlet is not None:
             self._outlet.put(x)
         return torch.stack(losses)
@@ -191,7 +191,7 @@ class LayerParallelSequential(SpelaSequential):
         layer = 0
         for index, (module, is_local) in enumerate(self._checked()):
             if self.stages[index] == self.ranks.rank:
-                x = module(input_for(module, x))
+                x = output_of(module, x)
                 if is_local:
                     own[layer] = module.scores(x)  # type: ignore[operator]
             layer += is_local

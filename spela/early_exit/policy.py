@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spela.early_exit.costs import LayerCost, layer_costs, multiply_adds
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
-from spela.layers.modes import in_eval_mode, input_for
+from spela.layers.modes import in_eval_mode, output_of
 from spela_kernels.contracts import check_labels, check_target
 
 __all__ = [
@@ -168,7 +168,7 @@ def _answers(net: nn.Sequential, x: Tensor, y: Tensor) -> _Answers:
             margin, hit = [], []
             part = hooked_input(net, part)
             for module in net:
-                part = module(input_for(module, part))
+                part = output_of(module, part)
                 if isinstance(module, LocalLayer):
                     sure, label = margin_and_label(module.scores(part))
                     margin.append(sure)

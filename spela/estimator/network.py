@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = ["build_rows_network", "mean_scores", "plain_mode", "scoring_dtype"]
 
 # Rows scored at a time: a wide layer's outputs stay in cache.
 _ROWS = 1000
+_DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 
 
 @contextmanager
@@ -35,12 +36,18 @@ def plain_mode() -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-        torch.autocast("mps", enabled=False),
+        _without_autocast(),
         np.errstate(all="ignore"),
         config_context(transform_output="default"),
     ):
+        yield
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for kind in filter(torch.is_autocast_enabled, _DEVICE_TYPES):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

@@ -15,7 +15,7 @@ from spela.export.program import (
     trace,
 )
 from spela.layers import LocalLayer
-from spela.layers.modes import in_eval_mode, input_for
+from spela.layers.modes import in_eval_mode, output_of
 from spela.layers.plain import departure
 from spela.layers.projected import ProjectedLayer
 from spela.network import SpelaSequential
@@ -54,7 +54,7 @@ class _Scores(nn.Module):
             return tuple(self.net.layer_scores(x))  # type: ignore[operator]
         scores = []
         for module in self.net:
-            x = module(input_for(module, x))
+            x = output_of(module, x)
             if isinstance(module, LocalLayer):
                 scores.append(layer_scores(module, x))
         return tuple(scores)

@@ -24,7 +24,7 @@ from spela.export.program import (
 from spela.export.step_checks import check_input, check_network
 from spela.export.updates import Update, optimizer_state, update_of
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
-from spela.layers.modes import in_eval_mode, input_for
+from spela.layers.modes import in_eval_mode, output_of
 from spela.layers.plain import parts_of
 from spela.layers.steps import check_step
 from spela.network import SpelaSequential
@@ -63,7 +63,7 @@ class _Step(nn.Module):
                 x = x * modes[f"mask.{name}"]
                 continue
             if not isinstance(module, (SpelaConv2d, SpelaLinear)):
-                x = module(input_for(module, x))
+                x = output_of(module, x)
                 continue
             own = {
                 key: weights.get(f"{name}.{key}", value)  # not there: a frozen one
@@ -106,7 +106,7 @@ def _mask_shapes(net: SpelaSequential, x: Tensor) -> dict[str, tuple[int, ...]]:
         if isinstance(module, nn.Dropout) and module.p > 0:
             shapes[f"mask.{name}"] = tuple(x.shape[1:])
         check_input(name, module, x)
-        x = module(input_for(module, x))
+        x = output_of(module, x)
     return shapes
 
 

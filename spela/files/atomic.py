@@ -50,11 +50,7 @@ def write_all_atomically(files: Mapping[Path, Content]) -> None:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if path.exists() and not path.is_file():
-                with TemporaryDirectory() as folder:
-                    whole = Path(folder) / "content"
-                    _fill(whole, content)
-                    with open(whole, "rb") as source, open(path, "wb") as sink:
-                        shutil.copyfileobj(source, sink)
+                _pour(path, content)
                 continue
             target = Path(os.path.realpath(path))  # a loop of links is itself
             # Process ids repeat, on other machines and in containers that share the folder.
@@ -84,3 +80,15 @@ def _fill(path: Path, content: Content) -> None:
         path.write_bytes(content)
     else:
         content(str(path))
+
+
+def _pour(path: Path, content: Content) -> None:
+    """Write into a pipe or a device, which a function might replace: what it makes is copied there."""
+    if isinstance(content, str | bytes):
+        _fill(path, content)
+        return
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "content"
+        content(str(whole))
+        with open(whole, "rb") as source, open(path, "wb") as sink:
+            shutil.copyfileobj(source, sink)

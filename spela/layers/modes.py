@@ -1,4 +1,4 @@
-"""How a module works: in eval mode inside a `with` block, and whether it writes into what it is given."""
+"""How a module works: in eval mode inside a `with` block, and never writing into what it is given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spela.layers.contract import LocalLayer
 
-__all__ = ["in_eval_mode", "input_for"]
+__all__ = ["in_eval_mode", "output_of"]
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def input_for(module: nn.Module, x: Tensor) -> Tensor:
-    """What to give a module that is not to write into x: a copy where something in it works in place.
+def output_of(module: nn.Module, x: Tensor) -> Tensor:
+    """`module(x)`, with x left as it is: a copy is given to a module in which something works in place.
 
     x may be the caller's batch, or a view of it, or what the layer before needs for its gradient. Layers that
     learn never write into their input.
@@ -45,10 +45,10 @@ def input_for(module: nn.Module, x: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> x = torch.tensor([-1.0])
-        >>> nn.ReLU(inplace=True)(input_for(nn.ReLU(inplace=True), x)), x
+        >>> output_of(nn.ReLU(inplace=True), x), x
         (tensor([0.]), tensor([-1.]))
     """
     if isinstance(module, LocalLayer):
-        return x
+        return module(x)
     in_place = any(getattr(part, "inplace", False) for part in module.modules())
-    return x.clone() if in_place else x
+    return module(x.clone() if in_place else x)

@@ -1,4 +1,4 @@
-"""What a module computes and holds: whether what its type says, and its parts, one that runs twice twice."""
+"""Whether a module computes what its type says, and which modules a network runs, by name."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def departure(module: nn.Module, kind: type[nn.Module]) -> str:
 
 
 def parts_of(net: nn.Sequential) -> dict[str, nn.Module]:
-    """The modules by name; `named_children` leaves out a module's second appearance.
+    """The modules by name, one that runs twice under both of its names, which `named_children` leaves out.
 
     Example:
         >>> tanh = nn.Tanh()

@@ -13,7 +13,7 @@ from spela.data import Dataset, prepare
 from spela.experiments import load_data, load_run, network_for
 from spela.experiments.archive import find_run
 from spela.layers import LocalLayer
-from spela.layers.modes import input_for
+from spela.layers.modes import output_of
 from spela.reports.lettering import drawable
 
 __all__ = ["layers_figure", "layers_run"]
@@ -85,7 +85,7 @@ def layers_figure(runs: Path, key: str, data_root: Path | None, quick: bool) -> 
 def _outputs(net: torch.nn.Module, x: Tensor) -> list[Tensor]:
     outputs = []
     for module in net.children():
-        x = module(input_for(module, x))
+        x = output_of(module, x)
         if isinstance(module, LocalLayer):
             outputs.append(x)
     return outputs

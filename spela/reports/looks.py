@@ -11,7 +11,7 @@ from torch import Tensor
 from spela.data import Dataset, prepare
 from spela.experiments import LoadedRun
 from spela.layers import LocalLayer
-from spela.layers.modes import input_for
+from spela.layers.modes import output_of
 
 __all__ = ["LayerLook", "Looks", "look_at"]
 
@@ -102,7 +102,7 @@ def _pass(run: LoadedRun, x: Tensor, chosen: Collection[int]) -> tuple[list[Tens
     scores: list[Tensor] = []
     outputs = []
     for module in run.net:
-        x = module(input_for(module, x))
+        x = output_of(module, x)
         if isinstance(module, LocalLayer):
             if len(scores) in chosen:
                 outputs.append(x.float().flatten(1).cpu())

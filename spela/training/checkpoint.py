@@ -74,7 +74,8 @@ class Checkpoint:
         """
         if self.data_digest not in ("", dataset.digest):
             raise ValueError(
-                f"{dataset.name} holds other samples, labels or class names than {run} learnt from: {advice}"
+                f"{dataset.source or dataset.name} holds other samples, labels or class names than {run} "
+                f"learnt from: {advice}"
             )
 
 

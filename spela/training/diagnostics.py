@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spela.data import Dataset, prepare
 from spela.layers import LocalLayer, SpelaBlock
-from spela.layers.modes import in_eval_mode, input_for
+from spela.layers.modes import in_eval_mode, output_of
 from spela.layers.projected import ProjectedLayer
 
 __all__ = [
@@ -167,7 +167,7 @@ def _outputs(net: nn.Module, probe: Probe) -> dict[nn.Module, Tensor]:
         x = net.embed(x, probe.target)
     with torch.no_grad():
         for module in net.children():
-            x = module(input_for(module, x))
+            x = output_of(module, x)
             if is_local:
                 # A SPELA layer has its activation in it, and its scores are those of its own output.
                 if isinstance(module, LocalLayer):
@@ -188,7 +188,7 @@ def _final_loss(net: nn.Module, probe: Probe) -> Tensor:
     if isinstance(last, ProjectedLayer):  # whose scores have no graph
         y = probe.x
         for module in net.children():
-            y = module(input_for(module, y))
+            y = output_of(module, y)
         return last.cross_entropy(y, probe.target)
     scale = float(getattr(last, "scale", 1.0)) if isinstance(last, LocalLayer) else 1.0
     return nn.functional.cross_entropy(scale * net(probe.x), probe.target)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spela.data import Batches, Dataset
 from spela.layers import LocalLayer
-from spela.layers.modes import input_for
+from spela.layers.modes import output_of
 from spela.network import SpelaSequential
 from spela.training.evaluate import LayerwiseClassifier
 
@@ -149,7 +149,7 @@ def _outputs(
                 losses.append(loss)
                 scores.append(module.scores(x))
             else:
-                x = module(input_for(module, x))
+                x = output_of(module, x)
         row = torch.cat([*scores, x.flatten(1)], dim=1)
         if rows is None:
             rows = _room(len(samples), row.shape[1], row.device, folder)

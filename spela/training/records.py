@@ -64,7 +64,10 @@ class RunFolder:
         ):
             for file in self.files:
                 for left in self.path.glob(f".{file.name}.*.tmp"):  # of a writer that was killed
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    else:
+                        left.unlink()
             yield
 
     def check_free(self) -> None:

@@ -14,7 +14,9 @@ from sklearn.datasets import load_digits
 
 import spela.reports.run
 from spela.cli.console import printing_anywhere
+from spela.cli.progress import ProgressBar
 from spela.reports.cells import change_text
+from spela.training import TensorBoardListener
 from tests.spela.stopping import stopped
 
 Call = Callable[..., tuple[int, str, str]]
@@ -220,3 +222,26 @@ def test_messages_speak_of_what_the_user_gave(
     code, _, error = call(*arguments)
     assert (code, error.startswith(f"spela: error: {message}")) == (2, True), error
     assert not Path("new").exists()
+
+
+def test_bar_and_curves_are_closed_where_a_run_breaks_off(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    closed: list[str] = []
+    for kind in (ProgressBar, TensorBoardListener):
+        monkeypatch.setattr(kind, "close", lambda self: closed.append(type(self).__name__))
+    train = [
+        "train",
+        "--data",
+        "digits",
+        "--recipe",
+        "backprop-sgd",
+        "--lr",
+        "1e30",
+        "--layers",
+        "8",
+    ]
+    code, _, error = call(*train, "--tensorboard", "--out", "run")
+    assert (code, "start again with a lower --lr" in error) == (2, True)
+    assert sorted(closed) == ["ProgressBar", "TensorBoardListener"]

@@ -137,3 +137,10 @@ def test_a_cpu_generator_gives_the_same_order_on_every_device(device):
 def test_every_stream_of_an_epoch_has_draws_of_its_own() -> None:
     seeds = {epoch_generator(0, 3, *stream).initial_seed() for stream in ((), (1,), (2,))}
     assert len(seeds) == 3
+
+
+def test_shuffling_that_is_asked_for_later_needs_a_generator_too() -> None:
+    batches = Batches(torch.ones(3, 2), torch.arange(3), 2, shuffle=False)
+    batches.shuffle = True
+    with pytest.raises(ValueError, match="shuffle=True needs a generator"):
+        iter(batches)

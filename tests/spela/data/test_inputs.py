@@ -183,3 +183,11 @@ def test_other_files(tmp_path):
     np.savez(tmp_path / "two.npz", a=GRAY, b=GRAY)
     with pytest.raises(ValueError, match="it holds a, b"):
         read_inputs(tmp_path / "two.npz", (1, 6, 7))
+
+
+@pytest.mark.parametrize(("more", "said"), [({"test_y": np.zeros(5)}, True), ({}, False)])
+def test_which_of_several_arrays_is_read_is_said(tmp_path, caplog, more, said):
+    path = tmp_path / "in.npz"
+    np.savez(path, test_x=GRAY, **more)
+    read_inputs(path, (1, 6, 7))
+    assert ("only its test_x is read" in caplog.text) == said

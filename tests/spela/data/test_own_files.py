@@ -83,9 +83,18 @@ def test_image_layouts(tmp_path, shape, wanted):
     np.testing.assert_array_equal(data.train_x.numpy(), moved.reshape(6, *wanted))
 
 
-@pytest.mark.parametrize(("channels", "warned"), [(2, True), (5, True), (3, False), (7, False)])
-def test_a_last_axis_that_may_be_channels_is_said(tmp_path, caplog, channels, warned):
-    images = np.zeros((6, 7, 7, channels), np.uint8)
+@pytest.mark.parametrize(
+    ("shape", "warned"),
+    [
+        ((7, 7, 2), True),
+        ((7, 7, 5), True),
+        ((7, 7, 3), False),
+        ((7, 7, 7), False),
+        ((3, 8, 2), False),
+    ],
+)
+def test_a_last_axis_that_may_be_channels_is_said(tmp_path, caplog, shape, warned):
+    images = np.zeros((6, *shape), np.uint8)
     load_dataset(_save(tmp_path / "images.npz", train_x=images, test_x=images[:3]))
     assert ("if the channels are the last axis" in caplog.text) == warned
 

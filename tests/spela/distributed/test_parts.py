@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -314,3 +315,20 @@ def test_a_mask_of_another_stage_is_drawn_all_the_same() -> None:
         torch.manual_seed(0)
         net._skip(nn.Dropout(0.3), 5, (4,))
         assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError, KeyError])
+def test_any_error_of_rank_0_is_told_to_the_ranks_that_wait(error: type[Exception]) -> None:
+    told: list[bytes] = []
+
+    class Telling(Ranks):
+        def _broadcast(self, message: bytes) -> bytes:
+            told.append(message)
+            return message
+
+    def fails() -> None:
+        raise error("no such thing")
+
+    with pytest.raises(error, match="no such thing"):
+        Telling(0, 2, torch.device("cpu"), 60.0).from_main(fails)
+    assert [list(json.loads(message)) for message in told] == [["error"]]

@@ -188,7 +188,7 @@ def test_global_settings_change_nothing(name: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
 def test_no_device_casts_to_16_bits(device: str) -> None:
     before = torch.is_autocast_enabled(device)
     torch.set_autocast_enabled(device, True)

@@ -177,3 +177,15 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_images_are_read(
     out = tmp_path / "file" / "x.safetensors"
     assert _spela(monkeypatch, "features", "--data", "digits", "--out", out) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_what_cannot_be_asked_for_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("features", "--data", "digits", "--size", "32", "--backbone", "means", "--out")
+    monkeypatch.setattr("spela.features.load_backbone", lambda *_: MEANS)
+    assert _spela(monkeypatch, *command, tmp_path) == 2
+    assert f"{tmp_path} is a folder: give --out the name of a file" in capsys.readouterr().err
+    assert _spela(monkeypatch, *command, tmp_path / "f.safetensors", "--seed", 2**63) == 2
+    assert "--seed" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from spela.files.atomic import write_all_atomically, write_atomically
+from spela.files.atomic import Content, write_all_atomically, write_atomically
 from spela.files.tensors import save_tensors
 from spela.training import RunFolder
 from spela.training.lock import LOCK_FILE
@@ -32,28 +33,30 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
     assert target.read_text() == "new"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_a_pipe_is_written_to(tmp_path: Path) -> None:
-    pipe, found = tmp_path / "pipe", []
-    os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
-    reader.start()
-    write_atomically(pipe, _text("through"))
-    reader.join(10)
-    assert found == ["through"]
-    assert pipe.is_fifo()
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_tensors_go_into_a_pipe_and_leave_it_one(tmp_path: Path) -> None:
-    pipe, found = tmp_path / "pipe", []
+def _through_a_pipe(pipe: Path, write: Callable[[], None]) -> bytes:
+    """What comes out of a pipe while it is written to, which it still is afterwards."""
+    found: list[bytes] = []
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
     reader.start()
-    save_tensors(pipe, {"a": torch.arange(3.0)}, {"format": "pt"})
+    write()
     reader.join(10)
     assert pipe.is_fifo()
-    assert torch.equal(safetensors.torch.load(found[0])["a"], torch.arange(3.0))
+    return found[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("content", ["through", b"through", _text("through")])
+def test_a_pipe_is_written_to(tmp_path: Path, content: Content) -> None:
+    pipe = tmp_path / "pipe"
+    assert _through_a_pipe(pipe, lambda: write_atomically(pipe, content)) == b"through"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_tensors_go_into_a_pipe(tmp_path: Path) -> None:
+    pipe, a = tmp_path / "pipe", torch.arange(3.0)
+    found = _through_a_pipe(pipe, lambda: save_tensors(pipe, {"a": a}, {"format": "pt"}))
+    assert torch.equal(safetensors.torch.load(found)["a"], a)
 
 
 def test_what_a_killed_writer_leaves_of_tensors_is_removed_by_the_next(tmp_path: Path) -> None:
