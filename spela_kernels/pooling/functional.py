@@ -20,7 +20,12 @@ _aten = torch.ops.aten
 
 
 def per_kernel(values: Tensor) -> Tensor:
-    """(K,) as (K, 1, 1): one value a map."""
+    """(K,) as (K, 1, 1): one value a map.
+
+    Example:
+        >>> per_kernel(torch.ones(3)).shape
+        torch.Size([3, 1, 1])
+    """
     return values[:, None, None]
 
 
