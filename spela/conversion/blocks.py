@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spela.conversion.weights import draw_if_zero, simplex
 from spela.cutting import cut_network
 from spela.layers import SpelaBlock
-from spela.layers.modes import in_eval_mode
+from spela.layers.modes import probing
 
 __all__ = ["by_blocks"]
 
@@ -48,7 +48,7 @@ def by_blocks(
             body.training = part.training
         block = SpelaBlock(body, num_classes, x, **own)
         block.training = part.training
-        with in_eval_mode(body):
+        with probing(body):
             x = body(x)
         found.append(block)
     return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spela.conversion.blocks import by_blocks
 from spela.conversion.layers import Objective, by_layers
 from spela.layers import Frozen
-from spela.layers.modes import in_eval_mode, output_of
+from spela.layers.modes import output_of, probing
 from spela.network import SpelaSequential
 from spela.vectors import as_size
 
@@ -106,7 +106,7 @@ def convert(
     if frozen is not None:
         if not isinstance(frozen, nn.Module):
             raise TypeError(f"`frozen` must be an nn.Module, got {type(frozen).__name__}")
-        with in_eval_mode(frozen):
+        with probing(frozen):
             x = output_of(frozen, x)
     modules: Sequence[nn.Module]
     if cuts:

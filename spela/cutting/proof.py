@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spela.layers.modes import in_eval_mode
+from spela.layers.modes import probing
 from spela.layers.readout import check_readable
 from spela.process import seeded
 
@@ -33,7 +33,7 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: If it does not take the sample, or makes no float tensor of it.
     """
-    with in_eval_mode(model):
+    with probing(model):
         try:
             y = model(x.clone())
         except (RuntimeError, ValueError, IndexError) as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from spela.layers.modes import in_eval_mode
+from spela.layers.modes import probing
 from spela.layers.readout import check_readable, other_batches
 
 __all__ = ["is_readable", "note_readable", "traced"]
@@ -21,6 +21,9 @@ _READABLE = "readable"
 class _Tracer(fx.Tracer):
     """Keeps torch's modules, those without modules inside, and those that ask whether they train, whole."""
 
+    # Else what a forward does with a buffer alone is done now, once, and is no operation of the graph.
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         if not module._modules or "training" in type(module).forward.__code__.co_names:
             return True
@@ -29,12 +32,17 @@ class _Tracer(fx.Tracer):
 
 
 def traced(model: nn.Module) -> fx.Graph:
-    """The network's operations, which must be the same in training and evaluation."""
+    """The network's operations, which must be the same in training and evaluation.
+
+    Raises:
+        ValueError: If the network cannot be traced, or something of it would be lost.
+    """
     graphs = []
     given = inspect.signature(model.forward).parameters
     # The first is the input, with a default or without.
     others = list(given.items())[1:]
     defaults = {name: p.default for name, p in others if p.default is not p.empty}
+    held = {name: (value, value._version) for name, value in _tensors(model)}
     for training in (not model.training, model.training):
         modes = {module: module.training for module in model.modules()}
         model.train(training)
@@ -49,6 +57,7 @@ def traced(model: nn.Module) -> fx.Graph:
         finally:
             for module, mode in modes.items():
                 module.training = mode
+    _check_written(model, held)
     codes = [graph.python_code("self").src for graph in graphs]
     if codes[0] != codes[1]:
         lines = zip(*(code.splitlines() for code in codes), strict=False)
@@ -65,6 +74,25 @@ def traced(model: nn.Module) -> fx.Graph:
         )
     _check_hooks(model, graph)
     return graph
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers, and tensors that are plain attributes, by the names in the model."""
+    for path, module in model.named_modules():
+        for name, value in (*vars(module).items(), *module._buffers.items()):
+            if isinstance(value, Tensor):
+                yield f"{path}.{name}".lstrip("."), value
+
+
+def _check_written(model: nn.Module, held: dict[str, tuple[Tensor, int]]) -> None:
+    """Refuse a forward that sets a tensor, or changes one that is no buffer: the graph has no such step."""
+    now = dict(_tensors(model))
+    for name, (value, version) in held.items():
+        if now.get(name) is not value or value._version != version:
+            raise ValueError(
+                f"forward of {type(model).__name__} sets or changes {name!r}, lost in tracing: change a "
+                "buffer by an operation in place (add_, copy_), or in a module without modules inside"
+            )
 
 
 def _check_hooks(model: nn.Module, graph: fx.Graph) -> None:
@@ -122,7 +150,7 @@ def note_readable(model: nn.Module, graph: fx.Graph, x: Tensor) -> None:
     Raises:
         ValueError: If the network takes no batches of other sizes.
     """
-    with in_eval_mode(model):
+    with probing(model):
         for batch in other_batches(x):
             try:
                 _Reader(fx.GraphModule(model, graph), len(batch)).run(batch)

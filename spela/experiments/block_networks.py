@@ -11,7 +11,7 @@ from spela.conversion import convert
 from spela.cutting import cut_network
 from spela.experiments.initial import FLOAT32, initialised_linear
 from spela.experiments.rivals import Network
-from spela.layers.modes import in_eval_mode
+from spela.layers.modes import probing
 from spela.network import SpelaSequential
 from spela.training import RunConfig
 
@@ -39,7 +39,7 @@ def build_named_network(
     body = build_body(config.network, sample_shape, config.width, config.seed, **FLOAT32)
     sample = torch.zeros(2, *sample_shape, **FLOAT32)
     if config.method == "backprop":
-        with in_eval_mode(body), torch.no_grad():
+        with probing(body), torch.no_grad():
             features = body(sample).shape[1]
         modules = [nn.Dropout(config.dropout)] if config.dropout > 0 else []
         output = initialised_linear(features, num_classes, config, generator)
@@ -97,7 +97,7 @@ def _linear_heads(
             dropout=config.dropout,
             generator=generator,
         )
-        with in_eval_mode(part), torch.no_grad():
+        with probing(part), torch.no_grad():
             x = part(x)
         blocks.append(block)
     return SpelaSequential(*blocks)

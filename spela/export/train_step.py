@@ -24,7 +24,7 @@ from spela.export.program import (
 from spela.export.step_checks import check_input, check_network
 from spela.export.updates import Update, optimizer_state, update_of
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
-from spela.layers.modes import in_eval_mode, output_of
+from spela.layers.modes import output_of, probing
 from spela.layers.plain import parts_of
 from spela.layers.steps import check_step
 from spela.network import SpelaSequential
@@ -178,7 +178,7 @@ def train_step_program(
     axis = batch_axis(batch_size)
     x = example_batch(sample_shape, batch_size, next(net.parameters()))
     target = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    with in_eval_mode(net), torch.no_grad():
+    with probing(net), torch.no_grad():
         shapes = _mask_shapes(net, x)
         masks = {name: torch.ones((len(x), *shape)).to(x) for name, shape in shapes.items()}
         training = {"training": torch.ones_like(target[0], dtype=torch.bool)} if statistics else {}

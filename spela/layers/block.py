@@ -13,7 +13,7 @@ from spela.layers.contract import FusedOptimizer
 from spela.layers.head import Head
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import hold_vectors, place_vectors, set_values
-from spela.layers.modes import in_eval_mode
+from spela.layers.modes import probing
 from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, other_batches
 from spela.layers.similarity import Similarity
@@ -371,7 +371,7 @@ def _sample_output(body: nn.Module, sample: Tensor) -> Tensor:
     """What the body makes of a sample, in eval mode, so that no statistic moves."""
     x = sample.detach().clone()
     version = x._version
-    with in_eval_mode(body):
+    with probing(body):
         y = check_readable(body(x), f"`body` ({type(body).__name__})")
         if x._version != version:
             raise _in_place(body)

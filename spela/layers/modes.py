@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from spela.layers.contract import LocalLayer
 
-__all__ = ["in_eval_mode", "output_of"]
+__all__ = ["in_eval_mode", "output_of", "probing"]
 
 
 @contextmanager
@@ -34,6 +35,37 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def probing(net: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and afterwards every buffer has its value again, in case `forward` writes into one.
+
+    For samples that only show what a module is: its shapes, its costs, whether it can be cut.
+
+    Example:
+        >>> class Counted(nn.Identity):
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.register_buffer("calls", torch.tensor(0))
+        ...
+        ...     def forward(self, x: Tensor) -> Tensor:
+        ...         self.calls.add_(1)
+        ...         return x
+        >>> counted = Counted()
+        >>> with probing(counted):
+        ...     _ = counted(torch.ones(1))
+        >>> counted.calls
+        tensor(0)
+    """
+    held = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    try:
+        with in_eval_mode(net):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in held:
+                buffer.copy_(value)
 
 
 def output_of(module: nn.Module, x: Tensor) -> Tensor:

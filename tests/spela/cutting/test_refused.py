@@ -215,3 +215,55 @@ def test_how_to_cut_is_asked_for_clearly(how: dict[str, Any], message: str) -> N
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises((TypeError, ValueError), match=message):
         cut_network(model, torch.randn(4, 6), **how)
+
+
+class _Counting(nn.Module):
+    """A moving mean of its inputs and a count of its calls, written in forward."""
+
+    def __init__(self, write: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.write = nn.Linear(6, 6), nn.Linear(6, 3), write
+        self.register_buffer("centre", torch.zeros(6))
+        self.register_buffer("calls", torch.tensor(0))
+        self.plain = torch.zeros(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.write(self, x.detach().mean(0))
+        return self.last(torch.relu(self.first(x)))
+
+
+def _set_mean(net: Any, mean: Tensor) -> None:
+    net.centre = 0.9 * net.centre + 0.1 * mean
+
+
+def _set_count(net: Any, _: Tensor) -> None:
+    net.calls += 1
+
+
+def test_buffers_that_forward_writes_into_move_as_in_the_network() -> None:
+    def write(net: Any, mean: Tensor) -> None:
+        net.centre.mul_(0.9).add_(0.1 * mean)
+        net.calls.add_(1)
+
+    model, x = _Counting(write), torch.randn(8, 6) + 5
+    net = convert(model, 3, x, blocks=2)
+    assert int(model.calls) == int(net[0].body.calls) == 0
+    optimizer = LocalSGD(net.parameters(), lr=0.1)
+    for _ in range(5):
+        model(x)
+        net.local_step(x, torch.arange(8) % 3, optimizer)
+    assert int(net[0].body.calls) == 5
+    torch.testing.assert_close(net[0].body.centre, model.centre)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (_set_mean, "centre"),
+        (_set_count, "calls"),
+        (lambda net, mean: net.plain.add_(1), "plain"),
+    ],
+)
+def test_tensors_that_forward_sets_are_refused(write: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"sets or changes '{name}', lost in tracing"):
+        convert(_Counting(write), 3, torch.randn(8, 6), blocks=2)
