@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from spela.experiments.declare import LAST, Experiment, Figure, Row
-from spela.experiments.plan import Job, Options, data_label
+from spela.experiments.plan import Job, Options, data_label, row_config
 from spela.experiments.runner import finished_summary, run_folder
 from spela.files.atomic import write_atomically
 from spela.training import RunFolder
 
-__all__ = ["build_table", "mean_and_deviation", "read_tables", "table_path", "write_table"]
+__all__ = [
+    "build_table",
+    "mean_and_deviation",
+    "read_tables",
+    "table_path",
+    "with_kept",
+    "write_table",
+]
 
 _FORMAT = "spela-table-3"
 
@@ -49,13 +56,9 @@ def build_table(experiment: Experiment, options: Options, jobs: list[Job]) -> di
     """
     grouped: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
-        grouped.setdefault((job.row.name, job.config.data), []).append(job)
+        grouped.setdefault((job.row.name, data_label(job.config.data)), []).append(job)
     rows = [_entry(group, options) for group in grouped.values()]
     _compare_with_rivals(rows)
-    try:
-        before = read_tables(options, [experiment.name])
-    except ValueError:  # a damaged one, or one of another version, is replaced
-        before = []
     return {
         "format": _FORMAT,
         "experiment": experiment.name,
@@ -65,9 +68,52 @@ def build_table(experiment: Experiment, options: Options, jobs: list[Job]) -> di
         "measure": experiment.measure,
         "quick": options.quick,
         "seeds": list(options.seeds),
+        "epochs": options.epochs,
         "rows": rows,
-        "measured": before[0]["measured"] if before else {},
+        "measured": _before(experiment, options)["measured"],
     }
+
+
+def with_kept(experiment: Experiment, options: Options, jobs: list[Job]) -> list[Job]:
+    """Jobs, and the finished ones of the table that is there whose data or seeds they leave out.
+
+    Args:
+        experiment: From the registry.
+        options: What was asked for.
+        jobs: Its jobs, of `plan`.
+
+    Returns:
+        Jobs in the order of rows, datasets as the experiment names them, and seeds, whatever was asked for.
+    """
+
+    def place(job: Job) -> tuple[int, int, str, int]:
+        label, data = data_label(job.config.data), experiment.data
+        known = data.index(label) if label in data else len(data)
+        return names.index(job.row.name), known, label, job.config.seed
+
+    names = [row.name for row in experiment.rows]
+    found = {place(job): job for job in jobs}
+    for entry in _before(experiment, options)["rows"]:
+        if entry["row"] not in names:
+            continue
+        row = experiment.rows[names.index(entry["row"])]
+        for key, seed in zip(entry["finished"], entry["seeds"], strict=True):
+            folder = run_folder(options, key)
+            if not folder.holds(folder.config):
+                continue
+            data = folder.read_json(folder.config)["data"]  # a file's path; the table has its label
+            job = Job(row, row_config(experiment, row, data, seed, options), key, wanted=False)
+            if finished_summary(folder, job.config) is not None:
+                found.setdefault(place(job), job)
+    return [found[key] for key in sorted(found)]
+
+
+def _before(experiment: Experiment, options: Options) -> dict[str, Any]:
+    """The table that is there; an empty one for none, and for one that is damaged or of another version."""
+    try:
+        return read_tables(options, [experiment.name])[0]
+    except (ValueError, IndexError):
+        return {"rows": [], "measured": {}}
 
 
 def write_table(options: Options, table: dict[str, Any]) -> Path:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from spela.reports.cells import by_layer, deviation_text
 
 __all__ = ["beside_published", "verdict"]
 
-# By verdict: the mark after a difference, and the word for how many there are.
-_MARKS = {"within": "", "above": " ▲", "below": " ▼", "one seed": " ?"}
+# By verdict: the mark after a difference.
+_MARKS = {"within": "", "above": " ▲", "below": " ▼", "not judged": " ?"}
 
 
 def verdict(figure: dict[str, Any]) -> str:
@@ -20,7 +21,7 @@ def verdict(figure: dict[str, Any]) -> str:
 
     Returns:
         within (the difference is at most both deviations together; a published figure without one counts as
-        exact), above, below, or one seed (ours has no deviation, so nothing can be said).
+        exact), above, below, or not judged (ours is of one seed and has no deviation).
 
     Example:
         >>> verdict({"mean": 94.0, "sd": 0.2, "published": 94.41, "published_sd": 0.49, "difference": -0.41})
@@ -29,7 +30,7 @@ def verdict(figure: dict[str, Any]) -> str:
         'below'
     """
     if figure["sd"] is None:
-        return "one seed"
+        return "not judged"
     if abs(figure["difference"]) <= figure["sd"] + (figure["published_sd"] or 0.0):
         return "within"
     return "above" if figure["difference"] > 0 else "below"
@@ -42,77 +43,85 @@ def beside_published(table: dict[str, Any]) -> dict[str, Any] | None:
         table: From `read_tables`.
 
     Returns:
-        `columns`, `rows` (a list of cells, each a list of lines) and `sentence`; None where nothing that was
-        run is published.
+        `columns`, `rows` (a list of cells, each a list of lines; a row's rival comes after it) and
+        `sentence`; None where nothing that was run is published.
     """
-    found = [row for row in table["rows"] if any(map(_is_published, row.get("accuracy", ())))]
+    epochs = table.get("epochs")  # of a call that said so
+    compared = [(row, _compared(row, epochs is None)) for row in table["rows"]]
+    found = [(row, figures) for row, figures in compared if figures]
     if not found:
         return None
-    data = list(dict.fromkeys(row["data"] for row in found))
-    cells = {(row["row"], row["data"]): _lines(row) for row in found}
-    names = list(dict.fromkeys(row["row"] for row in found))
+    data = list(dict.fromkeys(row["data"] for row, _ in found))
+    cells = {(row["row"], row["data"]): _lines(row, figures) for row, figures in found}
+    in_pairs = dict.fromkeys(name for row, _ in found for name in (row["row"], row["rival"]))
+    names = [name for name in in_pairs if name in {row["row"] for row, _ in found}]
     return {
         "columns": ["row", *data],
         "rows": [[[name], *(cells.get((name, column), []) for column in data)] for name in names],
-        "sentence": _sentence(found),
+        "sentence": _sentence(found)
+        if epochs is None
+        else f"Runs of --epochs {epochs} instead of the rows' own are not judged (?).",
     }
 
 
-def _is_published(figure: dict[str, Any]) -> bool:
-    return bool(figure.get("is_published"))
+def _compared(row: dict[str, Any], has_own_epochs: bool) -> list[dict[str, Any]]:
+    """Ours of the layers that have a published figure, read as theirs; with the layer's number and verdict."""
+    accuracy = row.get("accuracy", [])
+    own = row.get("test_accuracy_batch_statistics") if row.get("batch_statistics") else None
+    return [
+        both | {"layer": layer, "verdict": verdict(both) if has_own_epochs else "not judged"}
+        for layer, (figure, ours) in enumerate(zip(accuracy, own or accuracy, strict=True), start=1)
+        if (both := figure | ours).get("is_published")
+    ]
 
 
-def _ours(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Our figures by layer as those that are compared: with batch statistics where theirs are read so."""
-    own = row.get("test_accuracy_batch_statistics") if row["batch_statistics"] else None
-    return [f | o for f, o in zip(row["accuracy"], own or row["accuracy"], strict=True)]
-
-
-def _lines(row: dict[str, Any]) -> list[str]:
-    layers = [figure for figure in _ours(row) if _is_published(figure)]
-    epochs = row["epochs"] + row["head_epochs"]
-    places = [n for n, figure in enumerate(row["accuracy"], start=1) if _is_published(figure)]
-    which = "" if len(places) == len(row["accuracy"]) else _layers_text(places)
+def _lines(row: dict[str, Any], figures: list[dict[str, Any]]) -> list[str]:
+    which = "" if len(figures) == len(row["accuracy"]) else _layers_text(figures)
+    epochs = f"{row['epochs']} epoch{'s' * (row['epochs'] > 1)}"
+    if row["head_epochs"]:
+        epochs += f" + {row['head_epochs']} of the head"
     return [
         f"published{which} "
-        + by_layer(layers, lambda f: deviation_text(f["published"], f["published_sd"])),
-        f"ours, {epochs} epoch{'s' * (epochs > 1)}: "
-        + by_layer(layers, lambda f: deviation_text(f["mean"], f["sd"])),
-        by_layer(layers, lambda f: f"{f['difference']:+.2f}{_MARKS[verdict(f)]}"),
+        + by_layer(figures, lambda f: deviation_text(f["published"], f["published_sd"])),
+        f"ours, {epochs}: " + by_layer(figures, lambda f: deviation_text(f["mean"], f["sd"])),
+        by_layer(figures, lambda f: f"{f['difference']:+.2f}{_MARKS[f['verdict']]}"),
     ]
 
 
-def _layers_text(places: list[int]) -> str:
-    return f" (layer{'s' * (len(places) > 1)} {', '.join(map(str, places))})"
+def _layers_text(figures: list[dict[str, Any]]) -> str:
+    return f" (layer{'s' * (len(figures) > 1)} {', '.join(str(f['layer']) for f in figures)})"
 
 
-def _sentence(rows: list[dict[str, Any]]) -> str:
-    """How many figures hold, and the farthest miss."""
-    all_of_them = [
-        (figure, f"{row['row']} on {row['data']}, layer {number}")
-        for row in rows
-        for number, figure in enumerate(_ours(row), start=1)
-        if _is_published(figure)
+def _sentence(found: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
+    """How many published figures hold, and a row's farthest miss."""
+    rows_of: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by published figure
+    for row, figures in found:
+        for figure in figures:
+            value = deviation_text(figure["published"], figure["published_sd"])
+            rows_of.setdefault((row["data"], row["method"], value), []).append(figure)
+    nearest = [
+        min(figures, key=lambda f: (f["verdict"] == "not judged", abs(f["difference"])))
+        for figures in rows_of.values()
     ]
-    verdicts = [verdict(figure) for figure, _ in all_of_them]
-    count = {name: verdicts.count(name) for name in _MARKS}
-    judged = len(verdicts) - count["one seed"]
+    count = Counter(figure["verdict"] for figure in nearest)
+    one_seed = count["not judged"]
+    judged = len(nearest) - one_seed
     parts = []
     if judged:
+        several = "; beside several rows the nearest counts" * (max(map(len, rows_of.values())) > 1)
         parts.append(
             f"Of {judged} published figure{'s' * (judged > 1)} with seeds enough to judge, "
             f"{count['within']} {_are(count['within'])} within both deviations, {count['above']} "
-            f"{_are(count['above'])} exceeded (▲) and {count['below']} {_are(count['below'])} missed (▼)."
+            f"{_are(count['above'])} exceeded (▲) and {count['below']} {_are(count['below'])} missed (▼)"
+            f"{several}."
         )
-    if count["below"]:
-        worst, where = min(
-            (pair for pair, v in zip(all_of_them, verdicts, strict=True) if v == "below"),
-            key=lambda pair: pair[0]["difference"],
-        )
-        parts.append(f"The farthest miss is {worst['difference']:+.2f} points ({where}).")
-    if count["one seed"]:
-        one = count["one seed"]
-        parts.append(f"{one} of one seed {_are(one)} not judged (?).")
+    missed = [(row, f) for row, figures in found for f in figures if f["verdict"] == "below"]
+    if missed:
+        row, worst = min(missed, key=lambda pair: pair[1]["difference"])
+        where = f"{row['row']} on {row['data']}, layer {worst['layer']}"
+        parts.append(f"The farthest miss of a row is {worst['difference']:+.2f} points ({where}).")
+    if one_seed:
+        parts.append(f"{one_seed} of one seed {_are(one_seed)} not judged (?).")
     return " ".join(parts)
 
 

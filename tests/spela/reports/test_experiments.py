@@ -200,6 +200,7 @@ def test_report_only_makes_the_tables_of_what_is_finished(
     assert _call(*call) == 0
     assert [path.name for path in out.glob("*.json")] == ["ablation.json"]
     table = json.loads((out / "ablation.json").read_text())
+    assert table["epochs"] == 1
     done = [row["row"] for row in table["rows"] if row["seeds"]]
     assert done == ["objective angular"]
     assert "objective angular" in (out / "report.md").read_text()

@@ -28,6 +28,8 @@ def _row(name: str, data: str, *accuracy: dict[str, Any], **more: Any) -> dict[s
     return {
         "row": name,
         "data": data,
+        "method": "spela",
+        "rival": "",
         "epochs": 20,
         "head_epochs": 0,
         "batch_statistics": False,
@@ -54,7 +56,7 @@ TABLE = {
         ((94.0, 0.2, 94.7, 0.4), "below"),
         ((94.0, 0.2, 93.3, 0.4), "above"),
         ((94.0, 0.2, 93.7, None), "above"),
-        ((94.0, None, 93.9, 5.0), "one seed"),
+        ((94.0, None, 93.9, 5.0), "not judged"),
     ],
 )
 def test_a_figure_is_judged_by_both_deviations(ours: tuple[Any, ...], expected: str) -> None:
@@ -88,9 +90,60 @@ def test_the_sentence_counts_and_names_the_farthest_miss() -> None:
     assert found is not None
     assert found["sentence"] == (
         "Of 3 published figures with seeds enough to judge, 1 is within both deviations, 1 is exceeded (▲) "
-        "and 1 is missed (▼). The farthest miss is -1.41 points (tmlr on mnist, layer 2). 1 of one seed is "
-        "not judged (?)."
+        "and 1 is missed (▼). The farthest miss of a row is -1.41 points (tmlr on mnist, layer 2). 1 of one "
+        "seed is not judged (?)."
     )
+
+
+def test_a_figure_beside_several_rows_counts_once_by_the_nearest() -> None:
+    rows = [
+        _row("few", "mnist", _figure(94.7, 0.1, 94.69)),
+        _row("tmlr", "mnist", _figure(60.0, 1.0), _figure(50.0, 1.0, 94.69)),
+        _row("again", "mnist", _figure(94.69, None, 94.69)),
+        # The same number, of another method.
+        _row("backprop", "mnist", _figure(96.0, 0.1, 94.69), method="backprop"),
+    ]
+    found = beside_published({"rows": rows})
+    assert found is not None
+    assert found["sentence"] == (
+        "Of 2 published figures with seeds enough to judge, 1 is within both deviations, 1 is exceeded (▲) "
+        "and 0 are missed (▼); beside several rows the nearest counts. The farthest miss of a row is -44.69 "
+        "points (tmlr on mnist, layer 2)."
+    )
+
+
+def test_runs_of_other_epochs_than_the_rows_own_are_not_judged() -> None:
+    found = beside_published(TABLE | {"epochs": 1})
+    assert found is not None
+    assert found["rows"][0][1][2] == "+0.11 ? / -1.41 ?"
+    assert found["sentence"] == "Runs of --epochs 1 instead of the rows' own are not judged (?)."
+
+
+def test_the_epochs_of_a_head_are_told_apart() -> None:
+    row = _row("cnn", "cifar10", _figure(40.0, 0.1, 40.6), epochs=15, head_epochs=10)
+    found = beside_published({"rows": [row]})
+    assert found is not None
+    assert found["rows"][0][1][1] == "ours, 15 epochs + 10 of the head: 40.00 ± 0.10"
+
+
+def test_a_row_is_followed_by_its_rival() -> None:
+    rows = [
+        _row(name, "mnist", _figure(94.0, 0.1, published), rival=rival)
+        for name, published, rival in (
+            ("ours", 94.0, "theirs"),
+            ("ours, few", 80.0, "theirs, few"),
+            ("theirs, few", 81.0, ""),
+            ("theirs", 95.0, "not published"),
+        )
+    ]
+    found = beside_published({"rows": rows})
+    assert found is not None
+    assert [row[0] for row in found["rows"]] == [
+        ["ours"],
+        ["theirs"],
+        ["ours, few"],
+        ["theirs, few"],
+    ]
 
 
 def test_figures_read_with_batch_statistics_are_compared_in_that_reading() -> None:
