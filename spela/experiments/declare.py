@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["LAST", "Experiment", "Figure", "Row", "in_panel"]
+__all__ = ["LAST", "Experiment", "Figure", "Range", "Row", "in_panel"]
 
 # A layer's place in `Row.published`: layers count from 1, LAST is the last one whatever the depth.
 LAST = -1
 
-Figure = float | tuple[float, float]
-"""A published accuracy in %, or (mean, standard deviation)."""
+
+class Range(NamedTuple):
+    """The lowest and the highest of published accuracies in %, where no mean is published."""
+
+    low: float
+    high: float
+
+
+Figure = float | tuple[float, float] | Range
+"""A published accuracy in %, (mean, standard deviation), or a range."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spela.experiments.declare import LAST, Experiment, Figure, Row
+from spela.experiments.declare import LAST, Experiment, Figure, Range, Row
 from spela.experiments.plan import Job, Options, data_label, row_config
 from spela.experiments.runner import finished_summary, run_folder
 from spela.files.atomic import write_atomically
@@ -67,7 +67,7 @@ def build_table(experiment: Experiment, options: Options, jobs: list[Job]) -> di
         "panels": dict(experiment.panels),
         "measure": experiment.measure,
         "quick": options.quick,
-        "seeds": list(options.seeds),
+        "seeds": sorted({job.config.seed for job in jobs}),
         "epochs": options.epochs,
         "rows": rows,
         "measured": _before(experiment, options)["measured"],
@@ -219,13 +219,8 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
         figure = {**_percent(values), "by_seed": [100 * value for value in values]}
         theirs = published.get(layer + 1, others.get(layer + 1))
         if theirs is not None:
-            mean, deviation = theirs if isinstance(theirs, tuple) else (theirs, None)
-            figure |= {
-                "published": mean,
-                "published_sd": deviation,
-                "is_published": layer + 1 in published,
-                "difference": (like_theirs[layer] if like_theirs else figure)["mean"] - mean,
-            }
+            ours = (like_theirs[layer] if like_theirs else figure)["mean"]
+            figure |= {**_beside(theirs, ours), "is_published": layer + 1 in published}
         accuracy.append(figure)
     result |= {
         "accuracy": accuracy,
@@ -236,6 +231,15 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
     if all(summary.get("peak_memory_bytes") for summary in summaries):
         result["peak_memory_bytes"] = max(summary["peak_memory_bytes"] for summary in summaries)
     return result
+
+
+def _beside(theirs: Figure, ours: float) -> dict[str, Any]:
+    """Theirs in a table's words, and how far ours is from it; of a range the place nearest to ours counts."""
+    if isinstance(theirs, Range):
+        nearest = min(max(ours, theirs.low), theirs.high)
+        return _beside(nearest, ours) | {"published_range": list(theirs)}
+    mean, deviation = theirs if isinstance(theirs, tuple) else (theirs, None)
+    return {"published": mean, "published_sd": deviation, "difference": ours - mean}
 
 
 def _by_number(figures: Mapping[int, Figure], depth: int) -> dict[int, Figure]:

@@ -13,6 +13,7 @@ __all__ = [
     "deviation_text",
     "difference_text",
     "missing",
+    "published_text",
 ]
 
 COLUMNS = (
@@ -42,6 +43,18 @@ def deviation_text(mean: float, deviation: float | None) -> str:
         ('90.30 ± 0.21', '90.30')
     """
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def published_text(figure: dict[str, Any]) -> str:
+    """What others reached: a mean with its deviation, or a range.
+
+    Args:
+        figure: A layer's entry of a table, with `published`.
+    """
+    if "published_range" in figure:
+        low, high = figure["published_range"]
+        return f"{low:.2f} to {high:.2f}"
+    return deviation_text(figure["published"], figure["published_sd"])
 
 
 def change_text(share: float, less: str, more: str, digits: int = 0) -> str:
@@ -159,7 +172,7 @@ def _published(figure: dict[str, Any]) -> str:
     if "published" not in figure:
         return "–"  # noqa: RUF001
     mark = "" if figure["is_published"] else "*"
-    return deviation_text(figure["published"], figure["published_sd"]) + mark
+    return published_text(figure) + mark
 
 
 def _difference(figure: dict[str, Any]) -> str:

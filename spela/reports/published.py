@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from spela.reports.cells import by_layer, deviation_text
+from spela.reports.cells import by_layer, deviation_text, published_text
 
 __all__ = ["beside_published", "verdict"]
 
@@ -65,7 +65,7 @@ def beside_published(table: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _compared(row: dict[str, Any], has_own_epochs: bool) -> list[dict[str, Any]]:
-    """Ours of the layers that have a published figure, read as theirs; with the layer's number and verdict."""
+    """Ours of the layers that have a published figure, read as theirs; with number and verdict."""
     accuracy = row.get("accuracy", [])
     own = row.get("test_accuracy_batch_statistics") if row.get("batch_statistics") else None
     return [
@@ -81,8 +81,7 @@ def _lines(row: dict[str, Any], figures: list[dict[str, Any]]) -> list[str]:
     if row["head_epochs"]:
         epochs += f" + {row['head_epochs']} of the head"
     return [
-        f"published{which} "
-        + by_layer(figures, lambda f: deviation_text(f["published"], f["published_sd"])),
+        f"published{which} " + by_layer(figures, published_text),
         f"ours, {epochs}: " + by_layer(figures, lambda f: deviation_text(f["mean"], f["sd"])),
         by_layer(figures, lambda f: f"{f['difference']:+.2f}{_MARKS[f['verdict']]}"),
     ]
@@ -97,8 +96,8 @@ def _sentence(found: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
     rows_of: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by published figure
     for row, figures in found:
         for figure in figures:
-            value = deviation_text(figure["published"], figure["published_sd"])
-            rows_of.setdefault((row["data"], row["method"], value), []).append(figure)
+            key = (row["data"], row["method"], published_text(figure))
+            rows_of.setdefault(key, []).append(figure)
     nearest = [
         min(figures, key=lambda f: (f["verdict"] == "not judged", abs(f["difference"])))
         for figures in rows_of.values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spela.experiments.declare import LAST, Experiment, Row, in_panel
+from spela.experiments.declare import LAST, Experiment, Range, Row, in_panel
 from spela.experiments.recipes import RECIPES
 
 __all__ = ["LIKE_BEST", "MLP"]
@@ -33,7 +33,7 @@ _RECIPES = (
         "paper 1024,10",
         "paper",
         settings={"layers": (1024, 10)},
-        published={"mnist": {LAST: 95.58}},
+        published={"mnist": {LAST: Range(94.06, 95.58)}},
     ),
     Row(
         "paper 1024,10, 1 epoch",

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from spela.data import Dataset
-from spela.experiments.declare import LAST, Experiment, Row
+from spela.experiments.declare import LAST, Experiment, Range, Row
 from spela.experiments.plan import Options, plan
 from spela.experiments.reproduce import rebuild, reproduce
 from spela.experiments.runner import Outcome, _pool, run_jobs
 from spela.experiments.tables import build_table, mean_and_deviation
 from spela.features import feature_file, save_features
 from spela.reports.cells import cells
+from spela.reports.published import beside_published, verdict
 from spela.training import RunFolder
 
 SMALL = {"layers": (12, 12), "epochs": 2}
@@ -35,9 +36,22 @@ EXPERIMENT = Experiment(
             rival="theirs",
             panel="recipes",
         ),
-        Row("theirs", "backprop", settings=SMALL, panel="recipes"),
+        Row(
+            "theirs",
+            "backprop",
+            settings=SMALL,
+            published={"digits": {LAST: Range(1.0, 99.9)}},
+            panel="recipes",
+        ),
         Row("diverges", "backprop", settings={**SMALL, "optimizer": "sgd", "lr": 1e30}),
-        Row("deep", "tmlr", settings={"layers": (8,) * 6, "epochs": 1}, panel="depth", x=6),
+        Row(
+            "deep",
+            "tmlr",
+            settings={"layers": (8,) * 6, "epochs": 1},
+            published={"digits": {1: Range(99.5, 99.9)}},
+            panel="depth",
+            x=6,
+        ),
     ),
     panels={"recipes": "", "depth": "layers"},
 )
@@ -75,6 +89,21 @@ def test_table_holds_means_deviations_and_differences(
     assert ours["rival_difference"] == mean_and_deviation(ahead)
     assert ours["rival_accuracy"] == pytest.approx(theirs["accuracy"][-1]["mean"])
     assert json.loads((options.out / "mlp.json").read_text()) == table
+
+
+def test_a_published_range_is_shown_whole_and_compared_by_its_nearer_end(
+    finished: tuple[dict, Options, list[Outcome]],
+) -> None:
+    _, inside, _, outside = finished[0]["rows"]
+    figure = inside["accuracy"][0]
+    assert (figure["difference"], verdict(figure)) == (0.0, "within")
+    assert cells(inside)[7:9] == ["1.00 to 99.90", "+0.00"]
+    figure = outside["accuracy"][0]
+    assert figure["difference"] == pytest.approx(figure["mean"] - 99.5)
+    assert verdict(figure) == "below"
+    found = beside_published(finished[0])
+    assert found is not None
+    assert found["rows"][-1][1][0] == "published (layer 1) 99.50 to 99.90"
 
 
 def test_only_seeds_that_both_have_are_compared(
