@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-__all__ = ["LAST", "Experiment", "Figure", "Range", "Row", "in_panel"]
+__all__ = ["CIFAR10_COPY", "LAST", "Experiment", "Figure", "Range", "Row", "in_panel"]
 
 # A layer's place in `Row.published`: layers count from 1, LAST is the last one whatever the depth.
 LAST = -1
+
+# Part of `Experiment.source` wherever CIFAR-10 is used: a user may have the original.
+CIFAR10_COPY = "in docs/results, CIFAR-10 is a JPEG copy of quality 75"
 
 
 class Range(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spela.experiments.declare import Experiment, Row, in_panel
+from spela.experiments.declare import CIFAR10_COPY, Experiment, Row, in_panel
 
 __all__ = ["BLOCKS"]
 
@@ -78,8 +78,7 @@ BLOCKS = Experiment(
     ),
     source=(
         "no published figure is of these networks: rivals are trained here, with the same network, epochs, "
-        "augmentation and order of samples; in docs/results, CIFAR-10 is a JPEG copy of quality 75, and "
-        "seconds are beside other work"
+        f"augmentation and order of samples; {CIFAR10_COPY}, and seconds are beside other work"
     ),
     panels={"convolutions": "", "larger": "", "transformer": ""},
     main=("*",),
