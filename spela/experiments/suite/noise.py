@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from spela.experiments.declare import Experiment, Row
+from spela.experiments.declare import CIFAR10_COPY, Experiment, Row
 from spela.experiments.suite.cnn import COLOUR, GREY
 from spela.experiments.suite.mlp import LIKE_BEST
 
 __all__ = ["NOISE"]
 
 _WIDE = {"layers": (1024, 1024, 1024), "epochs": 10}
+_GREY = (*GREY, "mnist")  # of linear layers
 _LEVELS = (0.0, 0.2, 0.4)
 _LABELS = {"noise": "pixel noise", "label_noise": "label noise"}
 # Series: recipe, its settings, the series it is compared with.
@@ -29,7 +30,7 @@ def _sweep(setting: str) -> tuple[Row, ...]:
             f"{series}, {label} {level:g}",
             recipe,
             settings={**_WIDE, **settings, setting: level},
-            data=GREY,
+            data=_GREY,
             rival=f"{rival}, {label} {level:g}" if rival else "",
             panel=label,
             series=series,
@@ -60,13 +61,13 @@ _CNN = tuple(
 NOISE = Experiment(
     name="noise",
     title="Noise on pixels and on labels",
-    data=(*GREY, *COLOUR),
+    data=(*_GREY, *COLOUR),
     rows=(
         *_sweep("noise"),
         *_sweep("label_noise"),
         *_CNN,
     ),
-    source="the authors sweep pixel noise on their CNN; no figures of it are published",
+    source=f"the authors sweep pixel noise on their CNN; no figures of it are published; {CIFAR10_COPY}",
     panels={
         "pixel noise": "standard deviation of pixel noise",
         "label noise": "share of wrong labels",
