@@ -32,6 +32,7 @@ __all__ = [
     "data_label",
     "feature_files",
     "plan",
+    "row_config",
     "run_key",
 ]
 
@@ -157,7 +158,7 @@ def plan(experiment: Experiment, options: Options) -> list[Job]:
             if not _belongs(row, data, experiment, options):
                 continue
             for seed in options.seeds:
-                config = _config(experiment, row, data, seed, options)
+                config = row_config(experiment, row, data, seed, options)
                 jobs.append(Job(row, config, run_key(config), wanted, problem))
     return jobs
 
@@ -244,7 +245,10 @@ def _problem(data: str, options: Options) -> str:
     return ""
 
 
-def _config(experiment: Experiment, row: Row, data: str, seed: int, options: Options) -> RunConfig:
+def row_config(
+    experiment: Experiment, row: Row, data: str, seed: int, options: Options
+) -> RunConfig:
+    """The settings of a row's run on one dataset with one seed."""
     settings: dict[str, Any] = dict(row.settings)
     for pattern, others in row.by_data.items():
         if fnmatchcase(data_label(data), pattern):

@@ -9,7 +9,7 @@ from spela.experiments.declare import Experiment
 from spela.experiments.measures import measure
 from spela.experiments.plan import Options, plan
 from spela.experiments.runner import Outcome, run_jobs, writing_results
-from spela.experiments.tables import build_table, write_table
+from spela.experiments.tables import build_table, with_kept, write_table
 
 __all__ = ["rebuild", "reproduce"]
 
@@ -51,24 +51,27 @@ def rebuild(
 ) -> dict[str, Any] | None:
     """Write OUT/NAME.json anew from the finished runs that are there; run and measure nothing.
 
+    Finished rows of data and seeds that were not asked for stay.
+
     Args:
         experiment: From the registry.
         options: Which data and seeds, and where.
         measured: The measured part; None: the one of the table that is there.
 
     Returns:
-        The table; None, and nothing is written, where no run of the experiment is finished and nothing
-        measured is given.
+        The table; None, and nothing is written, where no run that was asked for is finished, or nothing is
+        measured of an experiment without runs.
 
     Raises:
         ValueError: As `reproduce`.
     """
+    jobs = plan(experiment, options)
     with writing_results(options):
-        table = build_table(experiment, options, plan(experiment, options))
-        if not any("accuracy" in row for row in table["rows"]) and not (measured or {}).get(
-            "points"
-        ):
-            return None
+        table = build_table(experiment, options, with_kept(experiment, options, jobs))
         table |= {} if measured is None else {"measured": measured}
+        finished = {key for row in table["rows"] for key in row["finished"]}
+        made = finished & {job.key for job in jobs} if jobs else table["measured"].get("points")
+        if not made:
+            return None
         write_table(options, table)
     return table
