@@ -83,7 +83,8 @@ class Experiment:
         measure: What is measured on the trained networks beside accuracy: "", exits or memory.
         against_memory: Panels that are also drawn as accuracy against a step's peak memory.
         main: Patterns of the rows that go into the main table, in the docs.
-        headline: Patterns of those of them that the README shows too.
+        headline: Row and dataset of those of them that the README shows too, in its order; of all
+            experiments together 15 at most.
         quick: Settings of `--quick`, by model, over those of the rows.
     """
 
@@ -96,7 +97,7 @@ class Experiment:
     measure: str = ""
     against_memory: tuple[str, ...] = ()
     main: tuple[str, ...] = ()
-    headline: tuple[str, ...] = ()
+    headline: tuple[tuple[str, str], ...] = ()
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from spela.experiments.declare import Experiment
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
 from spela.experiments.tables import read_tables
@@ -46,8 +44,7 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
     for line in _lines(tables):
         if not _says_more(lines.get(_key(line), ""), line):
             lines[_key(line)] = line
-    main = _rows(lambda experiment: experiment.main)
-    places = {name: place for place, name in enumerate(main)}
+    places = {name: place for place, name in enumerate(_main_rows())}
     kept = [line for key, line in lines.items() if key[:2] in places]
     return "\n".join([*_HEADER, *sorted(kept, key=lambda line: places[_key(line)[:2]])])
 
@@ -59,16 +56,17 @@ def summary_table(table: str) -> str:
         table: From `main_table`.
 
     Returns:
-        Lines without a final newline, in the table's order.
+        Lines without a final newline, in the order that they are declared in.
 
     Example:
-        >>> line = "| mlp | best | digits | 20 | 3 | 90.21 / 90.66 |  |  | +0.05 (backprop 90.53) |"
+        >>> line = "| mlp | best | mnist | 20 | 3 | 98.21 / 98.66 |  |  | +0.05 (backprop 98.61) |"
         >>> print(summary_table(line).splitlines()[2])
-        | mlp: best | digits, 20 epochs, 3 seeds | 90.21 / 90.66 |  | +0.05 (backprop 90.53) |
+        | mlp: best | mnist, 20 epochs, 3 seeds | 98.21 / 98.66 |  | +0.05 (backprop 98.61) |
     """
-    chosen = set(_rows(lambda experiment: experiment.headline))
-    lines = [line for line in table.splitlines() if _key(line)[:2] in chosen]
-    return "\n".join([*_SUMMARY_HEADER, *map(_summary_line, lines)])
+    lines = {_key(line): line for line in table.splitlines()}
+    chosen = [(name, *pair) for name, found in EXPERIMENTS.items() for pair in found.headline]
+    shown = [_summary_line(lines[key]) for key in chosen if key in lines]
+    return "\n".join([*_SUMMARY_HEADER, *shown])
 
 
 def _summary_line(line: str) -> str:
@@ -99,15 +97,14 @@ def _seeds_and_rival(line: str) -> tuple[int, str]:
     return (int(parts[5]), parts[9]) if whole else (0, "")
 
 
-def _rows(chosen: Callable[[Experiment], tuple[str, ...]]) -> list[tuple[str, str]]:
-    """What may stand in a table: experiment and row, in order; what was calibrated comes last."""
+def _main_rows() -> list[tuple[str, str]]:
+    """What may stand in the main table: experiment and row, in order; what was calibrated comes last."""
     names = []
     for name, experiment in EXPERIMENTS.items():
         rows = [row.name for row in experiment.rows]
         if experiment.measure == "exits":
             rows += [f"{row}, calibrated" for row in rows]
-        patterns = chosen(experiment)
-        names += [(name, row) for row in rows if any(fnmatchcase(row, p) for p in patterns)]
+        names += [(name, row) for row in rows if any(fnmatchcase(row, p) for p in experiment.main)]
     return names
 
 

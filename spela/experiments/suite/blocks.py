@@ -82,7 +82,7 @@ BLOCKS = Experiment(
     ),
     panels={"convolutions": "", "larger": "", "transformer": ""},
     main=("*",),
-    headline=("3 blocks", "layers", "cifarnet, 3 blocks"),
+    headline=(("3 blocks", "cifar10"), ("layers", "cifar10"), ("cifarnet, 3 blocks", "cifar10")),
     against_memory=("convolutions",),
     quick={
         "vgg": {"width": 4, "resize": 16},

@@ -45,7 +45,11 @@ def _rows(suffix: str, data: tuple[str, ...], resize: int) -> tuple[Row, ...]:
 
 
 def on_images(
-    name: str, title: str, rows: tuple[Row, ...], source: str, headline: tuple[str, ...] = ()
+    name: str,
+    title: str,
+    rows: tuple[Row, ...],
+    source: str,
+    headline: tuple[tuple[str, str], ...] = (),
 ) -> Experiment:
     """An experiment with one table for grey and colour images.
 
@@ -86,5 +90,5 @@ CNN = on_images(
         "the released CNN notebooks (15 epochs); measured: the same code, 3 epochs. Both with batch "
         f"statistics in the test, and the differences are from ours read in that way; {CIFAR10_COPY}"
     ),
-    headline=("best",),
+    headline=(("cnn 64x64", "cifar10"), ("best", "fashion-mnist")),
 )

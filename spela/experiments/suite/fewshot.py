@@ -53,6 +53,9 @@ FEWSHOT = Experiment(
     ),
     panels={"share": "test share of all samples"},
     main=("*share 0.99",),
-    headline=("fewshot, *",),
+    headline=(
+        ("fewshot, test share 0.99", "mnist"),
+        ("fewshot, test share 0.99", "fashion-mnist"),
+    ),
     quick={"mlp": {"max_width": 32}},
 )

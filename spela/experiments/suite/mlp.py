@@ -205,11 +205,11 @@ MLP = Experiment(
         "depth": "layers of 1024 units",
     },
     headline=(
-        "best",
-        "paper 1000,34",
-        "tmlr 1024,1024,1024",
-        "forward-forward",
-        "mono-forward",
+        ("paper 1000,34", "mnist"),
+        ("tmlr 1024,10, 200 epochs", "mnist"),
+        ("tmlr 1000,34, 200 epochs", "mnist"),
+        ("best", "mnist"),
+        ("best", "fashion-mnist"),
     ),
     main=(
         "best",

@@ -100,6 +100,9 @@ TRANSFER = Experiment(
     ),
     panels={"own split": "", "share": "test share of all samples"},
     main=(*_SERIES, "*share 0.99"),
-    headline=("transfer-best",),
+    headline=(
+        ("transfer, test share 0.99", "cifar10-efficientnet-lite0"),
+        ("transfer-best", "fashion-mnist-efficientnet-lite0"),
+    ),
     quick={"mlp": {"max_width": 32}},
 )
