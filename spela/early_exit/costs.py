@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
-from spela.layers.modes import in_eval_mode
+from spela.layers.modes import probing
 
 __all__ = ["LayerCost", "count_multiply_adds", "layer_costs", "multiply_adds"]
 
@@ -29,12 +30,32 @@ def _projection_flops(z: torch.Size, projection: torch.Size, vectors: torch.Size
     return 2 * batch * kernels * (size * dim + dim * groups)
 
 
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:  # type: ignore[no-untyped-def]
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _lstm_flops(x: torch.Size, weight: torch.Size, recurrent: torch.Size, *_, **__) -> int:  # type: ignore[no-untyped-def]
+    return 2 * x[0] * x[1] * (weight.numel() + recurrent.numel())
+
+
+@contextmanager
+def _as_products() -> Iterator[None]:
+    """Layers of attention as the products they are made of, not as one operation of no known cost."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def layer_costs(
     net: nn.Sequential, sample_shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> list[LayerCost]:
     """Multiply-adds of one sample in each SPELA layer: products of matrices and convolutions.
 
-    Elementwise work (activations, norms, pooling, averages over kernels) is not counted.
+    Elementwise work (activations, norms, pooling, averages over kernels) is not counted, nor are the fused
+    recurrent layers of a GPU.
 
     Args:
         net: A network with SPELA layers; whatever stands between them is counted too.
@@ -59,7 +80,7 @@ def layer_costs(
     x = torch.zeros(1, *sample_shape, dtype=dtype or parameter.dtype, device=parameter.device)
     costs, forward = [], 0
     try:
-        with in_eval_mode(net):  # one sample has no batch statistics
+        with probing(net):  # one sample has no batch statistics
             x = hooked_input(net, x)
             for module in net:
                 counted, x = count_multiply_adds(module, x)
@@ -88,10 +109,14 @@ def count_multiply_adds(function: Callable[[Tensor], Tensor], x: Tensor) -> tupl
         >>> count_multiply_adds(nn.Linear(4, 3), torch.ones(2, 4))[0]
         24
     """
-    # Registered by the layers' import; the counter sees the op, not what runs inside it.
-    formulas = {torch.ops.spela.projection_forward: _projection_flops}
+    formulas = {
+        # Registered by the layers' import; the counter sees the op, not what runs inside it.
+        torch.ops.spela.projection_forward: _projection_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with counter:
+    with _as_products(), counter:
         y = function(x)
     return counter.get_total_flops() // 2, y
 

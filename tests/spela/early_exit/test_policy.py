@@ -22,6 +22,7 @@ from spela import (
 )
 from spela.data import epoch_generator
 from spela.early_exit import LayerCost, layer_costs, margin_and_label, mean_multiply_adds
+from spela.early_exit.costs import count_multiply_adds
 from spela.training import evaluate_early_exit
 
 INF = math.inf
@@ -39,6 +40,28 @@ def _blobs(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     y = torch.randint(4, (rows,), generator=g)
     return torch.randn(rows, 6, generator=g) * 0.7 + 1.2 * torch.eye(6)[y], y
+
+
+class _Recurrent(nn.LSTM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
+
+
+def test_attention_and_recurrent_layers_cost_their_products() -> None:
+    encoder = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    attention = 16 * 32 * 32 * 4 + 2 * 16 * 16 * 32  # four projections; scores and weighted values
+    for training in (True, False):  # an encoder in eval mode is one operation
+        counted, _ = count_multiply_adds(encoder.train(training), torch.zeros(1, 16, 32))
+        assert counted == attention + 2 * 16 * 32 * 64
+    assert torch.backends.mha.get_fastpath_enabled()
+    for first in (True, False):
+        counted, _ = count_multiply_adds(_Recurrent(8, 6, batch_first=first), torch.zeros(5, 5, 8))
+        assert counted == 25 * 4 * 6 * (8 + 6)
+    block = SpelaBlock(encoder, 4, torch.randn(2, 16, 32), channels=0, hidden=0, projection=8)
+    assert layer_costs(SpelaSequential(block), (16, 32))[0] == (
+        attention + 2 * 16 * 32 * 64,
+        32 * 8 + 8 * 4,
+    )
 
 
 @pytest.fixture(scope="module")
