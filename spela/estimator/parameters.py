@@ -92,9 +92,9 @@ def check_parameters(model: Any) -> None:
         ValueError: Naming the setting, what it must be and what it is.
     """
     sizes = layer_sizes(model.hidden_layer_sizes)
-    if not sizes or not all(_is(Integral, size) and size >= 1 for size in sizes):
+    if not sizes or not all(_is(Integral, size) and size >= 2 for size in sizes):
         raise ValueError(
-            "hidden_layer_sizes must hold at least one size, all at least 1, got "
+            "hidden_layer_sizes must hold at least one size, all at least 2, got "
             f"{model.hidden_layer_sizes!r}"
         )
     for name in ("batch_size", "max_iter", "n_iter_no_change"):

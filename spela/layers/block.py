@@ -137,7 +137,14 @@ class SpelaBlock(ProjectedLayer):
             as_size("hidden", hidden, least=0),
             **factory,
         )
-        width = self.head.width if projection is None else as_size("projection", projection)
+        width = self.head.width
+        if projection is not None:
+            width = as_size("projection", projection, least=2)
+        elif width < 2:
+            raise ValueError(
+                "the head reads one number a sample, and in one dimension no direction can turn: give it "
+                "`hidden` outputs or a `projection`"
+            )
         start = torch.empty(1, self.head.width, width, **factory)
         own = None if projection is None else nn.Parameter(start)
         self.register_parameter("projection", own)

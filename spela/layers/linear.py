@@ -92,7 +92,9 @@ class SpelaLinear(LocalLayer, nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         in_features = as_size("in_features", in_features)
-        out_features = as_size("out_features", out_features)
+        out_features = as_size(
+            "out_features", out_features, least=2
+        )  # one has no direction to turn
         num_classes = as_size("num_classes", num_classes, least=2)
         if init not in INITS:
             raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")

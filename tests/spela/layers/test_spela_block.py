@@ -368,7 +368,12 @@ class _Returns(nn.Module):
         (_Returns(lambda x: x.flatten(1)[:1]), {}, "must keep the batch axis"),
         (nn.ReLU(inplace=True), {}, "changes its input in place"),
         (nn.Identity(), {"readout": 0}, "`readout` must be at least 1"),
-        (nn.Identity(), {"projection": 0}, "`projection` must be at least 1"),
+        (nn.Identity(), {"projection": 1}, "`projection` must be at least 2"),
+        (
+            _Returns(lambda x: x.flatten(1)[:, :1]),
+            {"projection": None, "hidden": 0},
+            "in one dimension no direction can turn",
+        ),
         (nn.Identity(), {"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
         (nn.Identity(), {"similarity": 1.0}, r"`similarity` must be in \[0, 1\)"),
         (nn.Identity(), {"objective": "none"}, "unknown objective 'none'"),

@@ -237,8 +237,8 @@ def test_groups_and_schedulers() -> None:
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _layer(**options)
-    with pytest.raises(ValueError, match="`out_features` must be at least 1"):
-        SpelaLinear(4, 0, 3)
+    with pytest.raises(ValueError, match="`out_features` must be at least 2"):
+        SpelaLinear(4, 1, 3)  # one number has no direction to turn
     with pytest.raises(TypeError, match="floating point tensor, got list"):
         _layer(vectors=[[1.0, 0.0]])
 
