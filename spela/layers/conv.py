@@ -25,6 +25,7 @@ from spela.vectors import (
     class_grouping,
     codes_problem,
     decode_groups,
+    directions_of,
     encode_groups,
     group_vectors,
     most_groups,
@@ -142,7 +143,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         out_channels = as_size("out_channels", out_channels)
         num_classes = as_size("num_classes", num_classes, least=2)
         height, width = _pair("output_size", output_size)
-        symmetric_dim = as_size("symmetric_dim", symmetric_dim)
+        symmetric_dim = as_size("symmetric_dim", symmetric_dim, least=2)
         pool_size = as_size("pool_size", pool_size)
         kernel_size = _pair("kernel_size", kernel_size)
         stride = _pair("stride", stride)
@@ -199,7 +200,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         check_directions(
             self._vector_source[torch.arange(len(own), device=own.device)[:, None], own]
         )
-        return nn.functional.normalize(self._vector_source.double(), dim=2)
+        return directions_of(self._vector_source)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:

@@ -36,8 +36,10 @@ def further_vectors(
     dim = vectors.shape[1]
     rows = vectors.detach().to("cpu", torch.float64)
     _, lengths, axes = torch.linalg.svd(rows)
-    # In the rows' own precision: a simplex has one dimension less than rows.
-    noise = float(lengths.max()) * torch.finfo(vectors.dtype).eps * max(rows.shape)
+    # A simplex has one dimension less than rows, but for the rounding of each: of their own precision, or of
+    # float32, which they may have been drawn in.
+    eps = max(torch.finfo(vectors.dtype).eps, torch.finfo(torch.float32).eps)
+    noise = float(rows.norm(dim=1).max()) * eps * len(rows) ** 0.5
     free = axes[int((lengths > noise).sum()) :]  # (d - rank, d)
     if len(free) < (1 if count <= 2 else 2):
         raise ValueError(

@@ -24,6 +24,7 @@ __all__ = [
     "check_vectors",
     "class_vectors",
     "coulomb_energy",
+    "directions_of",
     "placed_vectors",
     "random_vectors",
     "symmetric_vectors",
@@ -260,7 +261,20 @@ def placed_vectors(
     if isinstance(source, str):
         return class_vectors(source, num_vectors, dim, generator=generator)
     check_directions(source)
-    return torch.nn.functional.normalize(source.double(), dim=1)
+    return directions_of(source)
+
+
+def directions_of(rows: Tensor) -> Tensor:
+    """Rows (..., d) of any length in float64, of length 1; zeros stay zeros.
+
+    Example:
+        >>> directions_of(torch.tensor([[3e-30, 4e-30]]))
+        tensor([[0.6000, 0.8000]], dtype=torch.float64)
+    """
+    rows = rows.double()
+    # Else squares of tiny or huge numbers leave the range.
+    largest = rows.abs().amax(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(rows / largest.where(largest > 0, 1.0), dim=-1)
 
 
 def coulomb_energy(vectors: Tensor) -> Tensor:

@@ -366,7 +366,7 @@ def test_parameters_missing_from_the_optimizer_are_named() -> None:
         ({"pool": "median"}, "`pool` must be 'max', 'avg' or None"),
         ({"pool_size": 0}, "`pool_size` must be at least 1"),
         ({"output_size": (3, 0)}, "`output_size` must be at least 1"),
-        ({"symmetric_dim": 0}, "`symmetric_dim` must be at least 1"),
+        ({"symmetric_dim": 1}, "`symmetric_dim` must be at least 2"),
         ({"objective": "hinge"}, "unknown objective"),
         ({"negative_slope": -1.0}, "`negative_slope` must be >= 0 and finite"),
         ({"scale": 0.0}, "`scale` must be > 0"),

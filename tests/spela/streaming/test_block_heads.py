@@ -190,6 +190,27 @@ def test_further_vectors_are_at_right_angles_and_symmetric() -> None:
         further_vectors(tight, 3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(torch.bfloat16, 4e-3), (torch.float16, 5e-4), (torch.float32, 1e-6), (torch.float64, 1e-7)],
+)
+@pytest.mark.parametrize("dim", [64, 1024])
+def test_further_vectors_of_any_precision(dtype: torch.dtype, rounding: float, dim: int) -> None:
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        old = symmetric_vectors(5, dim, generator=generator).to(dtype)
+        new = further_vectors(old, 3, generator=generator)
+        assert new.dtype == dtype
+        assert float((old.double() @ new.double().T).abs().max()) < rounding
+
+
+def test_what_was_drawn_in_float32_leaves_its_room_in_float64() -> None:
+    old = symmetric_vectors(5, 5, dtype=torch.float32).double()
+    assert float((old @ further_vectors(old, 1).T).abs().max()) < 1e-6
+    with pytest.raises(ValueError, match="no room for 3 classes"):
+        further_vectors(old, 3)
+
+
 def test_what_cannot_be_streamed_is_said_and_changes_nothing() -> None:
     full = SpelaSequential(SpelaLinear(3, 4, 5))
     with pytest.raises(ValueError, match="no room for 1 classes more than 5"):

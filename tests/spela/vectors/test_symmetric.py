@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from spela import SpelaConv2d
 from spela.vectors import (
     VECTOR_KINDS,
     class_vectors,
     coulomb_energy,
+    placed_vectors,
     random_vectors,
     symmetric,
     symmetric_vectors,
@@ -339,6 +341,24 @@ def test_bad_dtype_and_vectors() -> None:
         symmetric_vectors(3, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"shape \(N, d\) but got shape \(2, 3, 4\)"):
         coulomb_energy(torch.ones(2, 3, 4))
+
+
+@pytest.mark.parametrize("length", [1e-170, 1e-14, 1.0, 1e170])
+def test_given_vectors_of_any_length_are_directions(length: float) -> None:
+    rows = torch.randn(3, 8, generator=seeded(), dtype=torch.float64)
+    expected = rows / rows.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(placed_vectors(length * rows, 3, 8), expected)
+    layer = SpelaConv2d(
+        1,
+        3,
+        3,
+        2,
+        output_size=(1, 1),
+        symmetric_dim=8,
+        grouping=2,
+        vectors=length * rows.view(3, 1, 8).repeat(1, 2, 1),
+    )
+    torch.testing.assert_close(layer.vectors[:, 1], expected.float())
 
 
 @pytest.mark.parametrize(("count", "largest"), [(1000, 0.27), (3000, 0.48)])
