@@ -31,7 +31,7 @@ from spela.estimator.parameters import (
     input_share,
     layer_sizes,
 )
-from spela.estimator.rows import check_range, features_as_given, held_out
+from spela.estimator.rows import check_range, features_as_given, held_out, labels_as_given
 from spela.optim import LocalAdam
 from spela_kernels.precision import without_inference
 
@@ -181,8 +181,6 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             self._train(x, target, held, goes_on)
             self._score_precisely()
             self._calibrate(*((x, target) if held is None else held))
-            if held is None:  # scored after they were learnt: nothing for `partial_fit` to go by
-                self._recent = None
         return self
 
     @without_inference
@@ -190,7 +188,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         """Learn from one more mini-batch: one pass over it, in steps of `batch_size`.
 
         The features' mean and deviation are updated with every call; the temperature is fitted on the
-        scores of the last 1,000 samples from before they were learnt.
+        scores of the last 1,000 samples from before they were learnt, after `fit` beside those that its own
+        is of.
 
         Args:
             X: (N, I) numbers.
@@ -217,7 +216,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             )
         with self._whole_or_not_at_all(), plain_mode():
             X, y = self._checked_data(X, y, reset=first)
-            unknown = np.setdiff1d(y, classes if first else self.classes_).tolist()
+            known = set(np.asarray(classes if first else self.classes_).tolist())
+            unknown = [label for label in np.unique(y).tolist() if label not in known]
             if unknown:
                 raise ValueError(f"y holds labels that are not in classes: {unknown}")
             if first:
@@ -281,7 +281,7 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
 
     def _checked_data(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         X, y = validate_data(
-            self, features_as_given(X), y, reset=reset, dtype=np.float64, order="C"
+            self, features_as_given(X), labels_as_given(y), reset=reset, dtype=np.float64, order="C"
         )
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
@@ -404,6 +404,9 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         if self._recent is not None:
             found = torch.cat([self._recent[0], found[0]]), torch.cat([self._recent[1], found[1]])
         self.temperature_ = fit_temperature(*found)
+        if len(x) > _RECENT:  # in no order: rows may come sorted by class
+            chosen = torch.linspace(0, len(x) - 1, _RECENT, device="cpu").long() - len(x)
+            found = found[0][chosen], found[1][chosen]
         self._recent = found[0][-_RECENT:], found[1][-_RECENT:]
 
     def _scores_of(self, X: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-__all__ = ["LARGEST", "check_range", "features_as_given", "held_out"]
+__all__ = ["LARGEST", "check_range", "features_as_given", "held_out", "labels_as_given"]
 
 LARGEST = float(np.finfo(np.float32).max)
 # A layer's norm is a sum of squares of sums of features: from about 1e18 on it overflows float32, all
@@ -69,9 +69,36 @@ def features_as_given(x: Any) -> Any:
     if np.ma.is_masked(x):
         raise ValueError("X has masked values, which would count as numbers: fill or remove them")
     dtypes = getattr(x, "dtypes", [getattr(x, "dtype", None)])  # a data frame has several
-    if any(getattr(dtype, "kind", "") in ("m", "M") for dtype in np.ravel(dtypes)):
+    kinds = {getattr(dtype, "kind", "") for dtype in np.ravel(dtypes)}
+    if isinstance(x, list | tuple) or "O" in kinds:
+        values = np.asarray(x, dtype=object).flat
+        kinds |= {value.dtype.kind for value in values if isinstance(value, np.generic)}
+    if kinds & {"m", "M"}:
         raise ValueError("X has times or dates: turn them into numbers of a unit that you choose")
     return x
+
+
+def labels_as_given(y: Any) -> Any:
+    """Labels untouched, or in whole numbers where pandas would turn them into floats on the way to NumPy.
+
+    Args:
+        y: Whatever was given as y.
+
+    Raises:
+        ValueError: If labels are masked.
+
+    Example:
+        >>> labels_as_given(np.ma.masked_equal([0, 1, 7], 7))
+        Traceback (most recent call last):
+        ...
+        ValueError: y has masked labels, which would count as classes: remove those samples
+    """
+    if np.ma.is_masked(y):
+        raise ValueError("y has masked labels, which would count as classes: remove those samples")
+    own = getattr(getattr(y, "dtype", None), "numpy_dtype", None)  # of pandas' Int64
+    if getattr(own, "kind", "") in ("i", "u") and not y.isna().any():
+        return y.to_numpy(own)
+    return y
 
 
 def held_out(

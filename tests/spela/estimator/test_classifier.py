@@ -171,19 +171,20 @@ def test_partial_fit_goes_on_after_fit(digits: Split) -> None:
     assert model.score(x_test, y_test) > before
 
 
-def test_the_temperature_after_fit_is_of_samples_scored_before_they_were_learnt(
+def test_the_temperature_after_fit_is_of_its_samples_and_of_those_scored_before_they_were_learnt(
     digits: Split,
 ) -> None:
     x, _, y, _ = digits
     model = SpelaClassifier(random_state=0, max_iter=2).fit(x[:500], y[:500])
     new, labels = x[500:], y[500:]
-    scores = []
+    scores, targets = [torch.from_numpy(model.decision_function(x[:500]))], [y[:500]]
     for _ in range(2):
         twin = copy.deepcopy(model)
         twin.scaler_.partial_fit(new)  # before anything is scored
         scores.append(torch.from_numpy(twin.decision_function(new)))
+        targets.append(labels)
         model.partial_fit(new, labels)
-        recent = torch.cat(scores), torch.from_numpy(np.tile(labels, len(scores)))
+        recent = torch.cat(scores), torch.from_numpy(np.concatenate(targets))
         kept = tuple(part[-1000 - len(labels) :] for part in recent)
         assert model.temperature_ == pytest.approx(fit_temperature(*kept), rel=1e-6)
 
@@ -279,7 +280,7 @@ WRONG = {
     "hidden_layer_sizes": ((), "hidden_layer_sizes must hold at least one size"),
     "objective": ("hinge", "hinge"),
     "activation": ("step", "unknown activation 'step'"),
-    "hidden_layer_sizes as a fraction": ((5.5,), "all at least 1, got \\(5.5,\\)"),
+    "hidden_layer_sizes as a fraction": ((5.5,), "all at least 2, got \\(5.5,\\)"),
     "hidden_layer_sizes as nothing": (None, "must hold at least one size"),
     "scale": (0.0, r"scale must be a number in \(0, 3.40282e\+38\) or 'auto', got 0.0"),
     "scale as text": ("some", r"in \(0, 3.40282e\+38\) or 'auto', got 'some'"),

@@ -280,8 +280,11 @@ def test_frames_and_series() -> None:
         (np.ma.masked_less(X, 1), "X has masked values, which would count as numbers"),
         (X.astype("m8[s]"), "X has times or dates"),
         (pandas.DataFrame(X).astype({2: "M8[ns]"}), "X has times or dates"),
+        ([[np.timedelta64(int(v), "h") for v in row] for row in X], "X has times or dates"),
+        (np.array([[*r[:3], np.timedelta64(1, "h")] for r in X], object), "X has times or dates"),
+        ([[*row[:3], np.datetime64("2020")] for row in X.tolist()], "X has times or dates"),
     ],
-    ids=["masked", "times", "dates in a frame"],
+    ids=["masked", "times", "dates in a frame", "times in lists", "objects", "a date in lists"],
 )
 def test_what_float64_would_drop_is_refused(x: Any, message: str) -> None:
     model = _online()
@@ -289,6 +292,43 @@ def test_what_float64_would_drop_is_refused(x: Any, message: str) -> None:
         for call in (lambda: model.partial_fit(x, Y), lambda: model.predict(x)):
             with pytest.raises(ValueError, match=message):
                 call()
+
+
+def test_masked_labels_are_refused() -> None:
+    model = _online()
+    with (
+        _changes_nothing(model),
+        pytest.raises(ValueError, match="y has masked labels, which would count as classes"),
+    ):
+        model.partial_fit(X, np.ma.masked_equal(Y, 1))
+
+
+def test_large_whole_labels_stay_apart() -> None:
+    ids = 2**53 + Y
+    for y in (ids, pandas.Series(ids, dtype="Int64")):
+        model = SpelaClassifier(16, max_iter=2, random_state=0).fit(X, y)
+        assert model.classes_.tolist() == [2**53, 2**53 + 1, 2**53 + 2]
+    with pytest.raises(ValueError, match=f"labels that are not in classes: .{2**53 + 1}."):
+        SpelaClassifier(16).partial_fit(X, ids, classes=np.array([2.0**53, 2.0**53 + 2]))
+
+
+@pytest.mark.parametrize("sizes", [1, (8, 1)])
+def test_a_layer_of_one_output_is_refused(sizes: Any) -> None:
+    with pytest.raises(ValueError, match=r"hidden_layer_sizes must hold .* all at least 2"):
+        SpelaClassifier(sizes).fit(X, Y)
+
+
+@pytest.mark.parametrize("many", [50, 1200])
+def test_one_more_sample_leaves_the_temperature_of_a_fit(many: int) -> None:
+    draw = np.random.default_rng(0)
+    y = np.sort(draw.integers(3, size=many))  # as files sorted by class come
+    x = draw.normal(size=(many, 4)) + 2 * np.eye(3, 4)[y]
+    model = SpelaClassifier(16, max_iter=30, random_state=0).fit(x, y)
+    before = model.temperature_
+    model.partial_fit(x[:1], [(y[0] + 1) % 3])
+    assert model.temperature_ == pytest.approx(before, rel=0.2)
+    classes = model._recent[1].bincount(minlength=3)
+    assert classes.min() > 0.25 * min(many, 1000) / 1.2
 
 
 def test_an_array_that_could_mask_and_does_not_is_an_array() -> None:
