@@ -15,8 +15,8 @@ def split_evenly(costs: Sequence[int], parts: int) -> list[int]:
         parts: Number of parts, each with at least one item.
 
     Returns:
-        The part of each item, 0 .. parts - 1, never falling; of equal cuts the one that leaves
-        earlier parts fewer items.
+        The part of each item, 0 .. parts - 1, never falling; of equal cuts the one whose last
+        parts hold fewest items.
 
     Raises:
         ValueError: If there are fewer items than parts.

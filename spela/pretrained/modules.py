@@ -137,6 +137,10 @@ def _described(module: nn.Module, name: str) -> dict[str, Any]:
     for path, norm in _norms(module).items():
         if type(norm) is not nn.BatchNorm2d or departure(norm, nn.BatchNorm2d):
             raise _refused(module, name, f"has a {path} that is no plain nn.BatchNorm2d")
+        if norm.running_mean is not None and not norm.track_running_stats:
+            raise _refused(
+                module, name, f"has a {path} whose statistics stay (track_running_stats)"
+            )
         entry[path] = {key: getattr(norm, key) for key in _NORM}
     if isinstance(module, SpelaBlock):
         entry["body"] = _described(module.body, f"{name}.body")
@@ -166,7 +170,9 @@ def _norms(module: nn.Module) -> dict[str, nn.Module]:
 def _met_fewer(layer: SpelaConv2d) -> bool:
     """Whether a stream shows a layer fewer classes than its kernels have groups to draw."""
     asked = layer._group_source
-    most = max(asked) if isinstance(asked, tuple) else asked
+    most = (
+        asked[1] - 1 if isinstance(asked, tuple) else asked
+    )  # low, and the first that is too many
     return isinstance(most, int) and most > layer.num_classes
 
 

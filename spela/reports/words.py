@@ -28,10 +28,10 @@ def duration(seconds: float) -> str:
     """A time in the unit that suits it.
 
     Example:
-        >>> duration(0.0035), duration(0.352), duration(75), duration(9000)
-        ('3.5 ms', '0.35 s', '1.2 min', '2.5 h')
+        >>> duration(0.0035), duration(0.0996), duration(0.352), duration(75), duration(9000)
+        ('3.5 ms', '0.10 s', '0.35 s', '1.2 min', '2.5 h')
     """
-    if seconds < 0.1:
+    if seconds < 0.0995:
         return f"{1e3 * seconds:.2g} ms"
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"

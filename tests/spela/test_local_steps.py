@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela import Frozen, RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
 from spela.layers.chain import steps_a_call
 from spela.optim import LocalAdam, LocalSGD, layer_groups
 from spela_kernels.linear import steps
@@ -398,6 +398,12 @@ def test_a_rate_that_is_none_of_a_later_group_is_found_before_the_first_layer(
     with pytest.raises(ValueError, match="`lr` must be in"):
         net.local_steps(torch.randn(5, 6), torch.arange(5) % 3, optimizer, 5, rates)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_rates_are_of_the_layers_that_learn() -> None:
+    net = SpelaSequential(Frozen(SpelaSequential(SpelaLinear(4, 4, 3))), SpelaLinear(4, 8, 3))
+    (group,) = layer_groups(net, [0.1])
+    assert [*map(id, group["params"])] == [*map(id, net[1].parameters())]
 
 
 def test_many_classes_make_a_call_shorter() -> None:

@@ -369,6 +369,24 @@ def test_a_convolution_of_a_stream_that_met_few_classes_is_refused_by_name(
     assert not (tmp_path / "few").exists()
 
 
+@pytest.mark.parametrize("grouping", [(2, 4), 3])
+def test_a_convolution_may_group_as_many_classes_as_it_has(grouping: Any, tmp_path: Path) -> None:
+    layer = SpelaConv2d(1, 4, 3, 3, output_size=(1, 1), symmetric_dim=8, grouping=grouping)
+    SpelaSequential(layer).save_pretrained(tmp_path)
+    assert torch.equal(SpelaSequential.from_pretrained(tmp_path)[0].grouping, layer.grouping)
+
+
+def test_a_norm_whose_statistics_stay_is_refused(tmp_path: Path) -> None:
+    x = torch.randn(4, 2, 6, 6)
+    block = SpelaBlock(nn.Conv2d(2, 4, 3), 3, x, channels=5, hidden=6)
+    convolution = SpelaConv2d(2, 4, 3, 3, output_size=(2, 2), symmetric_dim=8)
+    for layer, norm in ((block, block.head.hidden.norm), (convolution, convolution.norm)):
+        norm.track_running_stats = False
+        with pytest.raises(ValueError, match=r"norm whose statistics stay \(track_running_stats\)"):
+            SpelaSequential(layer).save_pretrained(tmp_path / "kept")
+        assert not (tmp_path / "kept").exists()
+
+
 @pytest.mark.parametrize("part", ["hidden", "convolution"])
 def test_the_norms_of_a_blocks_head_keep_their_eps_and_momentum(part: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
