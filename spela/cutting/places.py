@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 
 from torch import fx, nn
 
@@ -42,6 +43,31 @@ def _changes(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
     )
 
 
+def _own(node: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a step: of its module, or looked up for it."""
+    if node.op == "call_module":
+        path = str(node.target)
+        yield from model.get_submodule(path).named_parameters(path)
+    for value in node.all_input_nodes:
+        if value.op == "get_attr":
+            found = operator.attrgetter(str(value.target))(model)
+            if isinstance(found, nn.Parameter):
+                yield str(value.target), found
+
+
+def _tied(steps: list[fx.Node], model: nn.Module) -> list[str]:
+    """By step, a parameter that is used up to there and behind, which two parts cannot both train; or ""."""
+    spans: dict[int, tuple[str, int, int]] = {}
+    for index, node in enumerate(steps):
+        for name, parameter in _own(node, model):
+            name, first, _ = spans.get(id(parameter), (name, index, index))
+            spans[id(parameter)] = (name, first, index)
+    tied = [""] * len(steps)
+    for name, first, last in spans.values():
+        tied[first:last] = [name] * (last - first)
+    return tied
+
+
 def _is_place(steps: list[fx.Node], index: int, model: nn.Module) -> bool:
     """Whether a network can be cut behind a step: what a head can read passes on, and is not written into."""
     passing = _crossing(steps, index)
@@ -61,7 +87,8 @@ def _has_weight(node: fx.Node, model: nn.Module) -> bool:
 
 def places_between_layers(steps: list[fx.Node], model: nn.Module) -> list[int]:
     """The steps behind which a part may end so that the next one begins with a layer."""
-    legal = [i for i in range(len(steps) - 1) if _is_place(steps, i, model)]
+    tied = _tied(steps, model)
+    legal = [i for i in range(len(steps) - 1) if not tied[i] and _is_place(steps, i, model)]
     places: list[int] = []
     for index, end in enumerate(legal):
         following = steps[
@@ -75,7 +102,7 @@ def places_between_layers(steps: list[fx.Node], model: nn.Module) -> list[int]:
 
 def named_places(steps: list[fx.Node], names: Sequence[str], model: nn.Module) -> list[int]:
     """The last step of each named module."""
-    known = dict(model.named_modules())
+    known, tied = dict(model.named_modules()), _tied(steps, model)
     ends: list[int] = []
     for name in names:
         if name not in known:
@@ -88,6 +115,8 @@ def named_places(steps: list[fx.Node], names: Sequence[str], model: nn.Module) -
         if not within:
             raise ValueError(f"`cut` names {name!r}, which {type(model).__name__} does not call")
         end = within[-1]
+        if names.count(name) > 1:
+            raise ValueError(f"`cut` names {name!r} {names.count(name)} times")
         if ends and end <= ends[-1]:
             raise ValueError(
                 f"`cut` names {name!r} after {names[len(ends) - 1]!r}, but it ends before"
@@ -104,6 +133,11 @@ def named_places(steps: list[fx.Node], names: Sequence[str], model: nn.Module) -
             raise ValueError(
                 f"cannot cut behind {name!r}: what passes there is no float tensor of 2 to 4 axes, the "
                 "batch first, as a head reads"
+            )
+        if tied[end]:
+            raise ValueError(
+                f"cannot cut behind {name!r}: {tied[end]!r} is used before and behind, and what learns apart "
+                "cannot share a parameter"
             )
         if not _is_place(steps, end, model):
             raise ValueError(

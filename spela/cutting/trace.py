@@ -19,13 +19,33 @@ _READABLE = "readable"
 
 
 class _Tracer(fx.Tracer):
-    """Keeps torch's modules, those without modules inside, and those that ask whether they train, whole."""
+    """Keeps torch's modules, those without modules inside, and those that ask whether they train, whole.
+
+    Args:
+        whole: Paths of further modules to keep whole.
+    """
 
     # Else what a forward does with a buffer alone is done now, once, and is no operation of the graph.
     proxy_buffer_attributes = True
 
+    def __init__(self, whole: set[str]) -> None:
+        super().__init__()
+        self.whole = whole
+        self.failed = ""  # the innermost module that cannot be traced
+
+    def call_module(self, m: nn.Module, *call: Any) -> Any:
+        try:
+            return super().call_module(m, *call)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        if not module._modules or "training" in type(module).forward.__code__.co_names:
+        if (
+            path in self.whole
+            or not module._modules
+            or "training" in type(module).forward.__code__.co_names
+        ):
             return True
         own = type(module).__module__.startswith("torch.nn")
         return own and not isinstance(module, nn.Sequential)
@@ -34,30 +54,20 @@ class _Tracer(fx.Tracer):
 def traced(model: nn.Module) -> fx.Graph:
     """The network's operations, which must be the same in training and evaluation.
 
+    A module inside that cannot be traced, as where its way depends on values, is one operation.
+
     Raises:
         ValueError: If the network cannot be traced, or something of it would be lost.
     """
-    graphs = []
-    given = inspect.signature(model.forward).parameters
-    # The first is the input, with a default or without.
-    others = list(given.items())[1:]
-    defaults = {name: p.default for name, p in others if p.default is not p.empty}
-    held = {name: (value, value._version) for name, value in _tensors(model)}
-    for training in (not model.training, model.training):
-        modes = {module: module.training for module in model.modules()}
-        model.train(training)
-        try:
-            graphs.append(_without(defaults, _Tracer().trace(model, concrete_args=defaults)))
-        except Exception as error:  # whatever the model's own code makes of a proxy
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"{type(model).__name__} cannot be traced ({reason}): write it as an nn.Sequential, or "
-                "make the blocks by hand with SpelaBlock"
-            ) from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-    _check_written(model, held)
+    whole: set[str] = set()
+    known = -1
+    while known < len(
+        whole
+    ):  # again, where the second mode found a module that the first had dissolved
+        known = len(whole)
+        graphs = [
+            _trace(model, training, whole) for training in (not model.training, model.training)
+        ]
     codes = [graph.python_code("self").src for graph in graphs]
     if codes[0] != codes[1]:
         lines = zip(*(code.splitlines() for code in codes), strict=False)
@@ -74,6 +84,36 @@ def traced(model: nn.Module) -> fx.Graph:
         )
     _check_hooks(model, graph)
     return graph
+
+
+def _trace(model: nn.Module, training: bool, whole: set[str]) -> fx.Graph:
+    """The operations in one mode; modules inside that cannot be traced join those that are kept whole."""
+    given = inspect.signature(model.forward).parameters
+    # The first is the input, with a default or without.
+    others = list(given.items())[1:]
+    defaults = {name: p.default for name, p in others if p.default is not p.empty}
+    held = {name: (value, value._version) for name, value in _tensors(model)}
+    while True:
+        states = {module: dict(vars(module)) for module in model.modules()}
+        tracer = _Tracer(whole)
+        model.train(training)
+        try:
+            graph = tracer.trace(model, concrete_args=defaults)
+        except Exception as error:  # whatever the model's own code makes of a proxy
+            if not tracer.failed or tracer.failed in whole:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(
+                    f"{type(model).__name__} cannot be traced ({reason}): write it as an nn.Sequential, or "
+                    "make the blocks by hand with SpelaBlock"
+                ) from error
+            whole.add(tracer.failed)
+        else:
+            _check_written(model, held)
+            return _without(defaults, graph)
+        finally:  # what forward noted on the modules is of proxies
+            for module, state in states.items():
+                vars(module).clear()
+                vars(module).update(state)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -267,3 +267,77 @@ def test_buffers_that_forward_writes_into_move_as_in_the_network() -> None:
 def test_tensors_that_forward_sets_are_refused(write: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"sets or changes '{name}', lost in tracing"):
         convert(_Counting(write), 3, torch.randn(8, 6), blocks=2)
+
+
+class _Turning(nn.Module):
+    """A way that depends on values, in a module that others stand beside; it notes what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.given = x.detach()
+        return self.c(-self.a(x) if x.sum() > 0 else self.a(x))
+
+
+def test_a_module_that_cannot_be_traced_is_kept_whole() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.turning, self.last = (
+                nn.Linear(6, 6),
+                nn.Sequential(_Turning()),
+                nn.Linear(6, 3),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.turning(self.first(x))))
+
+    model, x = Net(), torch.randn(5, 6)
+    parts = cut_network(model, x, "layers")
+    assert [[name for name, _ in part.named_children()] for part in parts] == [
+        ["first"],
+        ["turning"],
+        ["last"],
+    ]
+    for sign in (1, -1):
+        given = sign * x.abs()
+        torch.testing.assert_close(nn.Sequential(*parts)(given), model(given), rtol=0, atol=0)
+    given = getattr(parts[1].get_submodule("turning.0"), "given", x)  # no proxy of the tracing
+    assert isinstance(given, Tensor)
+    with pytest.raises(ValueError, match="at most 3 blocks"):
+        cut_network(model, x, 4)
+
+
+def _tied_net() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    model[2].weight = model[0].weight
+    return model
+
+
+def test_parts_do_not_share_a_parameter() -> None:
+    x = torch.randn(4, 6)
+    net = convert(_tied_net(), 3, x, blocks="layers")
+    assert [[name for name, _ in b.body.named_children()] for b in net] == [
+        ["0", "1", "2", "3"],
+        ["4"],
+    ]
+    net.local_step(x, torch.arange(4) % 3, LocalSGD(net.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="at most 2 blocks"):
+        convert(_tied_net(), 3, x, blocks=3)
+    with pytest.raises(ValueError, match=r"behind '1': '0.weight' is used before and behind"):
+        convert(_tied_net(), 3, x, cut="1")
+
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(nn.functional.linear(self.a(x), self.a.weight)))
+
+    with pytest.raises(ValueError, match=r"behind 'a': 'a.weight' is used before and behind"):
+        convert(Functional(), 3, x, cut="a")
+    with pytest.raises(ValueError, match="names '1' 2 times"):
+        convert(_tied_net(), 3, x, cut=["1", "1"])
