@@ -36,11 +36,22 @@ def by_blocks(
     parts = cut_network(model, x, blocks, cut)
     found: list[SpelaBlock] = []
     for part in parts:
+        with probing(part):
+            y = part(x)
         last = part is parts[-1] and _last_module(part)
         own = dict(head)
-        if isinstance(last, nn.Linear) and last.out_features == num_classes:
+        if (
+            isinstance(last, nn.Linear)
+            and last.out_features == num_classes
+            and y.shape[-1] == num_classes
+        ):
             # The logits are turned themselves: the cosines to these vectors order the classes as they do.
-            own |= {"projection": None, "hidden": 0, "vectors": simplex(num_classes)}
+            own |= {
+                "projection": None,
+                "hidden": 0,
+                "vectors": simplex(num_classes),
+                "dropout": 0.0,
+            }
             draw_if_zero(last, head["generator"])
         body = part
         if head.get("checkpoint"):
@@ -48,13 +59,17 @@ def by_blocks(
             body.training = part.training
         block = SpelaBlock(body, num_classes, x, **own)
         block.training = part.training
-        with probing(body):
-            x = body(x)
         found.append(block)
+        x = y
     return found
 
 
 def _last_module(part: nn.Module) -> nn.Module | None:
-    """The module that gives a part's output; None if an operation does."""
+    """The last module that computes something for a part's output; None if an operation gives it."""
     (last,) = part.graph.output_node().all_input_nodes  # type: ignore[union-attr, operator]
-    return part.get_submodule(str(last.target)) if last.op == "call_module" else None
+    while last.op == "call_module":
+        module = part.get_submodule(str(last.target))
+        if not isinstance(module, nn.Identity | nn.Dropout | nn.Flatten):
+            return module
+        last = last.all_input_nodes[0]
+    return None

@@ -45,6 +45,21 @@ def test_blocks_learn_like_the_gradient_of_their_part_alone() -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "tail", [[nn.Identity()], [nn.Dropout()], [nn.Flatten()], [nn.Dropout(0.5), nn.Identity()]]
+)
+def test_what_only_hands_the_logits_on_leaves_the_answers(tail: list[nn.Module]) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    model, x = nn.Sequential(*layers, *tail).eval(), torch.randn(50, 8)
+    net = convert(model, 3, x, blocks=2, dropout=0.5)
+    assert torch.equal(net.predict(x), model(x).argmax(dim=1))
+    # What is dropped of a head's features must not be the logits themselves.
+    assert [block.dropout.p for block in net.local_layers] == [0.5, 0.0]
+    rows = convert(nn.Sequential(*layers, *tail), 3, torch.randn(5, 4, 8), blocks=1)  # 4 tokens
+    assert rows.predict(torch.randn(6, 4, 8)).shape == (6,)
+
+
 @pytest.mark.parametrize("name", ["resnet", "vit", "sequential"])
 @pytest.mark.parametrize("blocks", [1, 2, "layers"])
 def test_converted_networks_keep_their_answers_and_learn(name: str, blocks: Any) -> None:
