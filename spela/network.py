@@ -16,7 +16,7 @@ from spela.layers.chain import chain_of, modules_ahead
 from spela.layers.contract import FusedOptimizer
 from spela.layers.hooks import hooked_input
 from spela.layers.modes import output_of
-from spela.layers.steps import check_step, learning, rates_kept, set_rates
+from spela.layers.steps import check_step, learning, rates_kept, set_rates, unshared
 from spela.pretrained import Pretrained
 from spela_kernels.contracts import check_labels, check_target, check_tensors
 from spela_kernels.precision import recordable
@@ -162,13 +162,16 @@ class SpelaSequential(Pretrained):
             (L,) one loss a SPELA layer, each differentiable in that layer's parameters only.
 
         Raises:
-            ValueError: On a shape, device or label that does not fit.
+            ValueError: On a shape, device or label that does not fit, if two layers share a parameter, or
+                one sample meets a similarity loss.
         """
         check_tensors(x, target)
         modules, losses = list(self._checked()), []
         x = hooked_input(self, recordable(x))
         check_target(x, target)
         check_labels(target, modules[-1][0].num_classes)  # type: ignore[arg-type]
+        unshared(self.local_layers)
+        _check_least(modules, len(x))
         for module, is_local in modules:
             if is_local:
                 loss, x = module.local_loss(x, target)  # type: ignore[operator]

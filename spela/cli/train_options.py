@@ -116,7 +116,11 @@ Seed = Annotated[
     int, typer.Option(help="Seed of class vectors, weights, order of samples and dropout.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --out from its last finished epoch.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the run in --out from its last finished epoch; give its options again.",
+    ),
 ]
 
 BatchSize = Annotated[int | None, _setting(_OPTIMIZER, "Samples a step.")]
@@ -204,7 +208,8 @@ BiasInit = Annotated[
     ),
 ]
 Dropout = Annotated[
-    float | None, _setting(_LINEAR, "Share of inputs dropped, in layers after the first.")
+    float | None,
+    _setting(_LINEAR, "Share of inputs dropped: of layers after the first, of every block's head."),
 ]
 
 Channels = Annotated[

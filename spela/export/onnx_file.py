@@ -28,7 +28,7 @@ MOST_BYTES = 2**31 - 2**20
 
 
 def write_onnx(
-    program: Program, path: Path, *, opset: int = OPSET, weights_apart: bool = False
+    program: Program, path: str | Path, *, opset: int = OPSET, weights_apart: bool = False
 ) -> None:
     """Write a program as one ONNX file, whole or not at all.
 
@@ -57,6 +57,7 @@ def write_onnx(
     for name in ("onnx", "onnxscript"):
         if find_spec(name) is None:
             raise ValueError(f"{name} is not installed: pip install 'torch-spela[export]'")
+    path = Path(path)
     beside = path.with_suffix(".safetensors")
     if weights_apart and not program.defaults:
         raise ValueError(

@@ -18,7 +18,7 @@ from spela.files.atomic import write_atomically
 __all__ = ["write_pt2"]
 
 
-def write_pt2(program: Program, path: Path) -> None:
+def write_pt2(program: Program, path: str | Path) -> None:
     """Write a program with torch.export.save, whole or not at all.
 
     The names of inputs and outputs, and the program's facts, are in its extra file `spela.json`; the
@@ -38,4 +38,4 @@ def write_pt2(program: Program, path: Path) -> None:
     }
     buffer = io.BytesIO()
     torch.export.save(program.exported, buffer, extra_files={"spela.json": json.dumps(facts)})
-    write_atomically(path, buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue())

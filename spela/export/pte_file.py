@@ -24,7 +24,7 @@ def _shifted(codes: Tensor, bits: int) -> Tensor:
 _INSTEAD = {torch.ops.aten.__rshift__.Scalar: _shifted}
 
 
-def write_pte(program: Program, path: Path) -> None:
+def write_pte(program: Program, path: str | Path) -> None:
     """Write a program as one ExecuTorch file, whole or not at all.
 
     The method `forward` is the function; `default.NAME` gives the default of the input NAME, and
@@ -54,4 +54,4 @@ def write_pte(program: Program, path: Path) -> None:
             constant_methods={**constants, "spela": json.dumps(facts)},
         )
         content = bytes(lowered.to_executorch().buffer)
-    write_atomically(path, content)
+    write_atomically(Path(path), content)

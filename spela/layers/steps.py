@@ -32,6 +32,7 @@ __all__ = [
     "set_rates",
     "step_by_gradient",
     "step_on",
+    "unshared",
 ]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -176,6 +177,20 @@ def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -
     else:
         _check_kind(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for parameter in unshared(layers):
+        if id(parameter) not in held:
+            raise not_held(parameter)
+        if made_in_inference(parameter):
+            raise _not_updatable(parameter)
+
+
+def unshared(layers: Iterable[LocalLayer]) -> list[nn.Parameter]:
+    """The parameters that are to learn.
+
+    Raises:
+        ValueError: If one is of two layers, which learn apart.
+    """
+    found: list[nn.Parameter] = []
     seen: set[int] = set()
     for layer in layers:
         # Walking through submodules takes long; a linear layer has none.
@@ -189,10 +204,8 @@ def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -
                     "cannot share one, give each its own"
                 )
             seen.add(id(parameter))
-            if id(parameter) not in held:
-                raise not_held(parameter)
-            if made_in_inference(parameter):
-                raise _not_updatable(parameter)
+            found.append(parameter)
+    return found
 
 
 def _check_kind(optimizer: torch.optim.Optimizer) -> None:

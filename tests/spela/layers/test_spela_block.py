@@ -408,9 +408,25 @@ def test_blocks_that_share_a_parameter_are_refused_before_anything_moves() -> No
     x, target = torch.randn(4, 6), torch.arange(4)
     net = SpelaSequential(*(SpelaBlock(shared, CLASSES, x) for _ in range(2)))
     before = shared.weight.clone()
-    with pytest.raises(ValueError, match=r"two layers share a parameter of shape \(6, 6\)"):
-        net.local_step(x, target, LocalSGD(net.parameters(), lr=0.1))
+    for learn in (
+        lambda: net.local_step(x, target, LocalSGD(net.parameters(), lr=0.1)),
+        lambda: net.local_losses(x, target),
+    ):
+        with pytest.raises(ValueError, match=r"two layers share a parameter of shape \(6, 6\)"):
+            learn()
     assert torch.equal(shared.weight, before)
+
+
+def test_one_sample_is_refused_before_a_statistic_moves() -> None:
+    norm, x = nn.BatchNorm1d(6), torch.randn(4, 6)
+    later = SpelaBlock(nn.Linear(6, 6), CLASSES, x, similarity=0.5)
+    net = SpelaSequential(
+        SpelaBlock(nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (6, 1)), norm), CLASSES, x)
+    )
+    net.append(nn.Flatten()).append(later)
+    with pytest.raises(ValueError, match="similarity loss of module 2 compares samples"):
+        net.local_losses(x[:1], torch.tensor([0]))
+    assert int(norm.num_batches_tracked) == 0
 
 
 def test_a_network_of_blocks_learns_and_answers_early() -> None:
