@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,7 +92,7 @@ def reproduce_command(
         Path,
         path_option(
             help="Folder of the results: finished runs in it are kept, and a table has what its last "
-            "call asked for.",
+            "call asked for (with --report-only, what it had besides, too).",
             panel=_RESULTS,
         ),
     ] = Path("results"),
@@ -130,8 +131,8 @@ def reproduce_command(
         Path | None,
         path_option(
             "--publish",
-            help="Also add the finished runs, without weights, to this folder: a file, a table and the "
-            "plots of each experiment.",
+            help="Also add the finished runs that this call asks for, without weights, to this folder, and "
+            "make their experiments' tables and the report there anew; its other runs and tables stay.",
             panel=_RESULTS,
         ),
     ] = None,
@@ -186,6 +187,10 @@ def reproduce_command(
     if publish_to is not None:
         if quick:
             raise ValueError("--quick makes no results: leave --publish out")
+        if epochs is not None:
+            raise ValueError(
+                "--epochs makes other runs than the experiments declare: leave --publish out"
+            )
         check_target(options, publish_to)
     if quick:
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
@@ -214,10 +219,15 @@ def reproduce_command(
             failed += sum(
                 row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]
             )
+        if report_only and not fresh:
+            raise ValueError(
+                f"no run that this call asks for is finished in {options.folder}: nothing was written"
+            )
         html, markdown = write_pages(options)
     typer.echo(f"report: {html}\n        {markdown}")
     if publish_to is not None:
-        options = publish(options, publish_to)
+        fresh = publish(experiments, options, publish_to)
+        options = replace(options, out=publish_to)
         typer.echo(f"published: {write_pages(options)[1]}")
     if page is not None:
         update_pages(page, readme, options, fresh)
@@ -248,7 +258,7 @@ def _seeds(text: str | None, quick: bool) -> tuple[int, ...]:
 
 
 def _data(text: str | None) -> tuple[str, ...]:
-    names = () if text is None else tuple(text.split(","))
+    names = () if text is None else tuple(part.strip() for part in text.split(","))
     if not all(names):
         raise ValueError(f"--data must be names or files such as mnist,cifar10, got {text!r}")
     return names

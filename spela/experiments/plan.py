@@ -248,7 +248,18 @@ def _problem(data: str, options: Options) -> str:
 def row_config(
     experiment: Experiment, row: Row, data: str, seed: int, options: Options
 ) -> RunConfig:
-    """The settings of a row's run on one dataset with one seed."""
+    """The settings of a row's run on one dataset with one seed.
+
+    Args:
+        experiment: From the registry.
+        row: One of its rows.
+        data: A dataset by name, or a file.
+        seed: Of the run.
+        options: What else was asked for.
+
+    Raises:
+        ValueError: If settings are refused.
+    """
     settings: dict[str, Any] = dict(row.settings)
     for pattern, others in row.by_data.items():
         if fnmatchcase(data_label(data), pattern):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from spela.experiments.archive import find_run, read_archives, write_archive
-from spela.experiments.plan import Options
-from spela.experiments.registry import EXPERIMENTS
+from spela.experiments.declare import Experiment
+from spela.experiments.plan import Options, plan
 from spela.experiments.reproduce import rebuild
-from spela.experiments.runner import writing_results
-from spela.experiments.tables import read_tables
+from spela.experiments.runner import finished_summary, run_folder, writing_results
+from spela.experiments.tables import picture_path, read_tables
 
 __all__ = ["check_target", "publish"]
 
@@ -33,60 +33,73 @@ def check_target(options: Options, target: Path) -> None:
         raise ValueError(f"{target} holds the results themselves: publish to another folder")
 
 
-def publish(options: Options, target: Path) -> Options:
-    """Add a results folder's finished runs to a published one, and make its tables anew.
+def publish(experiments: list[Experiment], options: Options, target: Path) -> list[str]:
+    """Add the finished runs that a call asked for to a published folder, and make their tables there anew.
 
-    A run that several experiments share is in the file of the first that shows it.
+    A run that several experiments share is in one file, of the first that was published with it.
 
     Args:
+        experiments: Those of the call; what the folder has of others stays as it is.
         options: Where the results are, with which seeds and data.
         target: The published folder; what it has of other runs stays.
 
     Returns:
-        The options of the published folder.
+        Names of the experiments whose tables were made anew.
 
     Raises:
         ValueError: If a run's files disagree, or an archive is damaged; or as `check_target`.
     """
     check_target(options, target)
     published = replace(options, out=target)
-    runs, kept = options.folder / "runs", published.folder / "runs"
-    tables = {table["experiment"]: table for table in read_tables(options, list(EXPERIMENTS))}
+    made = []
     with writing_results(published):
-        archived = read_archives(kept)
-        taken: set[str] = set()
-        for name in EXPERIMENTS:
-            before = archived.get(name, {})
-            shown = {
-                key for row in tables.get(name, {"rows": []})["rows"] for key in row["finished"]
+        for experiment in experiments:
+            finished = {
+                job.key
+                for job in plan(experiment, options)
+                if finished_summary(run_folder(options, job.key), job.config) is not None
             }
-            found = [find_run(runs, key) for key in shown - taken]
-            found += [find_run(kept, key) for key in before.keys() - shown - taken]
-            if found:
-                write_archive(kept / f"{name}.jsonl", found)
-            taken |= shown | before.keys()
-        for name, table in tables.items():
-            earlier = read_tables(published, [name])
-            before = earlier[0]["measured"] if earlier else {}
-            rebuild(EXPERIMENTS[name], published, _measured(before, table["measured"]))
-        # Drawn from weights, which are not published.
-        for drawn in (options.folder / "plots").glob("layers-*.png"):
-            (published.folder / "plots").mkdir(exist_ok=True)
-            shutil.copyfile(drawn, published.folder / "plots" / drawn.name)
-    return published
+            _archive(experiment.name, finished, options, published)
+            found, before = (
+                {} if not tables else tables[0]["measured"]
+                for tables in (read_tables(o, [experiment.name]) for o in (options, published))
+            )
+            measured = _measured(before, found, finished)
+            if (finished or not experiment.rows) and rebuild(experiment, published, measured):
+                made.append(experiment.name)
+            # Drawn from weights, which are not published.
+            for key in finished:
+                drawn = picture_path(options, key)
+                if drawn.exists():
+                    picture_path(published, key).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(drawn, picture_path(published, key))
+    return made
 
 
-def _measured(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def _archive(name: str, finished: set[str], options: Options, published: Options) -> None:
+    """Write finished runs to the files that have them, and those that are in none to the experiment's."""
+    runs, kept = options.folder / "runs", published.folder / "runs"
+    home = {key: file for file, lines in read_archives(kept).items() for key in lines}
+    home |= {key: home.get(key, name) for key in finished}
+    for file in {home[key] for key in finished}:
+        keys = [key for key in home if home[key] == file]
+        found = [find_run(runs if key in finished else kept, key) for key in keys]
+        write_archive(kept / f"{file}.jsonl", found)
+
+
+def _measured(before: dict[str, Any], found: dict[str, Any], finished: set[str]) -> dict[str, Any]:
     """What was measured, of one run after the other where its entries name runs, and else as a whole.
 
     Runs are published without weights: what is lost of them is not measured again.
     """
     if "points" not in found:
         return before or found
-    anew = {entry.get("run") for entry in found["points"]}
+    published = {None, *finished}
     joined = dict(found)
     for part in ("points", "calibrated"):
-        kept = [entry for entry in before.get(part, []) if entry.get("run") not in anew]
+        anew = [entry for entry in found.get(part, []) if entry.get("run") in published]
+        again = {entry.get("run") for entry in anew}
+        kept = [entry for entry in before.get(part, []) if entry.get("run") not in again]
         if part in found:
-            joined[part] = kept + found[part]
+            joined[part] = kept + anew
     return joined

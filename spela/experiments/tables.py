@@ -17,6 +17,7 @@ from spela.training import RunFolder
 __all__ = [
     "build_table",
     "mean_and_deviation",
+    "picture_path",
     "read_tables",
     "table_path",
     "with_kept",
@@ -40,6 +41,11 @@ def mean_and_deviation(values: list[float]) -> dict[str, float | int | None]:
 def table_path(options: Options, name: str) -> Path:
     """Where an experiment's table is kept."""
     return options.folder / f"{name}.json"
+
+
+def picture_path(options: Options, key: str) -> Path:
+    """Where the picture of a run's layers is kept."""
+    return options.folder / "plots" / f"layers-{key}.png"
 
 
 def build_table(experiment: Experiment, options: Options, jobs: list[Job]) -> dict[str, Any]:

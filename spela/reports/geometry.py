@@ -11,28 +11,21 @@ from torch import Tensor
 
 from spela.data import Dataset, prepare
 from spela.experiments import load_data, load_run, network_for
-from spela.experiments.archive import find_run
 from spela.layers import LocalLayer
 from spela.layers.modes import output_of
 from spela.reports.lettering import drawable
 
-__all__ = ["layers_figure", "layers_run"]
+__all__ = ["layers_figure", "layers_runs"]
 
 _SAMPLES = 1000
 _QUICK_SAMPLES = 200
 _COLUMNS = 3
 
 
-def layers_run(table: dict[str, Any], runs: Path) -> str | None:
-    """The run to draw: the first finished one of SPELA's networks in the table; None if there is none."""
-    for row in table["rows"]:
-        if row.get("method") != "spela" or "accuracy" not in row:
-            continue
-        for key in row["finished"]:
-            run = find_run(runs, key)
-            if run.holds(run.summary):
-                return str(key)
-    return None
+def layers_runs(table: dict[str, Any]) -> list[str]:
+    """The runs that can be drawn: finished ones of SPELA's networks, in the order of the table."""
+    ours = [row for row in table["rows"] if row.get("method") == "spela"]
+    return list(dict.fromkeys(key for row in ours for key in row["finished"]))
 
 
 def layers_figure(runs: Path, key: str, data_root: Path | None, quick: bool) -> Figure:

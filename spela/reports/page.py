@@ -14,7 +14,7 @@ import torch
 
 from spela.experiments.plan import Options
 from spela.experiments.registry import EXPERIMENTS
-from spela.experiments.tables import read_tables
+from spela.experiments.tables import picture_path, read_tables
 from spela.files.atomic import write_atomically
 from spela.reports.cells import COLUMNS, cells, change_text, deviation_text, missing
 from spela.reports.published import beside_published
@@ -66,15 +66,17 @@ def write_pages(options: Options) -> tuple[Path, Path]:
 
 def _section(table: dict[str, Any], options: Options, plots: Path) -> dict[str, Any]:
     # Here, because they import matplotlib, which a model's card and a table's cells need not wait for.
-    from spela.reports.geometry import layers_figure, layers_run
+    from spela.reports.geometry import layers_figure, layers_runs
     from spela.reports.plots import table_figures
 
     runs = options.folder / "runs"
     figures = []
     for name, caption, figure in table_figures(table, runs):
         figures.append(_saved(plots / f"{_file_name(name)}.png", caption, figure))
-    if table["experiment"] in ("mlp", "cnn") and (key := layers_run(table, runs)):
-        path = plots / f"layers-{key}.png"
+    able = layers_runs(table) if table["experiment"] in ("mlp", "cnn") else []
+    # A published folder has pictures and no weights: those that are there, or else the first run's.
+    for key in [key for key in able if picture_path(options, key).exists()] or able[:1]:
+        path = picture_path(options, key)
         caption = f"t-SNE of test samples in the layers' outputs, before and after training ({key})"
         try:
             # It takes seconds, and a finished run does not change.

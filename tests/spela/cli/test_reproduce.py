@@ -59,3 +59,12 @@ def test_a_call_without_a_figure_is_no_success(call: Call) -> None:
     assert "cifar10 is not at hand" in shown
     assert "no row has a figure (reasons above)" in error
     assert Path("r/report.md").exists()
+
+
+def test_a_report_of_no_run_is_no_success_and_blanks_in_data_are_none(call: Call) -> None:
+    arguments = ("reproduce", "mlp", "--data", "digits, mnist", "--report-only", "--out", "r")
+    code, shown, error = call(*arguments, "--seeds", "7")
+    assert (code, shown) == (2, "")
+    assert error == (
+        "spela: error: no run that this call asks for is finished in r: nothing was written\n"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Options:
 def test_a_published_folder_gives_the_same_rows_and_records(
     results: Options, tmp_path: Path
 ) -> None:
-    published = publish(results, tmp_path / "published")
+    published = replace(results, out=tmp_path / "published")
+    assert publish([EXPERIMENTS["ablation"]], results, published.out) == ["ablation"]
     (ours,), (theirs,) = (read_tables(o, ["ablation"]) for o in (results, published))
     rows = [row for row in ours["rows"] if "accuracy" in row]
     assert len(rows) == 1
@@ -39,14 +41,17 @@ def test_a_published_folder_gives_the_same_rows_and_records(
     assert read_evidence(run_folder(published, key)) == read_evidence(run_folder(results, key))
     # Publishing again, from the published folder's own runs or from none, loses nothing.
     text = (published.folder / "runs" / "ablation.jsonl").read_text()
-    publish(Options(tmp_path / "none", (0,), quick=True), published.out)
+    none = Options(tmp_path / "none", (0,), quick=True)
+    assert publish([EXPERIMENTS["ablation"]], none, published.out) == []
     assert (published.folder / "runs" / "ablation.jsonl").read_text() == text
     with pytest.raises(ValueError, match="publish to another folder"):
-        publish(results, results.out)
+        publish([EXPERIMENTS["ablation"]], results, results.out)
 
 
 def test_a_damaged_archive_is_refused_by_line(results: Options, tmp_path: Path) -> None:
-    runs = publish(results, tmp_path / "published").folder / "runs"
+    published = replace(results, out=tmp_path / "published")
+    publish([EXPERIMENTS["ablation"]], results, published.out)
+    runs = published.folder / "runs"
     (key,) = read_archives(runs)["ablation"]
     path = runs / "ablation.jsonl"
     line = json.loads(path.read_text())
@@ -67,8 +72,8 @@ def test_what_was_measured_of_published_runs_stays(tmp_path: Path) -> None:
     def published(name: str, seed: int, rows: str = "best") -> dict:
         options = Options(tmp_path / name, (seed,), quick=True, rows=rows)
         reproduce(experiment, options)
-        done = publish(options, target)
-        return read_tables(done, ["early-exit"])[0]["measured"]
+        publish([experiment], options, target)
+        return read_tables(replace(options, out=target), ["early-exit"])[0]["measured"]
 
     first = published("a", 0)
     assert [entry["seed"] for entry in first["calibrated"]] == [0]
