@@ -137,14 +137,12 @@ def missing(table: dict[str, Any]) -> list[tuple[str, str]]:
     for row in table["rows"]:
         if row["status"] == "done":
             continue
-        if row["status"] == "not run":
-            reason = "not run yet"
-        elif row["status"] == "partial":
+        if row["status"] == "partial":
             reason = f"only seeds {', '.join(map(str, row['seeds']))} are finished"
         elif row["status"] == "failed":
             reason = f"failed: {row['reason']}"
-        else:
-            reason = row["reason"]
+        else:  # not run or skipped: which of them depends on the data that a machine has
+            reason = "no run of it yet"
         reasons.setdefault(reason, []).append(f"{row['row']} on {row['data']}")
     if table["measured"].get("unavailable"):
         reasons[table["measured"]["unavailable"]] = ["the measurement"]

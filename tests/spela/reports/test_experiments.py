@@ -17,6 +17,7 @@ from spela.experiments.reproduce import reproduce
 from spela.experiments.runner import run_jobs
 from spela.experiments.tables import read_tables, write_table
 from spela.reports import update_pages, write_pages
+from spela.reports.cells import missing
 from spela.reports.readme import SUMMARY, main_table
 
 
@@ -320,6 +321,13 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
         broken = reproduce(EXPERIMENTS["memory"], options)["measured"]["unavailable"]
         assert "does not hold the benchmark's figures" in broken
         assert reason in broken
+
+
+def test_a_report_does_not_say_what_data_a_machine_has() -> None:
+    skipped = {"status": "skipped", "row": "a", "data": "mnist", "reason": "mnist is not at hand"}
+    waiting = {"status": "not run", "row": "b", "data": "digits", "reason": ""}
+    found = missing({"rows": [skipped, waiting], "measured": {}})
+    assert found == [("2 rows (a on mnist, ... b on digits)", "no run of it yet")]
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
