@@ -52,6 +52,14 @@ CASES: dict[str, tuple[Any, dict[str, Any], list[tuple[Any, dict[str, Any]]]]] =
             ((8, 6, (2, 1), (1, 1)), {"objective": "angular", "pool_size": 3}),
         ],
     ),
+    "strides before a pool": (
+        LocalSGD,
+        {"lr": 0.3},
+        [
+            ((4, 6, 3, (4, 4)), {"stride": 2, "padding": 1}),
+            ((6, 8, 2, (2, 2)), {"padding": 1, "pool": "avg", "groups": 2}),
+        ],
+    ),
     "no-batch-norm": (
         LocalSGD,
         {"lr": 0.3},
