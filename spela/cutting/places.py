@@ -44,14 +44,15 @@ def _changes(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
 
 
 def _own(node: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a step: of its module, or looked up for it."""
+    """Parameters of a step that learn: of its module, or looked up for it."""
     if node.op == "call_module":
         path = str(node.target)
-        yield from model.get_submodule(path).named_parameters(path)
+        named = model.get_submodule(path).named_parameters(path)
+        yield from ((name, p) for name, p in named if p.requires_grad)
     for value in node.all_input_nodes:
         if value.op == "get_attr":
             found = operator.attrgetter(str(value.target))(model)
-            if isinstance(found, nn.Parameter):
+            if isinstance(found, nn.Parameter) and found.requires_grad:
                 yield str(value.target), found
 
 

@@ -59,15 +59,12 @@ def traced(model: nn.Module) -> fx.Graph:
     Raises:
         ValueError: If the network cannot be traced, or something of it would be lost.
     """
+    modes = (not model.training, model.training)
     whole: set[str] = set()
     known = -1
-    while known < len(
-        whole
-    ):  # again, where the second mode found a module that the first had dissolved
+    while known < len(whole):  # until both modes keep the same modules whole
         known = len(whole)
-        graphs = [
-            _trace(model, training, whole) for training in (not model.training, model.training)
-        ]
+        graphs = [_trace(model, training, whole) for training in modes]
     codes = [graph.python_code("self").src for graph in graphs]
     if codes[0] != codes[1]:
         lines = zip(*(code.splitlines() for code in codes), strict=False)

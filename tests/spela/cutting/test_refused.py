@@ -339,5 +339,8 @@ def test_parts_do_not_share_a_parameter() -> None:
 
     with pytest.raises(ValueError, match=r"behind 'a': 'a.weight' is used before and behind"):
         convert(Functional(), 3, x, cut="a")
+    frozen = _tied_net()
+    frozen[0].weight.requires_grad_(False)  # what does not learn may stand in several parts
+    assert len(convert(frozen, 3, x, blocks=3)) == 3
     with pytest.raises(ValueError, match="names '1' 2 times"):
         convert(_tied_net(), 3, x, cut=["1", "1"])
