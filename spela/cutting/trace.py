@@ -64,7 +64,8 @@ def traced(model: nn.Module) -> fx.Graph:
     known = -1
     while known < len(whole):  # until both modes keep the same modules whole
         known = len(whole)
-        graphs = [_trace(model, training, whole) for training in modes]
+        found = [_trace(model, training, whole) for training in modes]
+    graphs, constants = zip(*found, strict=True)
     codes = [graph.python_code("self").src for graph in graphs]
     if codes[0] != codes[1]:
         lines = zip(*(code.splitlines() for code in codes), strict=False)
@@ -73,6 +74,13 @@ def traced(model: nn.Module) -> fx.Graph:
             f"{type(model).__name__} does other things in training than in evaluation, at {line!r}: let "
             "a module of its own do that (nn.Dropout for functional dropout)"
         )
+    for name, value in constants[1].items():
+        if not torch.equal(value, constants[0][name]):
+            raise ValueError(
+                f"{type(model).__name__} makes a tensor of other values at every call, {tuple(value.shape)}, "
+                "which tracing would keep: let a module of its own do that"
+            )
+        setattr(model, name, value)
     graph = graphs[1]
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node.users]
     if len(inputs) != 1:
@@ -83,8 +91,11 @@ def traced(model: nn.Module) -> fx.Graph:
     return graph
 
 
-def _trace(model: nn.Module, training: bool, whole: set[str]) -> fx.Graph:
-    """The operations in one mode; modules inside that cannot be traced join those that are kept whole."""
+def _trace(model: nn.Module, training: bool, whole: set[str]) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The operations in one mode, and the tensors that they make of nothing, by name.
+
+    Modules inside that cannot be traced join those that are kept whole.
+    """
     given = inspect.signature(model.forward).parameters
     # The first is the input, with a default or without.
     others = list(given.items())[1:]
@@ -106,7 +117,9 @@ def _trace(model: nn.Module, training: bool, whole: set[str]) -> fx.Graph:
             whole.add(tracer.failed)
         else:
             _check_written(model, held)
-            return _without(defaults, graph)
+            made = {name: vars(model)[name] for name in vars(model).keys() - states[model].keys()}
+            constants = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+            return _without(defaults, graph), constants
         finally:  # what forward noted on the modules is of proxies
             for module, state in states.items():
                 vars(module).clear()

@@ -310,6 +310,21 @@ def test_a_module_that_cannot_be_traced_is_kept_whole() -> None:
         cut_network(model, x, 4)
 
 
+def test_tensors_that_forward_makes_are_constants_of_the_parts() -> None:
+    def shifted(net: Any, x: Tensor) -> Tensor:
+        return net.c(
+            torch.relu(net.b(net.a(x) + torch.tensor([1.0, 2, 3, 4, 5, 6]))) + torch.ones(6)
+        )
+
+    model, x = _Net(shifted), torch.randn(4, 6)
+    parts = cut_network(model, x, "layers")
+    assert len(parts) == 3
+    torch.testing.assert_close(nn.Sequential(*parts)(x), model(x), rtol=0, atol=0)
+    noisy = _Net(lambda net, x: net.c(net.b(net.a(x) + torch.rand(6))))
+    with pytest.raises(ValueError, match=r"makes a tensor of other values at every call, \(6,\)"):
+        cut_network(noisy, x, 2)
+
+
 def _tied_net() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     model[2].weight = model[0].weight
