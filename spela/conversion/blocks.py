@@ -37,7 +37,7 @@ def by_blocks(
     found: list[SpelaBlock] = []
     for part in parts:
         with probing(part):
-            y = part(x)
+            y = part(x.clone())  # which may work in place: the block says so
         last = part is parts[-1] and _last_module(part)
         own = dict(head)
         if (

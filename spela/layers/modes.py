@@ -58,14 +58,16 @@ def probing(net: nn.Module) -> Iterator[None]:
         >>> counted.calls
         tensor(0)
     """
-    held = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    # What was made in inference mode can be written into there alone, and counts no writes.
+    held = [(b, b.clone(), b._version) for b in net.buffers() if not b.is_inference()]
     try:
         with in_eval_mode(net):
             yield
     finally:
         with torch.no_grad():
-            for buffer, value in held:
-                buffer.copy_(value)
+            for buffer, value, version in held:
+                if buffer._version != version:  # a graph may need the others as they are
+                    buffer.copy_(value)
 
 
 def output_of(module: nn.Module, x: Tensor) -> Tensor:

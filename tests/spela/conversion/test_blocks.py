@@ -60,6 +60,15 @@ def test_what_only_hands_the_logits_on_leaves_the_answers(tail: list[nn.Module])
     assert rows.predict(torch.randn(6, 4, 8)).shape == (6,)
 
 
+def test_a_refused_network_leaves_the_sample_as_it_was() -> None:
+    x = torch.randn(4, 8)
+    before = x.clone()
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="changes its input in place"):
+        convert(model, 3, x, blocks=2)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("name", ["resnet", "vit", "sequential"])
 @pytest.mark.parametrize("blocks", [1, 2, "layers"])
 def test_converted_networks_keep_their_answers_and_learn(name: str, blocks: Any) -> None:

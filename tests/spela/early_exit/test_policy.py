@@ -64,6 +64,16 @@ def test_attention_and_recurrent_layers_cost_their_products() -> None:
     )
 
 
+def test_counting_leaves_graphs_and_networks_of_inference_mode_as_they_are() -> None:
+    net = _net()
+    loss = net.local_losses(torch.randn(5, 6), torch.arange(5) % 4).sum()
+    expected = layer_costs(net, (6,))
+    loss.backward()  # of class vectors that nothing has written into
+    with torch.inference_mode():
+        inference = nn.Sequential(nn.BatchNorm1d(6), *_net())
+    assert layer_costs(inference, (6,)) == expected
+
+
 @pytest.fixture(scope="module")
 def trained() -> SpelaSequential:
     net, (x, y) = _net(), _blobs(400, 1)
