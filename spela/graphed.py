@@ -238,8 +238,9 @@ class GraphedStep:
     ) -> Tensor:
         """A step as the captured one will be made, which tells whether it can be captured."""
         rates = _Rates(self.optimizer, x.device)
+        own_x, own_target = _own(x, target)
         with rates.in_place(), recorder.waits() as waits:
-            losses = self.net.local_step(x, target, self.optimizer)
+            losses = self.net.local_step(own_x, own_target, self.optimizer)
         if waits:
             self._refused = situation
             self._refuse(f"Python waits for the GPU in {waits[0]}")
@@ -252,7 +253,7 @@ class GraphedStep:
     ) -> bool:
         self._graph = None  # its memory is free for the next one's
         rates = _Rates(self.optimizer, x.device)
-        own_x, own_target = x.detach().clone(), target.clone()
+        own_x, own_target = _own(x, target)
         torch.clear_autocast_cache()  # of weights that were cast before
         try:
             # torch's optimizers let nobody capture a step who has not asked for it.
@@ -297,11 +298,18 @@ def _modules(net: nn.Module) -> list[nn.Module]:
 
 def _hooks(modules: list[nn.Module], optimizer: torch.optim.Optimizer) -> str:
     """Which hooks there are; empty: none."""
-    hooked = _has_any_global_hook()
+    forward: Any = _has_any_global_hook()
+    gradient: Any = None
     for module in modules:
-        hooked = hooked or module._forward_hooks or module._forward_pre_hooks
-    if hooked:
+        forward = forward or module._forward_hooks or module._forward_pre_hooks
+        gradient = gradient or module._backward_hooks or module._backward_pre_hooks
+        for p in module._parameters.values():
+            if p is not None:
+                gradient = gradient or p._backward_hooks or p._post_accumulate_grad_hooks
+    if forward:
         return "a module has forward hooks, which a replay would not call"
+    if gradient:
+        return "a gradient has hooks, which a replay would not call"
     if has_step_hooks(optimizer):
         return "the optimizer has step hooks, which a replay would not call"
     return ""
@@ -317,6 +325,15 @@ def _numbers_on_the_cpu(optimizer: torch.optim.Optimizer) -> str:
         f"{type(optimizer).__name__} keeps numbers on the CPU: build it with fused=True, or "
         "capturable=True where it has that"
     )
+
+
+def _own(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch in memory of its own, for rehearsal and capture alike.
+
+    A slice may be strided or begin anywhere. Triton compiles another program for it, and cuDNN measures anew,
+    which a capture does not survive.
+    """
+    return x.detach().clone(), target.clone()
 
 
 def _replayed(graph: _Graph, x: Tensor, target: Tensor) -> Tensor:

@@ -471,6 +471,22 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], object], str]] = {
         lambda net, _: nn.modules.module.register_module_forward_hook(lambda *_: None),
         "a module has forward hooks",
     ),
+    "a hook of a parameter's gradient": (
+        lambda net, _: net[2].weight.register_hook(torch.zeros_like),
+        "a gradient has hooks",
+    ),
+    "a hook behind a parameter's gradient": (
+        lambda net, _: net[2].bias.register_post_accumulate_grad_hook(lambda _: None),
+        "a gradient has hooks",
+    ),
+    "a hook of a module's gradient": (
+        lambda net, _: net[0].register_full_backward_hook(lambda *_: None),
+        "a gradient has hooks",
+    ),
+    "a hook before a module's gradient": (
+        lambda net, _: net[0].register_full_backward_pre_hook(lambda *_: None),
+        "a gradient has hooks",
+    ),
     "a hook of the optimizer": (
         lambda _, optimizer: optimizer.register_step_post_hook(lambda *_: None),
         "the optimizer has step hooks",
@@ -486,11 +502,12 @@ def test_hooks_go_on_being_called(
     pair = Pair(_linear(), OPTIMIZERS["adam"])
     _train(pair, 4)
     assert recorder.replays == 2
-    handle: Any = add(pair.nets[1], pair.optimizers[1])
+    handles: list[Any] = [*map(add, pair.nets, pair.optimizers)]
     try:
         _train(pair, 4)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     assert recorder.replays == 2
     (record,) = caplog.records
     assert message in record.getMessage()
@@ -570,3 +587,31 @@ def test_another_dtype_of_autocast_is_captured_anew(recorder: Recorder) -> None:
         with torch.autocast("cpu", dtype):
             _train(pair, 4)
     assert len(recorder.tapes) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(slice(5, 11), slice(3)), (slice(6), slice(2, 5))],
+    ids=["rows", "columns"],
+)
+def test_a_slice_is_rehearsed_as_it_is_captured(
+    rows: slice, columns: slice, recorder: Recorder
+) -> None:
+    """Triton compiles for strides and for addresses that 16 divides: at a capture it would be too late."""
+    seen = []
+
+    class Notes(nn.Module):
+        def local_step(self, x: Tensor, target: Tensor, optimizer: Any) -> Tensor:
+            seen.append([(t.stride(), t.data_ptr() % 16) for t in (x, target)])
+            return x.sum()[None]
+
+    net = Notes()
+    net.weight = nn.Parameter(torch.ones(1))
+    step = GraphedStep(net, OPTIMIZERS["sgd"](net))
+    x, target = torch.randn(11, 5)[rows, columns], torch.zeros(11, dtype=torch.int64)[rows]
+    for _ in range(2):
+        step(x, target)
+    assert step.captured
+    rehearsed, captured = seen
+    assert rehearsed == captured
+    assert captured[0] != (x.stride(), x.data_ptr() % 16)
