@@ -96,7 +96,7 @@ def _measured(before: dict[str, Any], found: dict[str, Any], finished: set[str])
         return before or found
     published = {None, *finished}
     joined = dict(found)
-    for part in ("points", "calibrated"):
+    for part in ("points", "halves"):
         anew = [entry for entry in found.get(part, []) if entry.get("run") in published]
         again = {entry.get("run") for entry in anew}
         kept = [entry for entry in before.get(part, []) if entry.get("run") not in again]

@@ -141,17 +141,20 @@ def _memory_lines(table: dict[str, Any]) -> list[list[str]]:
 
 
 def _exit_lines(measured: dict[str, Any]) -> list[list[str]]:
-    """One line a run of the calibrated thresholds: what they cost, and what they save or add."""
+    """One line a run: the thresholds of its halves, and what they save or add."""
     return [
         [
             f"{c['row']}, {c['data']}, seed {c['seed']}",
-            ", ".join("never" if t is None else f"{t:.3f}" for t in c["thresholds"]),
+            "; ".join(
+                ", ".join("never" if t is None else f"{t:.3f}" for t in half)
+                for half in c["thresholds"]
+            ),
             deviation_text(c["full_accuracy"], None),
             deviation_text(c["accuracy"], None),
             f"{c['accuracy'] - c['full_accuracy']:+.2f}",
             change_text(1 - c["multiply_adds"], "fewer", "more", 1),
-            f"{c['full_ms']:.0f} / {c['early_ms']:.0f} ms",
-            change_text(1 - c["early_ms"] / c["full_ms"], "less", "more"),
+            f"{c['full_ms']:.0f} / {c['ms']:.0f} ms",
+            change_text(1 - c["ms"] / c["full_ms"], "less", "more"),
         ]
-        for c in measured.get("calibrated", [])
+        for c in measured.get("halves", [])
     ]

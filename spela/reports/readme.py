@@ -188,15 +188,13 @@ def _parts(path: Path, markers: tuple[str, str]) -> tuple[str, str, str]:
 
 def _exit_summary(table: dict[str, Any]) -> list[str]:
     lines = []
-    calibrated = table["measured"].get("calibrated", [])
-    for row, data in dict.fromkeys((c["row"], c["data"]) for c in calibrated):
-        mine = [c for c in calibrated if (c["row"], c["data"]) == (row, data)]
+    halves = table["measured"].get("halves", [])
+    for row, data in dict.fromkeys((c["row"], c["data"]) for c in halves):
+        mine = [c for c in halves if (c["row"], c["data"]) == (row, data)]
         count = len(mine)
         lost = sum(c["accuracy"] - c["full_accuracy"] for c in mine) / count
         saved = change_text(1 - sum(c["multiply_adds"] for c in mine) / count, "fewer", "more")
-        time = change_text(
-            1 - sum(c["early_ms"] / c["full_ms"] for c in mine) / count, "less", "more"
-        )
+        time = change_text(1 - sum(c["ms"] / c["full_ms"] for c in mine) / count, "less", "more")
         what = f"{saved} multiply-adds, {time} time, {lost:+.2f} points"
         lines.append(
             f"| {table['experiment']} | {row}, calibrated | {data} | | {count} | {what} | | | |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -51,6 +52,14 @@ class ExitEvaluation:
     def saved(self) -> float:
         """Share of the multiply-adds that early exit saves."""
         return 1 - self.multiply_adds / self.full_multiply_adds
+
+    @property
+    def thresholds(self) -> list[list[float | None]]:
+        """The margins of each half's policy as JSON values; None: no sample leaves there."""
+        return [
+            [margin if math.isfinite(margin) else None for margin in policy.thresholds]
+            for policy in self.policies
+        ]
 
 
 def _answer(net: SpelaSequential, batches: list[Tensor], policy: ExitPolicy | None) -> Prediction:

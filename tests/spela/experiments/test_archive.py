@@ -76,9 +76,9 @@ def test_what_was_measured_of_published_runs_stays(tmp_path: Path) -> None:
         return read_tables(replace(options, out=target), ["early-exit"])[0]["measured"]
 
     first = published("a", 0)
-    assert [entry["seed"] for entry in first["calibrated"]] == [0]
+    assert [entry["seed"] for entry in first["halves"]] == [0]
     second = published("b", 1)  # another folder, which has not the first one's runs
-    assert [entry["seed"] for entry in second["calibrated"]] == [0, 1]
+    assert [entry["seed"] for entry in second["halves"]] == [0, 1]
     assert len(second["points"]) == 2 * len(first["points"])
     # A folder without a run has nothing to measure, which takes nothing away.
     assert published("c", 0, "best, 5 layers, nothing") == second

@@ -307,7 +307,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_are_measured(tmp_path: Pat
     run_jobs(jobs, options)
     RunFolder(tmp_path / "runs" / jobs[0].key).checkpoint.write_bytes(b"torn")
     measured = reproduce(experiment, options)["measured"]
-    assert [c["seed"] for c in measured["calibrated"]] == [1]
+    assert [c["seed"] for c in measured["halves"]] == [1]
     assert jobs[0].key in measured["unavailable"]
     assert "train it again" in measured["unavailable"]
     # What was measured stays when the weights go, here and in a table that is rebuilt.

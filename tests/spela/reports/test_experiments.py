@@ -271,19 +271,19 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
                 for data in ("digits", "mnist")
                 for t in (0.0, 1.0)
             ],
-            "calibrated": [
+            "halves": [
                 {
                     "row": "best",
                     "seed": 0,
                     "data": data,
-                    "thresholds": [0.25, None],
+                    "thresholds": [[0.25, None], [0.5, 0.125]],
                     "accuracy": accuracy,
                     "full_accuracy": 90.0,
                     "multiply_adds": work,
                     "full_ms": 20.0,
-                    "early_ms": early_ms,
+                    "ms": ms,
                 }
-                for data, accuracy, work, early_ms in (
+                for data, accuracy, work, ms in (
                     ("digits", 89.9, 0.6, 15.0),
                     ("mnist", 80.0, 1.227, 25.0),
                 )
@@ -294,8 +294,24 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
     html, markdown = write_pages(options)
     assert html.read_text().count("data:image/png;base64,") == 2
     for row in (
-        ["0.250, never", "90.00", "89.90", "-0.10", "40.0 % fewer", "20 / 15 ms", "25 % less"],
-        ["0.250, never", "90.00", "80.00", "-10.00", "22.7 % more", "20 / 25 ms", "25 % more"],
+        [
+            "0.250, never; 0.500, 0.125",
+            "90.00",
+            "89.90",
+            "-0.10",
+            "40.0 % fewer",
+            "20 / 15 ms",
+            "25 % less",
+        ],
+        [
+            "0.250, never; 0.500, 0.125",
+            "90.00",
+            "80.00",
+            "-10.00",
+            "22.7 % more",
+            "20 / 25 ms",
+            "25 % more",
+        ],
     ):
         assert " | ".join(row) in markdown.read_text()
         assert "".join(f"<td>{cell}</td>" for cell in row) in html.read_text()
