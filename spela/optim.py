@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.layers.contract import ChainLayer, FusedOptimizer, LocalLayer
-from spela.layers.frozen import Frozen
+from spela.layers.modes import awake_parts
 from spela.layers.steps import has_step_hooks, not_held, set_rates
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.cosines import scalar_like
@@ -432,10 +432,7 @@ def layer_groups(net: nn.Module, lrs: Sequence[float | None]) -> list[dict[str, 
         >>> [group["lr"] for group in optimizer.param_groups]
         [0.0001, 0.001]
     """
-    frozen = {
-        part for whole in net.modules() if isinstance(whole, Frozen) for part in whole.modules()
-    }
-    layers = [m for m in net.modules() if isinstance(m, LocalLayer) and m not in frozen]
+    layers = [module for module in awake_parts(net) if isinstance(module, LocalLayer)]
     if len(layers) != len(lrs):
         raise ValueError(
             f"`lrs` has {len(lrs)} learning rates, the network {len(layers)} SPELA layers: give one each"

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from spela.distributed.ranks import Ranks, Share
+from spela.layers.modes import batch_norms, drawing_parts
 from spela.layers.running import keep_statistics
 from spela.layers.similarity import Similarity
+from spela_kernels.cosines import widened
 
 __all__ = ["JointBatchNorm2d", "JointDropout", "join_modules"]
 
@@ -68,33 +69,27 @@ class JointBatchNorm2d(nn.BatchNorm2d):
             raise ValueError(
                 "batch norm has one value a channel here: train on batches of more than one sample"
             )
-        weight = torch.full_like(self.weight, share.weight)
-        parts = _Stack.apply(
-            self.ranks, torch.stack([x.mean(axes), x.var(axes, correction=0), weight])
-        )
+        wide = widened(x)  # as torch's: of maps in 16 bits, moments in 16 bits would say too little
+        own_mean, own_variance = wide.mean(axes), wide.var(axes, correction=0)
+        weight = torch.full_like(own_mean, share.weight)
+        parts = _Stack.apply(self.ranks, torch.stack([own_mean, own_variance, weight]))
         means, variances, weights = parts.unbind(1)  # (ranks, K) each
         mean = (weights * means).sum(0)
         variance = (weights * (variances + (means - mean).square())).sum(0)
         if self.training:
             keep_statistics(self, mean.detach(), variance.detach(), count)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
+        scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+        shift = (0 if self.bias is None else self.bias) - mean * scale
+        return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)
 
 
-def _sees_its_share_alone(module: nn.Module) -> str:
-    """The name of a module that would compute something else on a part of a batch; empty: it does not."""
-    kind = type(module)
-    if isinstance(module, Similarity):
+def _sees_its_share_alone(net: nn.Module) -> str:
+    """The name of a module that would compute something else on a part of a batch; empty: there is none."""
+    if any(isinstance(module, Similarity) for module in net.modules()):
         return "a similarity loss"
-    norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    if norm and kind not in (nn.BatchNorm2d, JointBatchNorm2d):
-        return kind.__name__
-    share = getattr(module, "p", 0) if isinstance(module, _DropoutNd) else 0
-    if isinstance(module, nn.MultiheadAttention):
-        share = module.dropout
-    dropout = share > 0 and kind not in (nn.Dropout, JointDropout)
-    return f"the dropout of {kind.__name__}" if dropout else ""
+    joint = (nn.BatchNorm2d, nn.Dropout, JointBatchNorm2d, JointDropout)
+    kinds = (type(module) for module in (*batch_norms(net), *drawing_parts(net)))
+    return next((kind.__name__ for kind in kinds if kind not in joint), "")
 
 
 def join_modules(net: nn.Module, ranks: Ranks) -> list[JointDropout | JointBatchNorm2d]:
@@ -115,7 +110,7 @@ def join_modules(net: nn.Module, ranks: Ranks) -> list[JointDropout | JointBatch
         >>> join_modules(net, Ranks(0, 1, torch.device("cpu"), 60.0))
         [JointDropout(p=0.2, inplace=False)]
     """
-    alone = next(filter(None, map(_sees_its_share_alone, net.modules())), "")
+    alone = _sees_its_share_alone(net)
     if alone and ranks.size > 1:
         raise ValueError(
             f"{alone} would see each process's part of a batch alone: train without it"

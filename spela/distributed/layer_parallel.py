@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from spela.distributed.pipe import Inlet, Outlet
 from spela.distributed.ranks import Ranks
@@ -19,7 +18,7 @@ from spela.distributed.stages import stage_of_modules, trace
 from spela.distributed.wrapped import refuse_hooks
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
-from spela.layers.modes import output_of
+from spela.layers.modes import drawing_parts, output_of
 from spela.layers.steps import check_step, learning
 from spela.network import SpelaSequential
 from spela_kernels.contracts import check_labels
@@ -69,7 +68,7 @@ class LayerParallelSequential(SpelaSequential):
         super().__init__(*net)
         refuse_hooks(net)
         self.ranks = ranks
-        self._refuse_inner_dropout()
+        self._refuse_inner_draws()
         traces = trace(net, sample_shape)
         self.stages = stage_of_modules(net, traces, ranks.size)
         self._shapes = [t.shape for t in traces]
@@ -80,17 +79,15 @@ class LayerParallelSequential(SpelaSequential):
         for module, stage in zip(self, self.stages, strict=True):
             module.to(ranks.device if stage == ranks.rank else "meta")
 
-    def _refuse_inner_dropout(self) -> None:
-        """Refuse dropout inside a layer: only its process would draw, and other generators would lag."""
-        for module in (inner for layer in self.local_layers for inner in layer.modules()):
-            share = module.p if isinstance(module, _DropoutNd) else 0.0
-            if isinstance(module, nn.MultiheadAttention):
-                share = module.dropout
-            if share > 0 and self.ranks.size > 1:
-                raise ValueError(
-                    "dropout inside a block draws on one process alone, and the run would not be that of "
-                    "one process: train without it, or with --parallel data"
-                )
+    def _refuse_inner_draws(self) -> None:
+        """Refuse what `_skip` cannot draw for another process, whose generator would lag."""
+        listed = [module for module in self if type(module) is nn.Dropout]
+        drawing = [type(m).__name__ for m in drawing_parts(self) if m not in listed]
+        if drawing and self.ranks.size > 1:
+            raise ValueError(
+                f"{drawing[0]} draws on one process alone, and the run would not be that of one process: "
+                "train without it, or, of an nn.Dropout, with --parallel data"
+            )
 
     @property
     def own_parameters(self) -> list[nn.Parameter]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from spela.layers import Frozen, LocalLayer, SpelaConv2d, SpelaLinear
+from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 from spela.layers.maps import convolved_size
+from spela.layers.modes import batch_norms, drawing_parts
 from spela.layers.plain import departure, parts_of
 from spela.network import SpelaSequential
 from spela_kernels.linear import Parameters
@@ -70,9 +70,11 @@ def _left_out(module: nn.Module) -> str:
         if isinstance(module, kind):
             why = departure(module, kind)
             return why or (_conv_left_out(module) if isinstance(module, SpelaConv2d) else "")
-    inner = () if isinstance(module, Frozen) else module.modules()
-    other = next((type(m).__name__ for m in inner if isinstance(m, _DropoutNd)), "")
-    return other and f"drops out by {other}: list an nn.Dropout in the network itself instead"
+    other = next((type(m).__name__ for m in drawing_parts(module)), "")
+    if other:
+        return f"draws by {other}: list an nn.Dropout in the network itself instead"
+    norm = next((type(m).__name__ for m in batch_norms(module)), "")
+    return norm and f"has a {norm}, of whose batches it learns in training: wrap it in Frozen"
 
 
 def _conv_left_out(layer: SpelaConv2d) -> str:

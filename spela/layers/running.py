@@ -32,5 +32,6 @@ def keep_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count:
         tracked.add_(1)
     if share is None:  # as torch: the mean of all batches, or no update where nobody counts them
         share = 0.0 if tracked is None else 1.0 / float(tracked)
-    norm.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
-    norm.running_var.lerp_(variance * (count / (count - 1)), share)  # type: ignore[union-attr]
+    unbiased = variance * (count / (count - 1))
+    for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        running.lerp_(value.to(running.dtype), share)  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spela import SpelaBlock, SpelaLinear, SpelaSequential
+from spela import Frozen, SpelaBlock, SpelaLinear, SpelaSequential
 from spela.data import load_dataset
 from spela.distributed import (
     DataParallelSequential,
@@ -181,8 +181,10 @@ def _block_net(*modules: nn.Module, **settings: float) -> SpelaSequential:
     ("modules", "settings", "message"),
     [
         ((), {"similarity": 0.5}, "a similarity loss would see each process's part"),
-        ((nn.Dropout2d(0.2),), {}, "the dropout of Dropout2d would see"),
+        ((nn.Dropout2d(0.2),), {}, "Dropout2d would see"),
+        ((nn.RReLU(),), {}, "RReLU would see"),
         ((nn.SyncBatchNorm(4),), {}, "SyncBatchNorm would see"),
+        ((nn.InstanceNorm2d(4, track_running_stats=True),), {}, "InstanceNorm2d would see"),
     ],
 )
 def test_what_sees_a_part_of_a_batch_alone_is_refused(
@@ -192,17 +194,59 @@ def test_what_sees_a_part_of_a_batch_alone_is_refused(
     with pytest.raises(ValueError, match=message):
         join_modules(_block_net(*modules, **settings), two)
     assert join_modules(_block_net(nn.BatchNorm2d(4), dropout=0.1), two)  # these have joint forms
+    # A sample's own, and what is frozen, is the same in any batch.
+    frozen = Frozen(
+        nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(4), nn.Dropout1d(), nn.Unflatten(2, (4, 4)))
+    )
+    assert not join_modules(nn.Sequential(nn.InstanceNorm2d(4), frozen), two)
 
 
 @pytest.mark.parametrize(
-    ("modules", "settings"), [((), {"dropout": 0.1}), ((nn.Dropout(0.2),), {})]
+    ("modules", "settings"), [((), {"dropout": 0.1}), ((nn.Dropout(0.2),), {}), ((nn.RReLU(),), {})]
 )
-def test_dropout_inside_a_block_cannot_be_spread(
+def test_draws_inside_a_block_cannot_be_spread(
     modules: tuple[nn.Module, ...], settings: dict[str, float]
 ) -> None:
     two = Ranks(0, 2, torch.device("cpu"), 60.0)
     with pytest.raises(ValueError, match="draws on one process alone"):
         LayerParallelSequential(_block_net(*modules, **settings), two, (3, 6, 6))
+
+
+@pytest.mark.parametrize("between", [nn.Dropout1d(0.2), nn.Sequential(nn.Dropout(0.2))])
+def test_draws_between_layers_that_others_cannot_draw_as_well_are_refused(
+    between: nn.Module,
+) -> None:
+    two = Ranks(0, 2, torch.device("cpu"), 60.0)
+    net = SpelaSequential(SpelaLinear(4, 4, 3), between, SpelaLinear(4, 4, 3))
+    with pytest.raises(ValueError, match="draws on one process alone"):
+        LayerParallelSequential(net, two, (4,))
+
+
+class Twice(Logged):
+    """One of two processes, which hold the same rows."""
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, tensor])
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_joint_batch_norm_is_torchs_of_both_parts(affine: bool, dtype: torch.dtype) -> None:
+    # Far from zero: a mean in 16 bits would be wrong by a third of the deviation.
+    x = (30.3 + 0.1 * torch.randn(50, 3, 2, 2, generator=torch.Generator().manual_seed(0))).to(
+        dtype
+    )
+    kept = torch.float64 if dtype == torch.float64 else torch.float32
+    torchs, ours = (nn.BatchNorm2d(3, affine=affine, dtype=kept) for _ in range(2))
+    ranks = Twice(0, 2, torch.device("cpu"), 60.0)
+    join_modules(ours, ranks)
+    ours.share = ranks.share(100)
+    expected, found = torchs(torch.cat([x, x]))[:50], ours(x)
+    assert found.dtype == expected.dtype
+    tolerance = {} if dtype == torch.bfloat16 else {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(ours.running_mean, torchs.running_mean)
+    torch.testing.assert_close(ours.running_var, torchs.running_var)
 
 
 def test_a_joint_batch_of_one_value_a_channel_is_refused_before_statistics_move() -> None:

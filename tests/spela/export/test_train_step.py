@@ -256,11 +256,13 @@ def _hooked() -> SpelaLinear:
     [
         ([_Halved(4, 3, 2)], r"module 0 \(_Halved\) has a `forward` of its own"),
         ([_hooked()], r"module 0 \(SpelaLinear\) has a forward hook"),
-        ([nn.AlphaDropout(0.5), SpelaLinear(4, 3, 2)], "drops out by AlphaDropout"),
+        ([nn.AlphaDropout(0.5), SpelaLinear(4, 3, 2)], "draws by AlphaDropout"),
         (
             [nn.Sequential(nn.Dropout(0.5)), SpelaLinear(4, 3, 2)],
-            "module 0 .* drops out by Dropout",
+            "module 0 .* draws by Dropout",
         ),
+        ([nn.RReLU(), SpelaLinear(4, 3, 2)], "draws by RReLU"),
+        ([nn.BatchNorm1d(4), SpelaLinear(4, 3, 2)], "has a BatchNorm1d, .* wrap it in Frozen"),
     ],
 )
 def test_a_step_that_would_leave_something_out_is_refused(modules, message):
