@@ -212,7 +212,7 @@ class SpelaSequential(Pretrained):
             torch.Size([1])
         """
         modules, losses = list(self._checked()), []
-        check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
+        check_step([module for module, is_local in modules if is_local], optimizer)
         _check_least(modules, len(x))
         x = hooked_input(self, x)
         done = self._chained(modules, x, target, optimizer, [len(x)], None)
@@ -280,7 +280,7 @@ class SpelaSequential(Pretrained):
         modules = list(self._checked())
         check_target(x, target)
         check_labels(target, self.local_layers[-1].num_classes)  # of all batches, before the first
-        check_step([module for module, is_local in modules if is_local], optimizer)  # type: ignore[misc]
+        check_step([module for module, is_local in modules if is_local], optimizer)
         _check_least(modules, min(sizes))
         if not self._forward_pre_hooks:
             done = self._chained(modules, x, target, optimizer, sizes, rates)

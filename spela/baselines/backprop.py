@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spela.layers.steps import learning, step_on
+from spela.layers.steps import check_step, learning, step_on
+from spela_kernels.contracts import check_target
 
 __all__ = ["BackpropSequential"]
 
@@ -35,8 +36,11 @@ class BackpropSequential(nn.Sequential):
     @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step of backprop: loss (1,) from before the update."""
+        check_target(x, target)
+        check_step([self], optimizer)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with torch.enable_grad():
             loss = nn.functional.cross_entropy(self(x), target)
-        step_on(optimizer, zip(trained, torch.autograd.grad(loss, trained), strict=True))
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
+        step_on(optimizer, ((p, g) for p, g in zip(trained, found, strict=True) if g is not None))
         return loss.detach().reshape(1)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.layers.steps import learning, step_on
+from spela.layers.steps import check_step, learning, step_on
 from spela_kernels.activations import get_activation
+from spela_kernels.contracts import check_target
 
 __all__ = ["Gradients", "HiddenLayer", "RivalSequential", "layer_sweep", "weight_gradients"]
 
@@ -175,7 +176,14 @@ class RivalSequential(nn.Sequential, ABC):
 
         Returns:
             (L,) losses.
+
+        Raises:
+            ValueError: If there are not as many labels as samples, at least one, or the optimizer does not
+                hold a parameter that is to learn.
+            TypeError: If labels are not int64, or it is no optimizer.
         """
+        check_target(x, target)
+        check_step([self], optimizer)
         losses = []
         for loss, found in self.local_gradients(x, target):
             step_on(optimizer, found)

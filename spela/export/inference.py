@@ -101,7 +101,8 @@ def inference_program(
     first = next(net.parameters(), None)
     if first is None:
         raise ValueError("`net` has no parameters: there is nothing to export")
-    why = departure(net, SpelaSequential) if isinstance(net, SpelaSequential) else ""
+    known = isinstance(net, SpelaSequential)
+    why = departure(net, SpelaSequential, learns=False) if known else ""
     if why:
         raise ValueError(f"`net` ({type(net).__name__}) {why}")
     axis = batch_axis(batch_size)

@@ -7,11 +7,11 @@ from torch.nn.utils import parametrize
 
 __all__ = ["departure", "parts_of"]
 
-# Of nn.Sequential and of layers: what decides what calling the module gives.
+# Of nn.Sequential and of layers: what decides what calling the module gives, and how it learns.
 _CALLED = (
-    "__call__", "_call_impl", "_wrapped_call_impl", "forward", "__iter__", "_conv_forward",
-    "scores", "local_loss", "local_step",
+    "__call__", "_call_impl", "_wrapped_call_impl", "forward", "__iter__", "_conv_forward", "scores",
 )  # fmt: skip
+_LEARNS = ("local_loss", "local_step")
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
     "_forward_hooks": "forward hook",
@@ -20,12 +20,13 @@ _HOOKS = {
 }
 
 
-def departure(module: nn.Module, kind: type[nn.Module]) -> str:
+def departure(module: nn.Module, kind: type[nn.Module], *, learns: bool = True) -> str:
     """Why calling `module` may give something else than its parameters under `kind`'s formula do.
 
     Args:
         module: An instance of `kind`, of a subclass, or of a parametrised one.
         kind: Whose behaviour is expected.
+        learns: Whether how it learns counts, too.
 
     Returns:
         The end of a sentence about the module, with what to do; empty: it behaves as `kind`.
@@ -54,7 +55,7 @@ def departure(module: nn.Module, kind: type[nn.Module]) -> str:
     for name, parameter in module._parameters.items():
         if parameter is not None and parameter._backward_hooks:
             return f"has a gradient hook on its {name}, which would be lost: remove it first"
-    for name in _CALLED:
+    for name in (*_CALLED, *(_LEARNS if learns else ())):
         own = name in vars(module) or getattr(type(module), name, None) is not getattr(
             kind, name, None
         )

@@ -159,7 +159,7 @@ def _refusal(kind: Any) -> str | None:
     return None
 
 
-def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -> None:
+def check_step(layers: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
     """Refuse, before any parameter moves, an optimizer that could not update one of the layers.
 
     Args:
@@ -184,7 +184,7 @@ def check_step(layers: Iterable[LocalLayer], optimizer: torch.optim.Optimizer) -
             raise _not_updatable(parameter)
 
 
-def unshared(layers: Iterable[LocalLayer]) -> list[nn.Parameter]:
+def unshared(layers: Iterable[nn.Module]) -> list[nn.Parameter]:
     """The parameters that are to learn.
 
     Raises:

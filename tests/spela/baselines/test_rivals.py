@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.baselines import (
+    BackpropSequential,
     ForwardForwardLayer,
     ForwardForwardSequential,
     MonoForwardLayer,
@@ -189,6 +190,29 @@ def test_any_optimizer_trains_every_layer(
     assert (losses[-1] < 0.8 * losses[0]).all()
     accuracy = (net.predict(x) == y).double().mean()  # type: ignore[operator]
     assert accuracy > 0.9  # chance: 1/3
+
+
+def _backprop() -> nn.Module:
+    return BackpropSequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+@pytest.mark.parametrize("build", [_ff, _mono, _pepita, _backprop])
+def test_a_batch_or_an_optimizer_that_does_not_fit_is_refused_before_anything_moves(
+    build: Callable[[], nn.Module],
+) -> None:
+    net, other = build(), build()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    x, y = torch.rand(7, 16), TARGET
+    own, others = (torch.optim.SGD(each.parameters(), 0.1) for each in (net, other))
+    for batch, labels, optimizer, message in (
+        (x, y, others, "does not hold a parameter"),
+        (x[:0], y[:0], own, "no rows"),
+        (x, y[:4], own, "one label per sample"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            net.local_step(batch, labels, optimizer)  # type: ignore[operator]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_starts_are_drawn_in_their_bounds_and_fill_them() -> None:

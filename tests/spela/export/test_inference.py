@@ -10,7 +10,12 @@ import torch
 from torch import nn
 
 from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, convert
-from spela.baselines import BackpropSequential, ForwardForwardLayer, ForwardForwardSequential
+from spela.baselines import (
+    BackpropSequential,
+    DeeplySupervisedSequential,
+    ForwardForwardLayer,
+    ForwardForwardSequential,
+)
 from spela.export import inference_program, write_onnx, write_pt2
 
 
@@ -51,6 +56,10 @@ def _blocks() -> nn.Module:
     return convert(model, 10, x, blocks="layers", readout=32, similarity=0.5, dropout=0.2)
 
 
+def _supervised() -> nn.Module:
+    return DeeplySupervisedSequential(*_blocks())
+
+
 def _forward_forward() -> nn.Module:
     return ForwardForwardSequential(
         nn.Flatten(), ForwardForwardLayer(48, 16), ForwardForwardLayer(16, 12), num_classes=10
@@ -61,6 +70,7 @@ NETS = {
     "mlp": (_mlp, (3, 4, 4)),
     "cnn": (_cnn, (3, 3, 3)),
     "blocks": (_blocks, (3, 4, 4)),
+    "supervised": (_supervised, (3, 4, 4)),
     "backprop": (_backprop, (3, 4, 4)),
     "forward-forward": (_forward_forward, (3, 4, 4)),
 }
