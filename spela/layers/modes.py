@@ -126,8 +126,8 @@ def batch_norms(net: nn.Module) -> list[nn.Module]:
 
     Example:
         >>> norm = nn.InstanceNorm1d(2, track_running_stats=True)
-        >>> batch_norms(nn.Sequential(nn.BatchNorm1d(2), nn.InstanceNorm1d(2), Frozen(norm)))
-        [BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
+        >>> len(batch_norms(nn.Sequential(nn.BatchNorm1d(2), nn.InstanceNorm1d(2), Frozen(norm))))
+        1
     """
     return [
         module
