@@ -1,4 +1,7 @@
-"""Part `tests`: every test marked gpu, by pytest on many processes."""
+"""Part `tests`: every test marked gpu, by pytest on many processes, to which this file is a plugin as well.
+
+The plugin writes each outcome as it comes: pytest's own results come last, and one that is killed has none.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,22 @@ import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
-from bench.gpu.rows import Rows
+from bench.gpu.rows import Rows, read_rows
 from bench.gpu.setting import Setting
 
-__all__ = ["marked_files", "measure", "outcomes"]
+__all__ = [
+    "marked_files",
+    "measure",
+    "outcomes",
+    "pytest_collectreport",
+    "pytest_runtest_logreport",
+]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MARK = re.compile(r"mark\.gpu|from tests\.devices import|on_a_gpu import")
+_FILE = "BENCH_GPU_OUTCOMES"  # names the plugin's file
 _OTHERS = 8  # cores that are left to what runs beside
 
 
@@ -30,29 +40,44 @@ def marked_files() -> list[str]:
     return [str(f.relative_to(_ROOT)) for f in files if _MARK.search(f.read_text(encoding="utf-8"))]
 
 
-def outcomes(junit: Path) -> tuple[Counter[str], list[tuple[str, str]]]:
+def _note(outcome: str, report: Any) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ or _FILE not in os.environ:
+        return  # the process that has sent the workers is told of theirs
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = str(report.longrepr) if crash is None else crash.message
+    first = next(filter(None, map(str.strip, text.splitlines())), outcome)
+    Rows(Path(os.environ[_FILE])).add(outcome, test=report.nodeid, message=first)
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Called by pytest behind each phase of each test."""
+    if report.failed:
+        _note("failure" if report.when == "call" else "error", report)
+    elif report.skipped or report.when == "call":
+        _note(report.outcome, report)
+
+
+def pytest_collectreport(report: Any) -> None:
+    """Called by pytest behind each file that it has read."""
+    if report.failed:
+        _note("error", report)
+
+
+def outcomes(found: Path) -> tuple[Counter[str], list[tuple[str, str]]]:
     """How many tests passed, failed and were skipped, and each failure with its first line.
 
     Args:
-        junit: pytest's --junitxml.
+        found: What the plugin has written; it may not be there.
     """
-    counts: Counter[str] = Counter()
-    failures = []
-    for case in ElementTree.parse(junit).getroot().iter("testcase"):
-        kinds = {child.tag: child for child in case}
-        kind = next((k for k in ("failure", "error", "skipped") if k in kinds), "passed")
-        counts[kind] += 1
-        if kind in ("failure", "error"):
-            message = (kinds[kind].get("message") or "").strip().splitlines()
-            name = f"{case.get('classname')}.{case.get('name')}"
-            failures.append((name, message[0] if message else kind))
-    return counts, failures
+    rows = read_rows(found)
+    failures = [(r["test"], r["message"]) for r in rows if r["table"] in ("failure", "error")]
+    return Counter(row["table"] for row in rows), failures
 
 
 def measure(rows: Rows, setting: Setting) -> None:
     """Run them; a failure is a row, and fails the part."""
-    junit = setting.folder / "tests.xml"
-    junit.unlink(missing_ok=True)
+    found = setting.folder / "outcomes.jsonl"
+    found.unlink(missing_ok=True)
     files = setting.pick(marked_files(), ["tests/spela/data/test_batches.py"])
     command = [
         sys.executable,
@@ -68,18 +93,19 @@ def measure(rows: Rows, setting: Setting) -> None:
     ]
     command += ["-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
     # A file that needs a package which this machine lacks is one failure.
-    command += ["--continue-on-collection-errors", "--junitxml", str(junit)]
+    command += ["--continue-on-collection-errors", "-p", "bench.gpu.marked_tests"]
     if find_spec("xdist") is None:
         rows.note("pytest-xdist is not installed: one process runs the tests.")
     else:
         workers = setting.pick(max(1, (os.cpu_count() or 1) - _OTHERS), 0)
         command += ["-n", str(workers), "--dist", "worksteal"]
-    code = subprocess.run(command, cwd=_ROOT, check=False).returncode
-    if not junit.is_file():
-        raise SystemExit(f"pytest ended with {code} and left no result")
-    counts, failures = outcomes(junit)
-    rows.add("tests", **{k: counts[k] for k in ("passed", "failure", "error", "skipped")})
-    for name, message in failures:
-        rows.add("failures", test=name, message=message)
+    environment = {**os.environ, _FILE: str(found)}
+    try:
+        code = subprocess.run(command, cwd=_ROOT, env=environment, check=False).returncode
+    finally:  # also where the part is asked to end
+        counts, failures = outcomes(found)
+        rows.add("tests", **{k: counts[k] for k in ("passed", "failure", "error", "skipped")})
+        for name, message in failures:
+            rows.add("failures", test=name, message=message)
     if failures or code != 0:
         raise SystemExit(f"pytest ended with {code}, {len(failures)} failures")

@@ -104,7 +104,8 @@ def times_of(step: Step, flush: Tensor, setting: Setting, capture: bool = True) 
     try:
         captured = replayed(step) if capture else step
     except Exception as error:  # a step that cannot be captured is timed as it is
-        note = f"no graph: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        first = (str(error).splitlines() or [""])[0]
+        note = f"no graph: {type(error).__name__}: {first[:120]}"
         torch.cuda.synchronize()
     replay = None if note or not capture else warm_us(captured, setting.pick(100, 1))
     return Times(eager, replay, cold_us(captured, flush, setting.pick(20, 1)), peak, note)

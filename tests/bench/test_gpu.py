@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -180,6 +181,9 @@ def test_times_of_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch
         before = len(calls)
         monkeypatch.setattr(torch.cuda, "graph", refuse)
         eager = times_of(lambda: calls.append(1), torch.ones(4), DRY)
+        monkeypatch.setattr(torch.cuda, "graph", Mock(side_effect=AssertionError))
+        silent = times_of(lambda: None, torch.ones(4), DRY)
+    assert silent.note == "no graph: AssertionError: "
     assert captured.note == ""
     assert captured.replayed is not None
     assert eager.replayed is None
@@ -275,16 +279,48 @@ def test_files_with_marked_tests_are_found() -> None:
             assert str(file.relative_to(root)) in files
 
 
-def test_outcomes_of_tests(tmp_path: Path) -> None:
-    junit = tmp_path / "tests.xml"
-    junit.write_text(
-        '<testsuites><testsuite><testcase classname="a" name="b"/><testcase classname="a" name="c">'
-        '<failure message="assert 1 == 2&#10;more"/></testcase><testcase classname="a" name="d">'
-        '<skipped message="no"/></testcase></testsuite></testsuites>'
-    )
-    counts, failures = marked_tests.outcomes(junit)
-    assert counts == {"passed": 1, "failure": 1, "skipped": 1}
-    assert failures == [("a.c", "assert 1 == 2")]
+_SOME_TESTS = """
+import time
+import pytest
+pytestmark = pytest.mark.gpu
+def test_good(): pass
+def test_bad(): assert 1 == 2
+@pytest.mark.skip
+def test_skipped(): pass
+@pytest.fixture
+def broken(): raise RuntimeError("no\\nroom")
+def test_broken(broken): pass
+def test_long(): time.sleep(SECONDS)
+"""
+_OF_TESTS = """
+import sys; from pathlib import Path
+from bench.gpu import marked_tests; from bench.gpu.processes import end_on_request
+from bench.gpu.rows import Rows; from bench.gpu.setting import Setting
+end_on_request(); here = Path(sys.argv[1]); marked_tests._ROOT, marked_tests._OTHERS = here, 10**6
+marked_tests.marked_files = lambda: ["test_some.py", "test_none.py"]
+marked_tests.measure(Rows(here / "rows"), Setting(False, here))
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 600], ids=["whole", "killed"])
+def test_outcomes_of_tests_outlive_a_part_that_is_killed(seconds: int, tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(_SOME_TESTS.replace("SECONDS", str(seconds)))
+    (tmp_path / "test_none.py").write_text("import nothing_of_this_name")
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = Command(
+        [sys.executable, "-c", _OF_TESTS, str(tmp_path)],
+        40.0 if seconds else 200.0, tmp_path / "log", environment, Path.cwd(),
+    )  # fmt: skip
+    outcome = run_together({"tests": command}, 10.0)["tests"]
+    assert outcome.status == ("killed after its limit of 40 s" if seconds else "exit 1")
+    counts, *failures = read_rows(tmp_path / "rows")
+    assert counts == {
+        "table": "tests", "passed": 1 if seconds else 2, "failure": 1, "error": 2, "skipped": 1,
+    }  # fmt: skip
+    found = {row["test"].rpartition(":")[2]: row["message"] for row in failures}
+    assert found.keys() == {"test_none.py", "test_bad", "test_broken"}
+    assert found["test_bad"] == "assert 1 == 2"
+    assert found["test_broken"] == "RuntimeError: no"
 
 
 def test_goals_of_a_network() -> None:
