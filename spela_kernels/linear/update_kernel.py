@@ -70,9 +70,8 @@ def update_kernel(
     stride_wo, stride_wi, stride_so, stride_si,  # the weight, its optimizer state
     stride_b, stride_sb,  # the bias, its optimizer state
     ACTIVATION: tl.constexpr, NEGATIVE_SLOPE: tl.constexpr, OBJECTIVE: tl.constexpr,
-    RULE: tl.constexpr, MOMENTUM: tl.constexpr, WEIGHT_DECAY: tl.constexpr, NESTEROV: tl.constexpr,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
-    ADAM_EPS: tl.constexpr,
+    RULE: tl.constexpr, NESTEROV: tl.constexpr, DECAYS: tl.constexpr,
+    momentum, weight_decay, beta1, beta2, rest1, rest2, log_beta1, log_beta2, adam_eps,  # of the rule
     PRECISION: tl.constexpr, ALIGN_I: tl.constexpr, ALIGN_O: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -129,14 +128,16 @@ def update_kernel(
         weight_first_ptr, weight_second_ptr,
         rows[:, None] * stride_so + columns * stride_si,
         mask_o[:, None] & mask_i[None, :], lr, step,
-        RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
+        RULE, NESTEROV, DECAYS,
+        momentum, weight_decay, beta1, beta2, rest1, rest2, log_beta1, log_beta2, adam_eps,
     )  # fmt: skip
     if bias_ptr is not None:
         apply_step(
             dbias * factor, bias_ptr, rows * stride_b,
             bias_first_ptr, bias_second_ptr, rows * stride_sb,
             offs_o < tl.where(tile_i == 0, O, 0), lr, step,
-            RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
+            RULE, NESTEROV, DECAYS,
+            momentum, weight_decay, beta1, beta2, rest1, rest2, log_beta1, log_beta2, adam_eps,
         )  # fmt: skip
     if tl.program_id(0) == 0:
         if loss_ptr is not None:
@@ -145,6 +146,6 @@ def update_kernel(
             apply_step(
                 ordered_sum(dslope_ptr, dslope_count, 256) * factor, slope_ptr, 0,
                 slope_first_ptr, slope_second_ptr, 0, True, lr, step,
-                RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV,
-                BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
+                RULE, NESTEROV, DECAYS,
+                momentum, weight_decay, beta1, beta2, rest1, rest2, log_beta1, log_beta2, adam_eps,
             )  # fmt: skip

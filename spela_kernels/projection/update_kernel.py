@@ -30,9 +30,8 @@ def update_kernel(
     B, K, D, E, shares,
     stride_zb, stride_zk, stride_zd, stride_pk, stride_pd, stride_pe,
     stride_ok, stride_od, stride_oe, stride_sk, stride_sd, stride_se,  # the output, its state
-    RULE: tl.constexpr, MOMENTUM: tl.constexpr, WEIGHT_DECAY: tl.constexpr, NESTEROV: tl.constexpr,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
-    ADAM_EPS: tl.constexpr,
+    RULE: tl.constexpr, NESTEROV: tl.constexpr, DECAYS: tl.constexpr,
+    momentum, weight_decay, beta1, beta2, rest1, rest2, log_beta1, log_beta2, adam_eps,  # of the rule
     PRECISION: tl.constexpr, ALIGN_D: tl.constexpr, ALIGN_E: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +95,8 @@ def update_kernel(
             output_ptr, kernel * stride_ok + wide_d * stride_od + wide_e * stride_oe,
             first_ptr, second_ptr, kernel * stride_sk + wide_d * stride_sd + wide_e * stride_se,
             (offs_d < D)[:, None] & (columns < E)[None, :], lr, step,
-            RULE, MOMENTUM, WEIGHT_DECAY, NESTEROV, BETA1, BETA2, LOG_BETA1, LOG_BETA2, ADAM_EPS,
+            RULE, NESTEROV, DECAYS,
+            momentum, weight_decay, beta1, beta2, rest1, rest2, log_beta1, log_beta2, adam_eps,
         )  # fmt: skip
     if tl.program_id(0) == 0:
         if loss_ptr is not None:

@@ -38,6 +38,7 @@ from spela_kernels.gpu.architectures import ARCHITECTURES, Architecture
 from spela_kernels.gpu.launching import Launch, record_launches, run
 from spela_kernels.linear import triton_backend
 from spela_kernels.linear.types import Call, Parameters
+from spela_kernels.rules import AdamRule, SgdRule, Step
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -277,6 +278,30 @@ def test_equal_programs_are_compiled_once_and_unaligned_ones_apart(
     monkeypatch.setattr(planning, "CASE_GENERATORS", (op,))
     assert [job.label for job in plan(("sm_80",))] == ["whole", "late"]
     assert [job.label for job in plan(("sm_80",), cases="again")] == ["again"]
+
+
+def test_a_schedule_of_a_rules_numbers_compiles_nothing_anew() -> None:
+    # OneCycleLR moves the momentum, or beta1, at every step.
+    params = Parameters(shaped(64, 32), None, None)
+    call = Call(shaped(50, 32), params, shaped(10, 64), shaped(50, dtype=torch.int64), Settings())
+    state, none = (Parameters(shaped(64, 32), None, None), Parameters(None, None, None))
+    rules = (
+        (SgdRule(0.9, 0.1, True), SgdRule(0.85, 0.2, True)),
+        (AdamRule(), AdamRule(0.95, 0.99, 1e-7)),
+        (SgdRule(0.9), SgdRule(0.9, 0.1)),  # without decay the weight has no part in its gradient
+    )
+    programs = []
+    for pair in rules:
+        found = []
+        for rule in pair:
+            second = state if isinstance(rule, AdamRule) else none
+            with record_launches(ARCHITECTURES["sm_80"]) as recording:
+                triton_backend.step_(call, Step(rule, shaped(), state, second, shaped()))
+            found.append(
+                {specialise(launch, "sm_80", "").identity for launch in recording.launches}
+            )
+        programs.append(found[0] == found[1])
+    assert programs == [True, True, False]
 
 
 def test_everything_meets_each_rule_in_each_dtype_and_in_every_smaller_tile() -> None:
