@@ -47,7 +47,7 @@ def measure(rows: Rows, setting: Setting) -> None:
             rows.add("packages", package=name, version=version(name))
         except PackageNotFoundError:
             rows.add("packages", package=name, version=_imported_version(name))
-    for tool in ("nvidia-smi", "ncu", "compute-sanitizer"):
+    for tool in ("nvidia-smi", "ncu", "compute-sanitizer", "cc", "gcc", "clang"):
         rows.add("tools", tool=tool, found=shutil.which(tool) is not None)
     if shutil.which("nvidia-smi") is not None:
         command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]

@@ -1,6 +1,6 @@
 """Where Triton kernels cannot take a call (float64, bf16 on Turing, no tile that fits) the reference does.
 
-One warning says so.
+So it does where Triton itself cannot start, as on a machine without a C compiler. One warning says so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 from triton.runtime.errors import OutOfResources
 
 from spela_kernels.gpu.launching import architecture_of
@@ -35,6 +36,19 @@ def _supports(x: Tensor) -> bool:
     if x.dtype == torch.bfloat16:  # the interpreter's bf16 products are wrong
         return x.device.type != "cpu" and architecture_of(x.device).has_bf16
     return x.dtype in (torch.float32, torch.float16)
+
+
+@functools.cache
+def _start_refused() -> str:
+    """Why Triton can launch nothing here, whose launcher the machine's C compiler builds; empty: it can."""
+    try:
+        driver.active.get_current_target()
+    except (
+        Exception
+    ) as error:  # a missing compiler, Python.h or libcuda: each raises a kind of its own
+        said = " ".join(str(error).split())
+        return f"Triton cannot start ({type(error).__name__}: {said[:300]})"
+    return ""
 
 
 def on_device(x: Tensor, scalar: Tensor | None) -> Tensor | None:
@@ -60,6 +74,9 @@ def guarded(run: Callable[[], _Result], fallback: Callable[[], _Result], x: Tens
     """
     if not _supports(x):
         warn_of_fallback(f"no kernels for {x.dtype} on {x.device.type}")
+        return fallback()
+    if x.device.type == "cuda" and (refused := _start_refused()):
+        warn_of_fallback(refused)
         return fallback()
     on_its_device: AbstractContextManager[Any] = (
         torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
