@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spela.data import Dataset, PhotoSet, prepare
+from spela.data import Dataset, PhotoSet, check_scale, prepare
 from spela.features.backbones import Backbone
 
 __all__ = ["Selection", "extract_features", "select_samples"]
@@ -82,9 +82,12 @@ def _checked(data: Dataset | PhotoSet, size: int) -> None:
             f"dataset {data.name!r} has samples of shape {data.sample_shape}; a backbone takes images "
             "(1, H, W) or (3, H, W)"
         )
+    if isinstance(data, Dataset):
+        for part in _PARTS:  # backbones learnt from pixels
+            check_scale(getattr(data, f"{part}_x"), torch.uint8, f"dataset {data.name!r}: {part}_x")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # of tensors made in inference mode, autograd could not learn
 def extract_features(
     data: Dataset | PhotoSet,
     backbone: Backbone,
@@ -101,7 +104,7 @@ def extract_features(
     not fit a square first, so they keep their proportions. No augmentation.
 
     Args:
-        data: Images; floats mean 0..1.
+        data: Images; floats are pixels of 0..1.
         backbone: From `load_backbone`, for the same size.
         size: Height and width the backbone sees, at least 32.
         selection: Which samples; None: all.
@@ -113,8 +116,8 @@ def extract_features(
         float32 features (N, F), on the CPU, named "data-backbone-size".
 
     Raises:
-        ValueError: If the samples are no images, the size or a number of samples does not fit, or a file
-            cannot be read.
+        ValueError: If the samples are no images or floats beyond 0..1, the size or a number of samples does
+            not fit, or a file cannot be read.
     """
     _checked(data, size)
     chosen = selection or Selection()

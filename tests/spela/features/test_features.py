@@ -95,6 +95,27 @@ def test_samples_that_are_no_images_and_a_size_too_small() -> None:
         extract_features(_images(1), MEANS, 31)
 
 
+def test_features_can_be_learnt_from_by_autograd() -> None:
+    found = extract_features(_images(1), MEANS, 32)
+    layer = nn.Linear(6, 2)
+    nn.functional.cross_entropy(layer(found.train_x), found.train_y).backward()
+    assert layer.weight.grad is not None
+    assert not found.train_x.requires_grad
+
+
+@pytest.mark.parametrize("part", ["train_x", "test_x"])
+def test_floats_that_are_no_scaled_pixels_are_refused(part: str) -> None:
+    data = _images(3)
+    scaled = replace(data, train_x=data.train_x / 255, test_x=data.test_x / 255)
+    whole = extract_features(scaled, MEANS, 32)
+    torch.testing.assert_close(whole.train_x, extract_features(data, MEANS, 32).train_x)
+    wrong = replace(scaled, **{part: getattr(scaled, part) * 255})
+    with pytest.raises(
+        ValueError, match=rf"'flat': {part} holds floats from 0 to .*divided by 255"
+    ):
+        extract_features(wrong, MEANS, 32)
+
+
 def test_the_file_is_the_dataset_and_says_how_it_was_made(tmp_path: Path) -> None:
     data, chosen = _images(1), Selection(4, None, 7)
     path = tmp_path / "new" / "f.safetensors"
