@@ -33,7 +33,7 @@ class Source:
         read: that folder -> the dataset.
         fetch: downloads into an empty folder, laid out like a data root; None if embedded.
         folder: where under the data root the files belong, for messages.
-        files: the files' names, for messages.
+        files: the files' names, for messages; those that `find` looks for come last in a download.
         photos: that folder -> the images as files, where they have many sizes; None: `read` has them as
             they are.
     """
@@ -76,7 +76,7 @@ def download_into(data_root: Path, source: Source) -> None:
         source: one with a `fetch`.
 
     Raises:
-        ValueError: the download failed; `data_root` is as it was.
+        ValueError: the download failed; what was under `data_root` is as it was.
     """
     if source.fetch is None:
         raise ValueError(f"dataset {source.name!r} is embedded and cannot be downloaded")
@@ -88,7 +88,10 @@ def download_into(data_root: Path, source: Source) -> None:
         staging = Path(tempfile.mkdtemp(prefix=".download-", dir=data_root))
         with socket_timeout(DOWNLOAD_TIMEOUT_S):
             source.fetch(staging)
-        for file in sorted(f for f in staging.rglob("*") if f.is_file()):
+        # What `find` looks for comes last: a process that is killed here has then downloaded nothing.
+        sought = {staging / source.folder / name for name in source.files}
+        files = [f for f in staging.rglob("*") if f.is_file()]
+        for file in sorted(files, key=lambda f: (f in sought, f)):
             target = data_root / file.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import shutil
 import tarfile
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 from torchvision.datasets import utils
 
-from spela.data import is_available, load_dataset
+from spela.data import is_available, load_dataset, registry
+from spela.data.source import download_into
 
 DOWNLOADED = ["fashion-mnist", "mnist", "kmnist", "cifar10", "cifar100", "svhn"]
 DOWNLOADED += ["pets", "aircraft", "food101", "flowers102"]
@@ -70,6 +74,44 @@ def test_a_download_that_stops_half_way_leaves_nothing(empty_root, monkeypatch):
         load_dataset("svhn", empty_root)
     assert calls == ["train_32x32.mat", "test_32x32.mat"]
     assert not empty_root.parent.exists()
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_a_download_that_is_killed_while_its_files_are_moved_is_no_dataset(
+    empty_root, monkeypatch, name
+):
+    """Nobody would download it again, and some of its files would be missing."""
+    source = registry._SOURCES[name]
+    named = [file for file in source.files if not file.startswith("(")]
+    files = [
+        f"{file.removeprefix('the folder ')}/a.jpg" if file.startswith("the folder ") else file
+        for file in named
+    ]
+
+    def fetch(staging: Path) -> None:
+        for file in files:
+            path = staging / source.folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+
+    served, move = replace(source, fetch=fetch), os.replace
+    for last in range(len(files)):
+        moved: list[object] = []
+
+        def move_some(file, target, last=last, moved=moved):
+            if len(moved) == last:
+                raise KeyboardInterrupt
+            moved.append(target)
+            move(file, target)
+
+        monkeypatch.setattr(os, "replace", move_some)
+        with pytest.raises(KeyboardInterrupt):
+            download_into(empty_root, served)
+        assert not is_available(name, empty_root), moved
+        shutil.rmtree(empty_root)
+    monkeypatch.setattr(os, "replace", move)
+    download_into(empty_root, served)
+    assert is_available(name, empty_root)
 
 
 def test_ctrl_c_leaves_nothing(empty_root, monkeypatch):
