@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "Threads",
     "chosen_backend",
     "going_on",
+    "not_empty",
     "number_in",
     "one_of",
     "parse_path",
@@ -44,7 +46,14 @@ def parse_path(text: str | Path) -> Path:
     """A path of the command line."""
     if not str(text):  # would be taken for the current folder
         raise typer.BadParameter("it is empty: name a folder or file")
-    return Path(text)
+    return Path(os.path.expanduser(text))  # shells leave the ~ of --out=~/runs as it is
+
+
+def not_empty(name: str | None) -> str | None:
+    """A name of the command line; an empty one, as of a variable that is not set, means nothing."""
+    if name == "":
+        raise typer.BadParameter("it is empty: name one, or leave the option out")
+    return name
 
 
 def path_option(*names: str, help: str, panel: str | None = None) -> Any:
@@ -83,6 +92,7 @@ def one_of(
         *flags,
         help=f"{help}: {', '.join(names)}{more}.",
         autocompletion=complete,
+        callback=not_empty,
         metavar="NAME",
         rich_help_panel=panel,
     )

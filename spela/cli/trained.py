@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from spela.cli.options import (
     Json,
     RunDir,
     Threads,
+    not_empty,
     one_of,
     parse_path,
     pick_device,
@@ -49,7 +51,13 @@ def _loaded(run_dir: Path, device: torch.device) -> LoadedRun:
     from spela.experiments import load_run
 
     check_folder(run_dir)
-    return load_run(run_dir, device)
+    loaded = load_run(run_dir, device)
+    if not all(bool(weights.isfinite().all()) for weights in loaded.net.parameters()):
+        raise ValueError(
+            f"the weights in {run_dir} are not finite, and its answers mean nothing: train it again with a "
+            "lower --lr"
+        )
+    return loaded
 
 
 def evaluate_command(
@@ -71,6 +79,7 @@ def evaluate_command(
         typer.Option(
             help="Dataset or file to judge by instead of the run's own.",
             metavar="NAME",
+            callback=not_empty,
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -97,7 +106,8 @@ def evaluate_command(
     loaded = _loaded(run_dir, where)
     checkpoint = loaded.checkpoint
     learnt_from = checkpoint.config.data
-    if data is None and Path(learnt_from).suffix and not Path(learnt_from).expanduser().exists():
+    there = os.path.exists(os.path.expanduser(learnt_from))
+    if data is None and Path(learnt_from).suffix and not there:
         raise ValueError(
             f"{run_dir} was trained on {learnt_from}, which is not here: say where it lies now, --data FILE"
         )

@@ -55,7 +55,7 @@ def read_inputs(
     if not isinstance(path, (str, os.PathLike)):
         files = [Path(item) for item in path]
     else:
-        files = [Path(path).expanduser()]
+        files = [Path(os.path.expanduser(path))]
     if len(files) != 1 or shows_images(files[0]):
         images = [file for item in files for file in image_files(item)]
         if not images:
@@ -102,7 +102,7 @@ def image_files(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         ValueError: nothing there, or no PNG or JPEG file in it.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.exists():
         raise ValueError(f"{path} does not exist; check the path")
     if not path.is_dir():

@@ -91,7 +91,7 @@ def load_dataset(
     source = _SOURCES.get(_canonical(text))
     if source is not None:
         return _load(source, _root(data_root), download)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # unlike pathlib's, no error where there is no such user
     if os.path.exists(path):  # False, not an error, where a folder on the way may not be searched
         return load_file(path, split_seed=split_seed)
     if len(path.parts) > 1 or path.suffix:
@@ -147,7 +147,7 @@ def _find(source: Source, data_root: Path) -> Path | None:
 
 
 def _root(data_root: str | os.PathLike[str] | None) -> Path:
-    return default_data_root() if data_root is None else Path(data_root).expanduser()
+    return default_data_root() if data_root is None else Path(os.path.expanduser(data_root))
 
 
 def _canonical(name: str) -> str:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,6 +172,57 @@ def test_an_empty_path_is_not_the_current_folder(arguments: list[str], call: Cal
     assert code == 2
     assert error.endswith("it is empty: name a folder or file\n")
     assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--data", "", "--out", "new"],
+        ["features", "--data", "", "--out", "new"],
+        ["evaluate", "run", "--data", ""],
+    ],
+)
+def test_an_empty_name_is_no_data(arguments: list[str], call: Call) -> None:
+    code, _, error = call(*arguments)
+    assert code == 2
+    assert error.endswith("'--data': it is empty: name one, or leave the option out\n")
+    assert os.listdir() == ["file"]
+
+
+def test_the_home_of_nobody_is_no_traceback(call: Call) -> None:
+    call("train", "--data", "digits", "--layers", "8", "--epochs", "1", "--out", "run")
+    for arguments in (
+        ["train", "--data", "~nobody-here/x.npz", "--out", "new"],
+        ["predict", "run", "~nobody-here/x.npz"],
+        ["predict", "run", "~nobody-here/x.png"],
+        ["evaluate", "run", "--data", "~nobody-here/x.npz"],
+    ):
+        code, _, error = call(*arguments)
+        assert (code, error.count("\n")) == (2, 1), error
+        assert "~nobody-here/x" in error
+    assert sorted(os.listdir()) == ["file", "run"]
+    assert call("info", "--data-root", "~nobody-here/x")[0] == 0
+
+
+def test_a_path_may_start_at_home(call: Call, tmp_path: Path) -> None:
+    options = [*COMMANDS["train"][:-2], "--out=~/run"]
+    code, shown, error = call("train", *options, HOME=str(tmp_path / "home"))
+    assert code == 0, error
+    assert f"run folder: {tmp_path / 'home' / 'run'}\n" in shown
+    assert sorted(os.listdir()) == ["file", "home"]
+
+
+def test_weights_that_are_not_finite_answer_nothing(call: Call) -> None:
+    """A loss is looked at before its update, so the last update may leave infinite weights."""
+    np.savez("x.npz", x=np.eye(6, dtype=np.float32), y=np.arange(6) % 2)
+    train = ["train", "--data", "x.npz", "--recipe", "backprop", "--layers", "8", "--epochs", "1"]
+    assert call(*train, "--lr", "3e38", "--out", "run")[0] == 0
+    for command in (["predict", "run", "x.npz"], ["evaluate", "run"]):
+        for form in ([], ["--json"]):
+            code, shown, error = call(*command, *form)
+            assert (code, shown) == (2, "")
+            assert "the weights in run are not finite" in error
+            assert "lower --lr" in error
 
 
 TRAIN = ["train", "--data", "digits", "--out", "new"]
