@@ -192,8 +192,8 @@ def count_classes(labels: Tensor, where: str) -> int:
     if missing:
         raise ValueError(
             f"{where} goes up to {high} but class {missing[0]} has no training sample; number the "
-            "classes 0..C-1, give their names as labels, or store a class_names array of length C beside the "
-            "data"
+            "classes 0..C-1, or give their names: in an .npz file as labels, or as an array class_names of "
+            "length C beside them"
         )
     return high + 1
 
