@@ -542,3 +542,16 @@ def test_pixels_as_whole_numbers_are_refused_with_what_to_do(checkpoint: bool) -
         RuntimeError, match="shapes cannot be multiplied"
     ):  # whole numbers are its own
         numbered(torch.ones(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
+def test_a_block_in_16_bits_takes_torch_s_step(kind: str) -> None:
+    block, x, target = _block("maps", dtype=torch.bfloat16)
+    twin, before = copy.deepcopy(block), block.projection.clone()
+    ours = {"Adam": LocalAdam, "SGD": LocalSGD}[kind](block.parameters(), lr=1e-2)
+    theirs = getattr(torch.optim, kind)(twin.parameters(), lr=1e-2, fused=kind == "Adam")
+    block.local_step(x, target, ours)
+    twin.local_step(x, target, theirs)
+    assert not torch.equal(block.projection, before)
+    for name, value in block.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name

@@ -483,6 +483,17 @@ def test_a_norm_that_keeps_no_statistics_moves_none(make: Any) -> None:
     assert layer.norm.running_mean.tolist() == [0.0] * 6
 
 
+def test_a_norm_without_statistics_goes_by_the_batchs_in_eval_mode_too() -> None:
+    layer, (x, target) = _layer(dtype=torch.float64), _batch(torch.float64)
+    layer.norm = nn.BatchNorm2d(4, track_running_stats=False, dtype=torch.float64)
+    layers = layer.eval(), copy.deepcopy(layer)
+    ours, theirs = (
+        kind(each.parameters(), lr=0.5)
+        for kind, each in zip((optim.LocalSGD, torch.optim.SGD), layers, strict=True)
+    )
+    check_layer_steps(layers, (ours, theirs), x, target, rtol=1e-9)
+
+
 def test_one_value_a_channel_is_a_matter_of_the_norms_own_mode() -> None:
     layer = SpelaConv2d(1, 6, 3, 3, output_size=(1, 1), symmetric_dim=16, pool=None)
     x = torch.randn(1, 1, 3, 3)
