@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -25,7 +27,21 @@ RUN = [sys.executable, "-c", "from spela.cli import main; main()"]
 TRAIN = ["train", "--data", "digits", "--layers", "64,48", "--dropout", "0.1", "--seed", "3"]
 
 
-def _spela(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+def _spela(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A call in this process, which has imported what a process would import first."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as error,
+    ):
+        patch.setattr(sys, "argv", ["spela", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    code = int(stop.value.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
+
+
+def _process(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*RUN, *map(str, arguments)],
@@ -53,7 +69,7 @@ def _fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    result = _spela(*TRAIN, "--epochs", "4", "--lr", "0.01", "--out", out)
+    result = _process(*TRAIN, "--epochs", "4", "--lr", "0.01", "--out", out)
     assert result.returncode == 0, result.stderr
     assert "layer 2:" in result.stdout
     assert str(out / "report.html") in result.stdout
@@ -84,7 +100,7 @@ def test_report_is_self_contained(trained: Path) -> None:
 
 
 def test_evaluate_prints_the_same_accuracies(trained: Path) -> None:
-    result = _spela("evaluate", trained)
+    result = _process("evaluate", trained)
     summary = json.loads((trained / "summary.json").read_text())
     for layer, accuracy in enumerate(summary["test_accuracy"], start=1):
         assert f"layer {layer}: {100 * accuracy:.2f} %" in result.stdout
@@ -139,7 +155,7 @@ def test_info(trained: Path) -> None:
 def test_same_seed_same_bits_and_resume_of_a_finished_run(trained: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     arguments = [*TRAIN, "--epochs", "4", "--lr", "0.01", "--out", again]
-    assert _spela(*arguments).returncode == 0
+    assert _process(*arguments).returncode == 0
     first, second = (load_file(p / "checkpoint.safetensors") for p in (trained, again))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -164,7 +180,7 @@ def test_stopped_and_resumed_ends_in_the_same_bits(how: int, tmp_path: Path) -> 
     assert code == (130 if how == signal.SIGINT else -signal.SIGKILL), error
     assert error == ("stopped, go on with --resume\n" if how == signal.SIGINT else "")
     assert not (cut / "summary.json").exists()
-    result = _spela(*arguments, "--out", cut, "--resume")
+    result = _process(*arguments, "--out", cut, "--resume")
     assert result.returncode == 0, result.stderr
     assert _spela(*arguments, "--out", whole).returncode == 0
     first, second = (load_file(p / "checkpoint.safetensors") for p in (whole, cut))
@@ -185,7 +201,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    result = _spela(*TRAIN, "--epochs", "1", "--out", out, preexec_fn=limit)
+    result = _process(*TRAIN, "--epochs", "1", "--out", out, preexec_fn=limit)
     assert result.returncode == 2
     assert result.stderr.startswith("spela: error: ")
     assert result.stderr.count("\n") == 1
