@@ -26,9 +26,10 @@ browser-demo: $(READY)
 	@echo "Open http://localhost:$(PORT) (Ctrl-C ends the server)"
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(BROWSER) $(PORT)
 
-# Two processes, a file at a time: tests compute on one thread.
+# Two processes, a file at a time: tests compute on one thread. In the order of files, whose last are short: files of few
+# tests, which xdist would put last, have the longest.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
