@@ -9,6 +9,7 @@ import difflib
 import functools
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,17 +65,25 @@ def folder_of(name: str, default: Path) -> Path:
 
     Args:
         name: One of `VARIABLES`.
-        default: A folder; as in the variable, ~ is the user's home.
+        default: A folder; as in the variable, ~ is the user's home, or, of a user who has none (a container
+            run under a number), a folder in the system's one for temporary files.
 
     Raises:
-        ValueError: If it is a file.
+        ValueError: If it is a file, or in the home of nobody.
 
     Example:
         >>> folder_of("SPELA_DATA_ROOT", Path("data")).name != ""
         True
     """
     named = text_of(name)
-    path = (Path(named) if named else default).expanduser()
+    try:
+        path = Path(named or default).expanduser()
+    except RuntimeError:
+        if named:
+            raise ValueError(
+                f"{name} is {named!r}, and there is no such home: name a folder"
+            ) from None
+        path = Path(tempfile.gettempdir(), f"spela-{os.getuid()}", *default.parts[1:])
     if named and path.exists() and not path.is_dir():
         raise ValueError(f"{name} is {named!r}, which is a file: name a folder")
     return path

@@ -21,7 +21,7 @@ from spela.layers.hooks import hooked_input
 from spela.layers.modes import drawing_parts, output_of
 from spela.layers.steps import check_step, learning
 from spela.network import SpelaSequential
-from spela_kernels.contracts import check_labels
+from spela_kernels.contracts import check_labels, check_target
 
 __all__ = ["LayerParallelSequential"]
 
@@ -148,6 +148,7 @@ class LayerParallelSequential(SpelaSequential):
         """
         x = self._hooked(x)
         # All stages have the labels: one that alone found a wrong one would leave the others waiting.
+        check_target(target.new_empty(len(x)), target)  # of `x` only the length matters everywhere
         check_labels(target, self.local_layers[-1].num_classes)
         own = (m for m, stage in zip(self, self.stages, strict=True) if stage == self.ranks.rank)
         check_step((m for m in own if isinstance(m, LocalLayer)), optimizer)

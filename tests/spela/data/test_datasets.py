@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,22 @@ def test_names_and_the_default_root(monkeypatch):
     assert default_data_root() == Path("/somewhere")
     monkeypatch.delenv("SPELA_DATA_ROOT")
     assert default_data_root() == Path.home() / ".cache" / "spela" / "data"
+
+
+def test_a_user_without_a_home_has_a_folder_for_temporary_files(monkeypatch):
+    """As in a container that runs under a number, which no list of users has."""
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.delenv("SPELA_DATA_ROOT", raising=False)
+    root = Path(tempfile.gettempdir(), f"spela-{os.getuid()}")
+    assert default_data_root() == root / ".cache" / "spela" / "data"
+    assert load_dataset("digits").num_classes == 10
+    monkeypatch.setenv("SPELA_DATA_ROOT", "~nobody-of-this-name/data")
+    with pytest.raises(ValueError, match="there is no such home: name a folder"):
+        default_data_root()
 
 
 @pytest.mark.parametrize(

@@ -343,6 +343,15 @@ def test_a_wrong_label_is_found_by_every_process_before_it_takes_its_rows() -> N
             net.local_step(X, wrong, LocalSGD(net.parameters(), lr=0.1))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_labels_that_are_too_few_are_found_by_every_process_of_layers(rank: int) -> None:
+    two = Ranks(rank, 2, torch.device("cpu"), 60.0)
+    net = _parallel("layers")
+    net.ranks = two
+    with pytest.raises(ValueError, match=rf"one label per sample, \({len(X)},\)"):
+        net.local_step(X, Y[:-1], LocalSGD(net.parameters(), lr=0.1))
+
+
 def test_a_parameter_that_the_loss_does_not_use_stays() -> None:
     net = _parallel("data", SpelaBlock(_Unused(), 3, X))
     before = net[0].body.unused.weight.clone()
