@@ -74,9 +74,8 @@ def add_noise(dataset: Dataset, deviation: float, seed: int) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(x: Tensor) -> Tensor:
-        noise = deviation * torch.randn(
-            x.shape, generator=generator, dtype=torch.float32, device="cpu"
-        )
+        drawn = torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu")
+        noise = (deviation * drawn).to(x.device)
         if x.dtype == torch.uint8:
             return x.add(255 * noise).round_().clamp_(0, 255).to(torch.uint8)
         return x + noise

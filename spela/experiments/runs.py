@@ -56,7 +56,7 @@ def load_data(config: RunConfig, data_root: Path | None = None, name: str | None
     Raises:
         ValueError: As `load_dataset`, or if there is nothing to resize.
     """
-    dataset = load_dataset(name or config.data, data_root)
+    dataset = load_dataset(config.data if name is None else name, data_root)
     if config.test_share > 0:
         dataset = split_anew(dataset, config.test_share, config.seed)
     if config.resize > 0:

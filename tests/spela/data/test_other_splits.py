@@ -7,6 +7,7 @@ import torch
 
 from spela.data import Dataset, add_label_noise, add_noise, load_dataset, resize_images, split_anew
 from spela.experiments import load_data, make_config
+from tests.devices import DEVICES
 
 
 def _numbered(train: int = 60, test: int = 40) -> Dataset:
@@ -64,12 +65,15 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
 
 
 def _data(x: torch.Tensor) -> Dataset:
-    y = torch.arange(len(x)) % 2
+    y = torch.arange(len(x), device=x.device) % 2
     return Dataset("d", x, y, x.clone(), y, num_classes=2, class_names=("a", "b"))
 
 
-def test_noise_is_drawn_by_its_seed() -> None:
-    found = [add_noise(_data(torch.zeros(50, 4)), 0.1, seed).train_x for seed in (0, 0, 1)]
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_is_drawn_by_its_seed(device: str) -> None:
+    x = torch.zeros(50, 4, device=device)
+    found = [add_noise(_data(x), 0.1, seed).train_x for seed in (0, 0, 1)]
+    assert found[0].device == x.device
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
