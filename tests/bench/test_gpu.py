@@ -308,7 +308,8 @@ def test_outcomes_of_tests_outlive_a_part_that_is_killed(seconds: int, tmp_path:
     (tmp_path / "test_none.py").write_text("import nothing_of_this_name")
     with subprocess.Popen(
         [sys.executable, "-c", _OF_TESTS, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        # It is no worker, though these tests may run in one.
+        env={n: v for n, v in os.environ.items() if "XDIST" not in n} | {"PYTHONPATH": os.getcwd()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as part:

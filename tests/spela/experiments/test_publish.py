@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,21 +22,23 @@ BEST, RIVAL = Row("best", "best", settings=SMALL), Row("backprop", "backprop", s
 
 
 @pytest.fixture(autouse=True)
-def small_experiments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def small_experiments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Two experiments that share a run, and a file of data, `few.npz`."""
-    for name in list(EXPERIMENTS):
-        monkeypatch.delitem(EXPERIMENTS, name)
-    for name, rows in (("mlp", (BEST, RIVAL)), ("ablation", (BEST,))):
-        monkeypatch.setitem(EXPERIMENTS, name, Experiment(name, "A test", ("digits",), rows))
+    small = {
+        name: Experiment(name, "A test", ("digits",), rows)
+        for name, rows in (("mlp", (BEST, RIVAL)), ("ablation", (BEST,)))
+    }
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     x, y = draw.random((60, 6), np.float32), np.arange(60) % 3
     np.savez("few.npz", train_x=x[:30], train_y=y[:30], test_x=x[30:], test_y=y[30:])
+    with patch.dict(EXPERIMENTS, small, clear=True):  # put back in their order, which tables have
+        yield
 
 
 def _reproduce(*arguments: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["spela", "reproduce", *arguments])
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(sys, "argv", ["spela", "reproduce", *arguments])
         with pytest.raises(SystemExit) as stop:
             main()
     return int(stop.value.code or 0)
