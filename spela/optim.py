@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.layers.contract import ChainLayer, FusedOptimizer, LocalLayer
-from spela.layers.modes import awake_parts
+from spela.layers.in_training import awake_parts
 from spela.layers.steps import has_step_hooks, not_held, set_rates
 from spela_kernels import linear_adam_, linear_sgd_, projection_adam_, projection_sgd_
 from spela_kernels.cosines import scalar_like

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.distributed.ranks import Ranks, Share
-from spela.layers.modes import batch_norms, drawing_parts
+from spela.layers.in_training import batch_norms, drawing_parts
 from spela.layers.running import keep_statistics
 from spela.layers.similarity import Similarity
 from spela_kernels.cosines import widened

@@ -18,7 +18,8 @@ from spela.distributed.stages import stage_of_modules, trace
 from spela.distributed.wrapped import refuse_hooks
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
-from spela.layers.modes import drawing_parts, output_of
+from spela.layers.in_training import drawing_parts
+from spela.layers.modes import output_of
 from spela.layers.steps import check_step, learning
 from spela.network import SpelaSequential
 from spela_kernels.contracts import check_labels, check_target

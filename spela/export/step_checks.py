@@ -7,8 +7,8 @@ import math
 from torch import Tensor, nn
 
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
+from spela.layers.in_training import batch_norms, drawing_parts
 from spela.layers.maps import convolved_size
-from spela.layers.modes import batch_norms, drawing_parts
 from spela.layers.plain import departure, parts_of
 from spela.network import SpelaSequential
 from spela_kernels.linear import Parameters

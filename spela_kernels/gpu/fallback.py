@@ -43,9 +43,7 @@ def _start_refused() -> str:
     """Why Triton can launch nothing here, whose launcher the machine's C compiler builds; empty: it can."""
     try:
         driver.active.get_current_target()
-    except (
-        Exception
-    ) as error:  # a missing compiler, Python.h or libcuda: each raises a kind of its own
+    except Exception as error:  # each lack (compiler, Python.h, libcuda) raises a kind of its own
         said = " ".join(str(error).split())
         return f"Triton cannot start ({type(error).__name__}: {said[:300]})"
     return ""

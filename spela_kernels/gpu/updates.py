@@ -11,10 +11,10 @@ import triton.language as tl
 from spela_kernels.gpu.formulas import expm1
 from spela_kernels.rules import AdamRule, SgdRule
 
-__all__ = ["apply_step", "ordered_sum", "step_scalars"]
+__all__ = ["apply_step", "ordered_sum", "step_arguments"]
 
 
-def step_scalars(rule: SgdRule | AdamRule | None) -> tuple[object, ...]:
+def step_arguments(rule: SgdRule | AdamRule | None) -> tuple[object, ...]:
     """The constexprs of `apply_step` for a rule, and then its numbers; None stores the gradient.
 
     A schedule may move the numbers at every step, so they are arguments: constexprs would be compiled anew.

@@ -18,7 +18,7 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.gpu.launching import architecture_of, launch, strides, vector_width
-from spela_kernels.gpu.updates import step_scalars
+from spela_kernels.gpu.updates import step_arguments
 from spela_kernels.linear.configs import (
     FinaliseConfig,
     ForwardConfig,
@@ -195,7 +195,7 @@ def launch_update(
             *x.stride(), *y.stride(), *strides(z, 2), *vectors.stride(), *strides(target, 1),
             *weight.stride(), *strides(weight_state, 2), *strides(bias, 1), *strides(bias_state, 1),
             settings.activation, settings.negative_slope, settings.objective,
-            *step_scalars(rule), config.precision,
+            *step_arguments(rule), config.precision,
             vector_width(x, weight, first[0], second[0]), vector_width(y, z, vectors),
             config.block_b, config.block_o, config.block_i,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.gpu.launching import architecture_of, launch, strides, vector_width
-from spela_kernels.gpu.updates import step_scalars
+from spela_kernels.gpu.updates import step_arguments
 from spela_kernels.objectives import get_objective
 from spela_kernels.projection.configs import (
     ClassesConfig,
@@ -186,7 +186,7 @@ def launch_update(
             z, dp, projection, dz, output, first, second, shares, loss, grad_loss, lr, number,
             *z.shape, problem.dim, 0 if shares is None else shares.numel(),
             *z.stride(), *projection.stride(), *output.stride(), *strides(first, 3),
-            *step_scalars(rule), config.precision,
+            *step_arguments(rule), config.precision,
             vector_width(z, dz), vector_width(dp, projection, output, first, second),
             config.block_b, config.block_d, config.block_e,
         )  # fmt: skip
