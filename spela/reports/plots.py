@@ -253,7 +253,7 @@ def _exits(measured: dict[str, Any]) -> Figure:
         style = line_style(place)
         by_threshold.plot(thresholds, accuracy, markersize=4, label=f"{row}, {data}", **style)
         by_cost.plot([100 * c for c in cost], accuracy, markersize=4, **style)
-        for chosen in measured["halves"]:
+        for chosen in measured.get("halves", []):
             if (chosen["row"], chosen["data"]) != (row, data):
                 continue
             spent = 100 * chosen["multiply_adds"]

@@ -87,7 +87,7 @@ def test_curves_of_early_exit_are_named_once() -> None:
         for data in ("digits", "mnist")
         for t in (0.0, 0.5)
     ]
-    figure = _exits({"points": points, "halves": []})
+    figure = _exits({"points": points})  # as a table of an earlier version: no thresholds of halves
     assert _legend(figure) == ["best, digits", "best, mnist"]
     for axes in figure.axes:
         assert len(set(_styles(axes))) == 2
