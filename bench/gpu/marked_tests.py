@@ -99,7 +99,9 @@ def measure(rows: Rows, setting: Setting) -> None:
     else:
         workers = setting.pick(max(1, (os.cpu_count() or 1) - _OTHERS), 0)
         command += ["-n", str(workers), "--dist", "worksteal"]
-    environment = {**os.environ, _FILE: str(found)}
+    # This process may be a worker's; the one that it starts is none.
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_XDIST")}
+    environment[_FILE] = str(found)
     try:
         code = subprocess.run(command, cwd=_ROOT, env=environment, check=False).returncode
     finally:  # also where the part is asked to end
