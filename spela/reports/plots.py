@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spela.experiments.archive import find_run
 from spela.experiments.registry import EXPERIMENTS
@@ -144,6 +145,8 @@ def _sweeps(panels: dict[str, Rows], labels: dict[str, str]) -> Figure:
                 axes.scatter(*zip(*known, strict=True), marker="x", color=colour, zorder=3)
         if min(values) > 0 and max(values) / min(values) > 20:
             axes.set_xscale("log")
+        elif all(value == int(value) for value in values):  # layers, outputs
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(labels[panel])
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)

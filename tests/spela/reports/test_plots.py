@@ -81,6 +81,14 @@ def test_layers_have_markers_of_their_own_and_the_axis_says_its_start() -> None:
     assert 89 < start < 90.1
 
 
+def test_numbers_of_layers_are_whole_on_their_axis_and_shares_are_not() -> None:
+    depths = [_row("best", [80.0], x=x) for x in (3, 5)]
+    shares = [_row("best", [80.0], x=x) for x in (0.1, 0.3)]
+    figure = _sweeps({"depth": depths, "share": shares}, {"depth": "layers", "share": "share"})
+    whole = [all(t == int(t) for t in axes.get_xticks()) for axes in figure.axes]
+    assert whole == [True, False]
+
+
 def test_curves_of_early_exit_are_named_once() -> None:
     points = [
         {"row": "best", "data": data, "threshold": t, "accuracy": 90 + t, "multiply_adds": t}
