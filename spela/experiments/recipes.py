@@ -283,8 +283,8 @@ def make_config(
         A checked `RunConfig`.
 
     Raises:
-        ValueError: If the recipe is unknown, a value out of range, or one that replaces the recipe's is for
-            other runs than this and would change nothing.
+        ValueError: If the recipe or a setting is unknown, a value out of range or of another type, or one
+            that replaces the recipe's is for other runs than this and would change nothing.
 
     Example:
         >>> make_config("digits", "tmlr", epochs=1).lr
@@ -302,6 +302,9 @@ def make_config(
             f"unknown recipe {recipe!r} of model {model}: {hint}use one of {', '.join(recipes)}"
         )
     given = {name: value for name, value in overrides.items() if value is not None}
+    for name in given.keys() - recipes[recipe].keys():
+        hint = did_you_mean(name, recipes[recipe])
+        raise ValueError(f"unknown setting {name!r}: {hint}use a field of RunConfig")
     if model == "mlp" and given.get("channels"):
         raise ValueError("channels are convolutions: use --model cnn")
     settings = {**recipes[recipe], **given}

@@ -14,6 +14,15 @@ from spela_kernels import ACTIVATIONS, OBJECTIVES
 
 __all__ = ["RunConfig", "parse_groups"]
 
+# By annotation of a field, what it may hold; bool is no int here. Those that are not named are sequences.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "str": (str,),
+    "bool": (bool,),
+}
+
 # Weights are float32: numbers below its normal ones count as zero there, and larger ones as infinite.
 _LEAST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
@@ -197,6 +206,7 @@ class RunConfig:
     head_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, known in _CHOICES.items():
             if getattr(self, name) not in tuple(known):
                 raise ValueError(
@@ -205,7 +215,9 @@ class RunConfig:
         for name in ("layers", "channels"):
             sizes = tuple(getattr(self, name))
             object.__setattr__(self, name, sizes)
-            if not all(isinstance(n, int) and 1 <= n <= MOST for n in sizes):
+            if not all(
+                isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MOST for n in sizes
+            ):
                 raise ValueError(
                     f"{name} must be sizes from 1 to {MOST}, such as 1024,1024, got {sizes}"
                 )
@@ -266,6 +278,14 @@ class RunConfig:
         if self.binarise and (self.method != "spela" or self.channels):
             raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
 
+    def _check_types(self) -> None:
+        """Refuse values that JSON would not give back as they are, and those that only look right."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            held = isinstance(value, _TYPES.get(kind, (tuple, list)))
+            if not held or (isinstance(value, bool) and kind != "bool"):
+                raise ValueError(f"{field.name} must be {kind}, got {value!r}")
+
     def _check_network(self) -> None:
         """A network by name has its own layers, and only SPELA cuts it."""
         if not self.network:
@@ -319,22 +339,9 @@ class RunConfig:
         """
         if not isinstance(values, dict):
             raise ValueError("a run's config must be a JSON object")
-        kinds = {
-            "int": int,
-            "float": (int, float),
-            "float | None": (int, float, type(None)),
-            "str": str,
-            "bool": bool,
-        }
-        known = {field.name: str(field.type) for field in fields(cls)}
+        known = {field.name for field in fields(cls)}
         values = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | values
-        if set(values) != set(known):
-            wrong = ", ".join(sorted(map(str, set(values) ^ set(known))))
+        if set(values) != known:
+            wrong = ", ".join(sorted(map(str, set(values) ^ known)))
             raise ValueError(f"a run's config has missing or unknown settings: {wrong}")
-        for name, kind in known.items():
-            expected = kinds.get(kind, list)
-            if not isinstance(values[name], expected) or (  # type: ignore[arg-type]
-                kind != "bool" and isinstance(values[name], bool)
-            ):
-                raise ValueError(f"a run's config holds {name}={values[name]!r}: expected {kind}")
         return cls(**values)
