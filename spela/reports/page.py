@@ -74,8 +74,10 @@ def _section(table: dict[str, Any], options: Options, plots: Path) -> dict[str, 
     for name, caption, figure in table_figures(table, runs):
         figures.append(_saved(plots / f"{_file_name(name)}.png", caption, figure))
     able = layers_runs(table) if table["experiment"] in ("mlp", "cnn") else []
-    # A published folder has pictures and no weights: those that are there, or else the first run's.
-    for key in [key for key in able if picture_path(options, key).exists()] or able[:1]:
+    # A published folder has pictures and no weights: those that are there, or else that of the first run
+    # with a folder.
+    there = [key for key in able if picture_path(options, key).exists()]
+    for key in there or [key for key in able if (runs / key).exists()][:1]:
         path = picture_path(options, key)
         caption = f"t-SNE of test samples in the layers' outputs, before and after training ({key})"
         try:
