@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "ACTIVATIONS",
+    "ANSWERS",
     "BACKBONES",
     "BENCHMARKS",
     "BIAS_INITS",
@@ -69,6 +70,7 @@ DATASETS = (  # spela.data.dataset_names()
     *("pets", "aircraft", "food101", "flowers102"),
 )
 SPLITS = ("test", "train")
+ANSWERS = ("last", "mean")
 BACKBONES = ("efficientnet-lite0", "resnet50")  # spela.features.backbone_names()
 
 # Of files for other runtimes.

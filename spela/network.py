@@ -142,6 +142,26 @@ class SpelaSequential(Pretrained):
         """
         return self._scores_of(hooked_input(self, x))
 
+    def mean_scores(self, x: Tensor) -> Tensor:
+        """Scores (B, C) of all SPELA layers together: the mean of theirs, from the same forward pass.
+
+        Where layers see different parts of the work, as blocks do, it is often right more often than any of
+        them alone; `layer_scores` tells them apart.
+
+        Args:
+            x: A batch of inputs.
+
+        Returns:
+            (B, C) in [-1, 1].
+
+        Example:
+            >>> from spela.layers import SpelaLinear
+            >>> net = SpelaSequential(SpelaLinear(4, 16, 3), SpelaLinear(16, 16, 3))
+            >>> net.mean_scores(torch.randn(5, 4)).argmax(dim=1).shape
+            torch.Size([5])
+        """
+        return torch.stack(self.layer_scores(x)).mean(dim=0)
+
     def _scores_of(self, x: Tensor) -> list[Tensor]:
         """Scores of every SPELA layer, of an input that has been through the network's own hooks."""
         scores = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spela.choices import SPLITS
+from spela.choices import ANSWERS, SPLITS
 from spela.cli.options import (
     DATA,
     DataRoot,
@@ -167,19 +167,24 @@ def predict(
             metavar="FILE",
         ),
     ],
+    answer: Annotated[
+        str,
+        one_of(ANSWERS, help="Which layers answer", more=" of all layers' scores"),
+    ] = "last",
     as_json: Json = False,
     device: Device = "auto",
 ) -> None:
     """Label samples of your own: index, label, class and score (cosine or logit), a line each.
 
-    The network's last layer answers. Images have their file's path too; those of a folder are labelled in
-    the order of their names.
+    Images have their file's path too; those of a folder are labelled in the order of their names.
     """
     import torch
 
     from spela.data import prepare, read_inputs
     from spela.data.inputs import image_files, shows_images
 
+    if answer not in ANSWERS:
+        raise ValueError(f"unknown --answer {answer!r}: use {' or '.join(ANSWERS)}")
     where = pick_device(device)
     loaded = _loaded(run_dir, where)
     names = loaded.checkpoint.class_names
@@ -195,7 +200,11 @@ def predict(
     answers: list[tuple[int, float]] = []
     for chunk in inputs.split(1000):
         with torch.no_grad():
-            scores = loaded.net(prepare(chunk.to(where)))
+            x = prepare(chunk.to(where))
+            if answer == "mean":
+                scores = torch.stack(loaded.net.layer_scores(x)).mean(dim=0)
+            else:
+                scores = loaded.net(x)
         best = scores.max(dim=1)
         answers += zip(best.indices.tolist(), best.values.tolist(), strict=True)
     if as_json:

@@ -48,6 +48,7 @@ def test_is_an_ordinary_classifier() -> None:
     torch.testing.assert_close(per_layer[0], net[2].scores(hidden))
     assert isinstance(net[:3], SpelaSequential)
     assert torch.equal(net[:3](x), per_layer[0])
+    torch.testing.assert_close(net.mean_scores(x), (per_layer[0] + per_layer[1]) / 2)
 
 
 def test_local_step_equals_summed_losses_under_torch_sgd() -> None:

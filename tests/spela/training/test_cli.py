@@ -116,6 +116,21 @@ def test_predict_labels_a_file(trained: Path, tmp_path: Path) -> None:
     assert (labels == data.test_y[:50]).double().mean() > 0.7
 
 
+def test_predict_by_the_mean_of_all_layers(trained: Path, tmp_path: Path) -> None:
+    data = load_dataset("digits")
+    file = tmp_path / "all.npz"
+    np.savez(file, x=data.test_x.numpy())
+    answers = {}
+    for answer in ("last", "mean"):
+        found = json.loads(_spela("predict", trained, file, "--answer", answer, "--json").stdout)
+        answers[answer] = torch.tensor([row["label"] for row in found])
+    summary = json.loads((trained / "summary.json").read_text())
+    right = {name: (labels == data.test_y).double().mean() for name, labels in answers.items()}
+    assert right["last"] == pytest.approx(summary["test_accuracy"][-1])
+    assert right["mean"] == pytest.approx(summary["vote_accuracy"])
+    assert not torch.equal(answers["last"], answers["mean"])
+
+
 def test_images_are_labelled_with_their_names(trained: Path, tmp_path: Path) -> None:
     data = load_dataset("digits")
     files = [tmp_path / f"{name}.png" for name in "ba"]
@@ -240,6 +255,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, tra
         ("evaluate", tmp_path / "nothing"): "not a folder",
         ("evaluate", tmp_path): "holds no finished epoch",
         ("predict", trained, tmp_path / "no.npz"): "no.npz",
+        ("predict", trained, tmp_path / "no.npz", "--answer", "all"): "use last or mean",
         ("trian",): "trian",
         (
             "train",
