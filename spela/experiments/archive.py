@@ -101,7 +101,7 @@ def _read(path: Path, size: int, changed: int) -> dict[str, dict[str, Any]]:
 
 
 def write_archive(path: Path, runs: list[RunFolder]) -> None:
-    """Write finished runs to one file, by name.
+    """Write finished runs to one file, by name; of a file of data its name, not where it lay.
 
     Args:
         path: The archive, made or replaced.
@@ -115,9 +115,9 @@ def write_archive(path: Path, runs: list[RunFolder]) -> None:
         evidence = read_evidence(run)
         if evidence.summary is None:
             raise ValueError(f"{run.path} is not finished: only finished runs are published")
-        lines.append(
-            {"run": run.path.name, "summary": evidence.summary, "metrics": evidence.records}
-        )
+        config = evidence.summary["config"]
+        summary = evidence.summary | {"config": config | {"data": Path(config["data"]).name}}
+        lines.append({"run": run.path.name, "summary": summary, "metrics": evidence.records})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)

@@ -111,3 +111,18 @@ def test_pictures_of_published_runs_are_shown_and_no_others() -> None:
     report = Path("pub/report.md").read_text()
     assert f"(plots/layers-{second}.png)" in report
     assert "not drawn" not in report
+
+
+def test_a_published_run_says_which_file_it_learnt_from_and_not_where_it_lay() -> None:
+    Path("here").mkdir()
+    file = Path("few.npz").rename(Path("here", "few.npz")).resolve()
+    call = ("--data", str(file), "--seeds", "0", "--rows", "best")
+    assert _reproduce("mlp", *call, "--out", "a", "--publish", "pub") == 0
+    (line,) = read_archives(Path("pub", "runs"))["mlp"].values()
+    assert line["summary"]["config"]["data"] == "few.npz"
+    assert str(file.parent) not in Path("pub", "runs", "mlp.jsonl").read_text()
+    before = _rows("pub", "mlp")
+    assert before == {("best", "few"): [0]}
+    file.unlink()
+    assert _reproduce("mlp", "--data", "digits", "--out", "pub", "--report-only") == 2  # has none
+    assert _rows("pub", "mlp") == before
