@@ -284,7 +284,8 @@ class RunConfig:
             value, kind = getattr(self, field.name), str(field.type)
             held = isinstance(value, _TYPES.get(kind, (tuple, list)))
             if not held or (isinstance(value, bool) and kind != "bool"):
-                raise ValueError(f"{field.name} must be {kind}, got {value!r}")
+                expected = kind.replace(" | ", " or ")
+                raise ValueError(f"{field.name} must be {expected}, got {value!r}")
 
     def _check_network(self) -> None:
         """A network by name has its own layers, and only SPELA cuts it."""

@@ -246,7 +246,7 @@ def test_a_run_with_a_weight_decay_of_heads_goes_on_in_the_same_bits(
     assert "head_weight_decay" not in json.loads((tmp_path / "same" / "config.json").read_text())
     with pytest.raises(ValueError, match=r"head_weight_decay 2\.0 -> None"):
         run(make_config("digits", **settings), few, tmp_path / "two", resume=True)
-    with pytest.raises(ValueError, match="head_weight_decay='much'"):
+    with pytest.raises(ValueError, match="head_weight_decay must be float or None, got 'much'"):
         RunConfig.from_dict({**saved, "head_weight_decay": "much"})
 
 
