@@ -145,8 +145,8 @@ class SpelaSequential(Pretrained):
     def mean_scores(self, x: Tensor) -> Tensor:
         """Scores (B, C) of all SPELA layers together: the mean of theirs, from the same forward pass.
 
-        Where layers see different parts of the work, as blocks do, it is often right more often than any of
-        them alone; `layer_scores` tells them apart.
+        They may be right more often than the last layer alone, or less often where the first ones are weak:
+        `spela evaluate` prints both. `layer_scores` tells them apart.
 
         Args:
             x: A batch of inputs.

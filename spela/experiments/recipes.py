@@ -302,9 +302,10 @@ def make_config(
             f"unknown recipe {recipe!r} of model {model}: {hint}use one of {', '.join(recipes)}"
         )
     given = {name: value for name, value in overrides.items() if value is not None}
-    for name in given.keys() - recipes[recipe].keys():
-        hint = did_you_mean(name, recipes[recipe])
-        raise ValueError(f"unknown setting {name!r}: {hint}use a field of RunConfig")
+    unknown = next((name for name in given if name not in recipes[recipe]), None)
+    if unknown is not None:
+        hint = did_you_mean(unknown, recipes[recipe])
+        raise ValueError(f"unknown setting {unknown!r}: {hint}use a field of RunConfig")
     if model == "mlp" and given.get("channels"):
         raise ValueError("channels are convolutions: use --model cnn")
     settings = {**recipes[recipe], **given}
