@@ -39,6 +39,8 @@ class Row:
         published: For a dataset, published accuracies in % by layer number (or LAST).
         measured: The same, where nobody published one: the authors' mathematics, or plain torch, as
             measured for this project. Tables mark these figures.
+        other_inputs: Datasets of whose figures the inputs were others than ours, such as another backbone's
+            features: they stand beside ours, and nobody says that they hold or do not.
         batch_statistics: Whether those figures were read with batch statistics in the test, as the
             authors' CNN notebooks do; the difference is then taken from ours read in the same way.
         by_data: Settings over those above where the data's name matches a shell pattern.
@@ -56,6 +58,7 @@ class Row:
     data: tuple[str, ...] = ()
     published: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
     measured: Mapping[str, Mapping[int, Figure]] = field(default_factory=dict)
+    other_inputs: tuple[str, ...] = ()
     batch_statistics: bool = False
     by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rival: str = ""

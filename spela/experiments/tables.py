@@ -227,6 +227,7 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
         if theirs is not None:
             ours = (like_theirs[layer] if like_theirs else figure)["mean"]
             figure |= {**_beside(theirs, ours), "is_published": layer + 1 in published}
+            figure |= {"other_inputs": True} if data in row.other_inputs else {}
         accuracy.append(figure)
     result |= {
         "accuracy": accuracy,

@@ -21,7 +21,8 @@ def verdict(figure: dict[str, Any]) -> str:
 
     Returns:
         within (the difference is at most both deviations together; a published figure without one counts as
-        exact), above, below, or not judged (ours is of one seed and has no deviation).
+        exact), above, below, or not judged (ours is of one seed and has no deviation, or theirs is of other
+        inputs).
 
     Example:
         >>> verdict({"mean": 94.0, "sd": 0.2, "published": 94.41, "published_sd": 0.49, "difference": -0.41})
@@ -29,7 +30,7 @@ def verdict(figure: dict[str, Any]) -> str:
         >>> verdict({"mean": 94.0, "sd": 0.2, "published": 94.41, "published_sd": None, "difference": -0.41})
         'below'
     """
-    if figure["sd"] is None:
+    if figure["sd"] is None or figure.get("other_inputs"):
         return "not judged"
     if abs(figure["difference"]) <= figure["sd"] + (figure["published_sd"] or 0.0):
         return "within"
@@ -103,8 +104,9 @@ def _sentence(found: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
         for figures in rows_of.values()
     ]
     count = Counter(figure["verdict"] for figure in nearest)
-    one_seed = count["not judged"]
-    judged = len(nearest) - one_seed
+    others = sum(figure.get("other_inputs", False) for figure in nearest)
+    one_seed = count["not judged"] - others
+    judged = len(nearest) - count["not judged"]
     parts = []
     if judged:
         several = "; beside several rows the nearest counts" * (max(map(len, rows_of.values())) > 1)
@@ -121,6 +123,8 @@ def _sentence(found: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
         parts.append(f"The farthest miss of a row is {worst['difference']:+.2f} points ({where}).")
     if one_seed:
         parts.append(f"{one_seed} of one seed {_are(one_seed)} not judged (?).")
+    if others:
+        parts.append(f"{others} of other inputs than ours {_are(others)} not judged (?).")
     return " ".join(parts)
 
 

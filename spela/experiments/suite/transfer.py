@@ -76,6 +76,9 @@ def _row(series: str, share: float | None) -> Row:
         settings=settings if share is None else {**settings, "test_share": share},
         published={} if share is None else _published(series, share),
         measured=_MEASURED.get(series, {}) if share is None else {},
+        other_inputs=tuple(
+            f"{data}-{name}" for data, names in _ALSO_BESIDE.items() for name in names
+        ),
         by_data=_MANY,
         rival=rival and rival + suffix,
         panel="own split" if share is None else "share",

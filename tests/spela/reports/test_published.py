@@ -112,6 +112,17 @@ def test_a_figure_beside_several_rows_counts_once_by_the_nearest() -> None:
     )
 
 
+def test_figures_of_other_inputs_stand_beside_ours_and_are_not_judged() -> None:
+    elsewhere = _figure(66.0, 0.6, 69.0) | {"other_inputs": True}
+    found = beside_published({"rows": [*TABLE["rows"], _row("head", "features", elsewhere)]})
+    assert found is not None
+    assert found["rows"][-1][-1] == ["published 69.00", "ours, 20 epochs: 66.00 ± 0.60", "-3.00 ?"]
+    assert "Of 3 published figures with seeds enough" in found["sentence"]
+    assert (
+        "1 of one seed is not judged (?). 1 of other inputs than ours is not" in found["sentence"]
+    )
+
+
 def test_runs_of_other_epochs_than_the_rows_own_are_not_judged() -> None:
     found = beside_published(TABLE | {"epochs": 1})
     assert found is not None
