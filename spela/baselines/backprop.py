@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.layers.steps import check_step, learning, step_on
-from spela_kernels.contracts import check_target
+from spela_kernels.contracts import check_labels, check_target
 
 __all__ = ["BackpropSequential"]
 
@@ -35,12 +35,20 @@ class BackpropSequential(nn.Sequential):
 
     @learning
     def local_step(self, x: Tensor, target: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-        """One step of backprop: loss (1,) from before the update."""
+        """One step of backprop: loss (1,) from before the update.
+
+        Raises:
+            ValueError: If there are not as many labels as samples, at least one, a label is of no class, or
+                the optimizer does not hold a parameter that is to learn.
+            TypeError: If labels are not int64, or it is no optimizer.
+        """
         check_target(x, target)
         check_step([self], optimizer)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with torch.enable_grad():
-            loss = nn.functional.cross_entropy(self(x), target)
+            logits = self(x)
+            check_labels(target, logits.shape[1])
+            loss = nn.functional.cross_entropy(logits, target)
         found = torch.autograd.grad(loss, trained, allow_unused=True)
         step_on(optimizer, ((p, g) for p, g in zip(trained, found, strict=True) if g is not None))
         return loss.detach().reshape(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spela.layers.steps import check_step, learning, step_on
 from spela_kernels.activations import get_activation
-from spela_kernels.contracts import check_target
+from spela_kernels.contracts import check_labels, check_target
 
 __all__ = ["Gradients", "HiddenLayer", "RivalSequential", "layer_sweep", "weight_gradients"]
 
@@ -150,7 +150,13 @@ def weight_gradients(
 
 
 class RivalSequential(nn.Sequential, ABC):
-    """A network that learns by gradients found by hand, each applied before the next is looked for."""
+    """A network that learns by gradients found by hand, each applied before the next is looked for.
+
+    Attributes:
+        num_classes: C.
+    """
+
+    num_classes: int
 
     @abstractmethod
     def local_gradients(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Gradients]]:
@@ -171,18 +177,19 @@ class RivalSequential(nn.Sequential, ABC):
 
         Args:
             x: A batch of inputs.
-            target: (B,) int64 labels.
+            target: (B,) int64 labels, 0 to C - 1.
             optimizer: Any torch optimizer of net.parameters().
 
         Returns:
             (L,) losses.
 
         Raises:
-            ValueError: If there are not as many labels as samples, at least one, or the optimizer does not
-                hold a parameter that is to learn.
+            ValueError: If there are not as many labels as samples, at least one, a label is of no class, or
+                the optimizer does not hold a parameter that is to learn.
             TypeError: If labels are not int64, or it is no optimizer.
         """
         check_target(x, target)
+        check_labels(target, self.num_classes)
         check_step([self], optimizer)
         losses = []
         for loss, found in self.local_gradients(x, target):

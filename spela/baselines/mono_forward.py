@@ -104,6 +104,7 @@ class MonoForwardSequential(RivalSequential):
         super().__init__(*modules)
         if not modules or not isinstance(modules[-1], MonoForwardLayer):
             raise ValueError("the last module must be a MonoForwardLayer: it gives the answer")
+        self.num_classes = len(modules[-1].projection)
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
         """Goodness (B, C) of every layer, first to last."""

@@ -62,6 +62,7 @@ class PepitaSequential(RivalSequential):
         if not modules or not isinstance(modules[-1], nn.Linear):
             raise ValueError("the last module must be nn.Linear: its outputs are the logits")
         first = next(module for module in modules if isinstance(module, nn.Linear))
+        self.num_classes = modules[-1].out_features
         self.feedback_scale = feedback_scale
         draw = first.weight.detach().new_empty(first.in_features, modules[-1].out_features)
         self.register_buffer("feedback", draw)
