@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from spela.layers import SpelaBlock
+from spela.layers.hooks import call_with_hooks, hooked_input
 from spela.layers.steps import check_step, learning, step_on
 from spela.network import SpelaSequential
 
@@ -47,8 +50,9 @@ class DeeplySupervisedSequential(SpelaSequential):
         losses: list[Tensor] = []
         for block in self._blocks:
             block.check_batch(x, target)
+        x = hooked_input(self, x)
         for block in self._blocks:
-            loss, x = block.joint_loss(x, target)
+            loss, x = call_with_hooks(block, x, partial(block.joint_loss, target=target))
             losses.append(loss)
         return torch.stack(losses)
 

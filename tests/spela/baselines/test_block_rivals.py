@@ -119,6 +119,20 @@ def test_the_first_block_hears_of_the_last_ones_loss_under_deep_supervision_alon
         assert (found is not None and bool(found.any())) is expected
 
 
+def test_deep_supervision_calls_the_hooks_of_network_and_blocks() -> None:
+    net, (x, target) = _supervised(2), _batch()
+    plain = net.local_losses(x * 2, target)
+    net.register_forward_pre_hook(lambda module, args: args[0] * 2)
+    torch.testing.assert_close(net.local_losses(x, target), plain)
+    seen = []
+    net[0].register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    net[1].register_forward_pre_hook(lambda module, args: torch.zeros_like(args[0]))
+    losses = net.local_step(x, target, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert seen == [(7, 4, 6, 6)]
+    torch.testing.assert_close(losses[0], plain[0].detach())
+    assert not torch.allclose(losses[1], plain[1].detach())
+
+
 def test_deep_supervision_takes_blocks_alone_and_checks_before_it_moves() -> None:
     with pytest.raises(ValueError, match="SpelaBlocks alone"):
         DeeplySupervisedSequential()

@@ -209,7 +209,8 @@ def test_a_batch_or_an_optimizer_that_does_not_fit_is_refused_before_anything_mo
         (x[:0], y[:0], own, "no rows"),
         (x, y[:4], own, "one label per sample"),
         (x, y.clamp(max=1) * 3, own, r"labels 0\.\.2, got 3"),
-        (x, torch.where(y == 1, -100, y), own, r"labels 0\.\.2, got -100"),  # cross-entropy leaves it out
+        # Cross-entropy leaves this label out.
+        (x, torch.where(y == 1, -100, y), own, r"labels 0\.\.2, got -100"),
     ):
         with pytest.raises(ValueError, match=message):
             net.local_step(batch, labels, optimizer)  # type: ignore[operator]
