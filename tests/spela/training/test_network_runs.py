@@ -95,7 +95,7 @@ def test_a_block_network_learns_and_comes_back_from_its_files(
 
 @pytest.mark.parametrize("recipe", ["mono", "predsim", "supervised"])
 def test_rivals_learn_on_the_same_blocks(recipe: str, digits: Dataset, tmp_path: Path) -> None:
-    settings = {"model": "resnet", "width": 8, "blocks": "3", "epochs": 12}
+    settings = {"model": "resnet", "width": 8, "blocks": "3", "epochs": 8}
     config = make_config("digits", recipe, **settings)
     summary = run(config, digits, tmp_path / "run")
     assert min(summary["test_accuracy"]) > 0.9
