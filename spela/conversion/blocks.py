@@ -59,6 +59,9 @@ def by_blocks(
             body.training = part.training
         block = SpelaBlock(body, num_classes, x, **own)
         block.training = part.training
+        for module in (block.head, block.dropout, block.similarity):
+            if module is not None:
+                module.train(part.training)
         found.append(block)
         x = y
     return found

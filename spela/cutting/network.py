@@ -68,7 +68,16 @@ def cut_network(
     names = [cut] if isinstance(cut, str) else cut
     if names is not None and not names:
         raise ValueError("`cut` names no module: give the modules behind which to cut, or `blocks`")
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise ValueError(
+                f"parameter {name!r} of {type(model).__name__} has a gradient hook, which would be lost: "
+                "remove it first"
+            )
     model = _copied(model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.inplace = False  # it would write into its input in training alone
     expected = output_of(model, sample_input)
     graph = traced(model)
     note_readable(model, graph, sample_input)

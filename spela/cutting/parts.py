@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spela.cutting.proof import training_sample
+from spela.cutting.trace import NetworkTracer
 
 __all__ = ["parts_between", "stored_bytes"]
 
@@ -21,7 +22,7 @@ def parts_between(
     parts: list[nn.Module] = []
     start = 0
     for end in [*ends, len(steps) - 1]:
-        own = fx.Graph()
+        own = fx.Graph(tracer_cls=NetworkTracer)
         copies: dict[fx.Node, fx.Node] = {entry: own.placeholder("x")}
         within = set(steps[start : end + 1])
         for node in steps[: end + 1]:

@@ -34,7 +34,12 @@ def _changes(node: fx.Node, value: fx.Node, model: nn.Module) -> bool:
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
         return False
-    if not node.args or node.args[0] is not value:
+    return _writes(node, value)
+
+
+def _writes(node: fx.Node, value: fx.Node) -> bool:
+    """Whether an operation changes one of its inputs: the first, by its name or where it is told to."""
+    if node.op == "call_module" or not node.args or node.args[0] is not value:
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
@@ -51,18 +56,50 @@ def _own(node: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield from ((name, p) for name, p in named if p.requires_grad)
     for value in node.all_input_nodes:
         if value.op == "get_attr":
-            found = operator.attrgetter(str(value.target))(model)
+            found = _looked_up(value, model)
             if isinstance(found, nn.Parameter) and found.requires_grad:
                 yield str(value.target), found
 
 
+def _changing(steps: list[fx.Node], model: nn.Module) -> dict[int, str]:
+    """Names of buffers that change as the network runs, by identity: written by a step, or of a module.
+
+    What only reads a buffer may stand in another part: it has the same values there, on any device.
+    """
+    found: dict[int, str] = {}
+    for node in steps:
+        if node.op == "call_module":
+            path = str(node.target)
+            found |= {id(b): name for name, b in model.get_submodule(path).named_buffers(path)}
+        for value in node.all_input_nodes:
+            if value.op == "get_attr" and (
+                _writes(node, value) or "batch_norm" in str(node.target)
+            ):
+                found[id(_looked_up(value, model))] = str(value.target)
+    return found
+
+
+def _looked_up(node: fx.Node, model: nn.Module) -> object:
+    return operator.attrgetter(str(node.target))(model)
+
+
+def _held(node: fx.Node, model: nn.Module, changing: dict[int, str]) -> Iterator[tuple[str, int]]:
+    """Name and identity of what a step uses and one part alone can hold: what learns, what changes."""
+    yield from ((name, id(parameter)) for name, parameter in _own(node, model))
+    used: list[object] = [_looked_up(v, model) for v in node.all_input_nodes if v.op == "get_attr"]
+    if node.op == "call_module":
+        used += model.get_submodule(str(node.target)).buffers()
+    yield from ((changing[id(buffer)], id(buffer)) for buffer in used if id(buffer) in changing)
+
+
 def _tied(steps: list[fx.Node], model: nn.Module) -> list[str]:
-    """By step, a parameter that is used up to there and behind, which two parts cannot both train; or ""."""
+    """By step, a parameter or buffer used up to there and behind, which two parts cannot both move; or ""."""
     spans: dict[int, tuple[str, int, int]] = {}
+    changing = _changing(steps, model)
     for index, node in enumerate(steps):
-        for name, parameter in _own(node, model):
-            name, first, _ = spans.get(id(parameter), (name, index, index))
-            spans[id(parameter)] = (name, first, index)
+        for name, held in _held(node, model, changing):
+            name, first, _ = spans.get(held, (name, index, index))
+            spans[held] = (name, first, index)
     tied = [""] * len(steps)
     for name, first, last in spans.values():
         tied[first:last] = [name] * (last - first)
@@ -138,7 +175,7 @@ def named_places(steps: list[fx.Node], names: Sequence[str], model: nn.Module) -
         if tied[end]:
             raise ValueError(
                 f"cannot cut behind {name!r}: {tied[end]!r} is used before and behind, and what learns apart "
-                "cannot share a parameter"
+                "cannot share a parameter, nor a buffer that changes"
             )
         if not _is_place(steps, end, model):
             raise ValueError(

@@ -78,8 +78,9 @@ def check_gradients(model: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> 
             continue
         raise ValueError(
             f"in the parts of {type(model).__name__}, {name} gets another gradient than in the network: "
-            "torch.no_grad, a backward of its own and backward hooks are lost in tracing; freeze parameters "
-            "by requires_grad_(False), and call such functions in a module without modules inside"
+            "torch.no_grad, a backward of its own, backward hooks and a `train` of its own are lost in "
+            "tracing; freeze parameters by requires_grad_(False), and call such functions in a module "
+            "without modules inside"
         )
 
 

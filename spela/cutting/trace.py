@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from spela.layers.modes import probing
 from spela.layers.readout import check_readable, other_batches
 
-__all__ = ["is_readable", "note_readable", "traced"]
+__all__ = ["NetworkTracer", "is_readable", "note_readable", "traced"]
 
 _READABLE = "readable"
+_DEVICES = ("cpu", "cuda")  # that autocast is turned on and off for
 
 
-class _Tracer(fx.Tracer):
-    """Keeps torch's modules, those without modules inside, and those that ask whether they train, whole.
+class NetworkTracer(fx.Tracer):
+    """Keeps torch's modules whole, those without modules inside, and those with a say in how they train.
+
+    A part that is unpickled is traced again, by this class without arguments.
 
     Args:
         whole: Paths of further modules to keep whole.
@@ -28,10 +35,16 @@ class _Tracer(fx.Tracer):
     # Else what a forward does with a buffer alone is done now, once, and is no operation of the graph.
     proxy_buffer_attributes = True
 
-    def __init__(self, whole: set[str]) -> None:
+    def __init__(self, whole: Collection[str] = ()) -> None:
         super().__init__()
         self.whole = whole
+        self.autocast = _autocast()
         self.failed = ""  # the innermost module that cannot be traced
+
+    def create_node(self, *call: Any, **named: Any) -> fx.Node:
+        if _autocast() != self.autocast:
+            raise ValueError("its forward turns autocast on or off, which tracing would lose")
+        return super().create_node(*call, **named)
 
     def call_module(self, m: nn.Module, *call: Any) -> Any:
         try:
@@ -45,6 +58,7 @@ class _Tracer(fx.Tracer):
             path in self.whole
             or not module._modules
             or "training" in type(module).forward.__code__.co_names
+            or type(module).train is not nn.Module.train
         ):
             return True
         own = type(module).__module__.startswith("torch.nn")
@@ -65,6 +79,8 @@ def traced(model: nn.Module) -> fx.Graph:
     while known < len(whole):  # until both modes keep the same modules whole
         known = len(whole)
         found = [_trace(model, training, whole) for training in modes]
+        with _autocast_on():  # only where it is on is it seen to be turned off
+            _trace(model, model.training, whole)
     graphs, constants = zip(*found, strict=True)
     codes = [graph.python_code("self").src for graph in graphs]
     if codes[0] != codes[1]:
@@ -91,6 +107,23 @@ def traced(model: nn.Module) -> fx.Graph:
     return graph
 
 
+def _autocast() -> list[bool]:
+    return [torch.is_autocast_enabled(device) for device in _DEVICES]
+
+
+@contextmanager
+def _autocast_on() -> Iterator[None]:
+    """Autocast's switches on inside, of this thread: nothing is computed where a network is traced."""
+    before = _autocast()
+    for device in _DEVICES:
+        torch.set_autocast_enabled(device, True)
+    try:
+        yield
+    finally:
+        for device, enabled in zip(_DEVICES, before, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+
+
 def _trace(model: nn.Module, training: bool, whole: set[str]) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The operations in one mode, and the tensors that they make of nothing, by name.
 
@@ -103,8 +136,11 @@ def _trace(model: nn.Module, training: bool, whole: set[str]) -> tuple[fx.Graph,
     held = {name: (value, value._version) for name, value in _tensors(model)}
     while True:
         states = {module: dict(vars(module)) for module in model.modules()}
-        tracer = _Tracer(whole)
+        draws = random.getstate(), np.random.get_state()
+        tracer = NetworkTracer(whole)
         model.train(training)
+        for module in states:  # they would be called with proxies: `_check_hooks`
+            vars(module).update(_forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
         try:
             graph = tracer.trace(model, concrete_args=defaults)
         except Exception as error:  # whatever the model's own code makes of a proxy
@@ -117,6 +153,7 @@ def _trace(model: nn.Module, training: bool, whole: set[str]) -> tuple[fx.Graph,
             whole.add(tracer.failed)
         else:
             _check_written(model, held)
+            _check_draws(model, draws)
             made = {name: vars(model)[name] for name in vars(model).keys() - states[model].keys()}
             constants = {name: value for name, value in made.items() if isinstance(value, Tensor)}
             return _without(defaults, graph), constants
@@ -145,16 +182,36 @@ def _check_written(model: nn.Module, held: dict[str, tuple[Tensor, int]]) -> Non
             )
 
 
+def _check_draws(model: nn.Module, before: tuple[Any, Any]) -> None:
+    """Refuse a forward that draws numbers, which the graph would keep; the generators are put back."""
+    numbers = [
+        [np.asarray(part).tobytes() for part in s] for s in (np.random.get_state(), before[1])
+    ]
+    if random.getstate() != before[0] or numbers[0] != numbers[1]:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        raise ValueError(
+            f"forward of {type(model).__name__} draws from Python's or NumPy's generator, and tracing would "
+            "keep what it drew: draw in a module without modules inside"
+        )
+
+
 def _check_hooks(model: nn.Module, graph: fx.Graph) -> None:
-    """Refuse backward hooks of modules that are dissolved into operations: nobody would call them."""
+    """Refuse hooks of modules that are dissolved into operations: nobody would call them."""
     whole = [f"{node.target}." for node in graph.nodes if node.op == "call_module"]
     for name, module in model.named_modules():
-        hooked = module._backward_hooks or module._backward_pre_hooks
-        if hooked and not any(f"{name}.".startswith(path) for path in whole):
-            raise ValueError(
-                f"module {name!r} ({type(module).__name__}) has a backward hook, which is lost where the "
-                "network is cut: remove it, or put it on the modules inside"
-            )
+        if any(f"{name}.".startswith(path) for path in whole):
+            continue
+        for word, hooks in (
+            ("forward", (module._forward_hooks, module._forward_pre_hooks)),
+            ("backward", (module._backward_hooks, module._backward_pre_hooks)),
+        ):
+            if any(hooks):
+                where = f"module {name!r}" if name else "the network"
+                raise ValueError(
+                    f"{where} ({type(module).__name__}) has a {word} hook, which is lost where the network "
+                    "is cut: remove it, or put it on the modules inside"
+                )
 
 
 def _without(arguments: Iterable[str], graph: fx.Graph) -> fx.Graph:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -240,7 +242,10 @@ class SpelaBlock(ProjectedLayer):
         if counts and x._version != version:
             raise _in_place(self.body)
         _check_rows(y, len(x))
-        return y, self.dropout(self.head(y))
+        rows, own = self.dropout(self.head(y)), self.vectors.dtype
+        # The op takes rows of 16 bits under float32, as autocast makes them.
+        narrow = own == torch.float32 and rows.element_size() == 2
+        return y, rows if narrow else rows.to(own)
 
     def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss () differentiable in this block's parameters only, and the detached output.
@@ -373,12 +378,33 @@ def _in_place(body: nn.Module) -> ValueError:
     )
 
 
+@contextmanager
+def _refusing_in_place(body: nn.Module, x: Tensor) -> Iterator[None]:
+    """Inside, modules that work in place must not get x or a view of it; dropout writes in training alone."""
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        given = args[0] if args else None
+        if (
+            isinstance(given, Tensor)
+            and given.untyped_storage()._cdata == x.untyped_storage()._cdata
+        ):
+            raise _in_place(body)
+
+    modules = [module for module in body.modules() if getattr(module, "inplace", False)]
+    handles = [module.register_forward_pre_hook(look) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def _sample_output(body: nn.Module, sample: Tensor) -> Tensor:
     """What the body makes of a sample, in eval mode, so that no statistic moves."""
     x = sample.detach().clone()
     version = x._version
-    with probing(body):
+    with probing(body), _refusing_in_place(body, x):
         y = check_readable(body(x), f"`body` ({type(body).__name__})")
         if x._version != version:
             raise _in_place(body)

@@ -15,7 +15,8 @@ def run_checkpointed(body: nn.Module, x: Tensor) -> Tensor:
     """`body(x)`, of which only the inputs of its parts are kept for the backward pass.
 
     Args:
-        body: Its children are run one by one if it is an nn.Sequential, else it as a whole.
+        body: Its children are run one by one if it is an nn.Sequential, one that works in place together with
+            the one before, whose output it overwrites; else it as a whole.
         x: Its input.
 
     Returns:
@@ -31,10 +32,27 @@ def run_checkpointed(body: nn.Module, x: Tensor) -> Tensor:
         >>> body[1].num_batches_tracked
         tensor(1)
     """
-    parts = list(body) if type(body) is nn.Sequential else [body]
-    for part in parts:
+    for part in _parts_of(body):
         x = checkpoint(part, x, use_reentrant=False, context_fn=_contexts_of(part))
     return x
+
+
+def _parts_of(body: nn.Module) -> list[nn.Module]:
+    if type(body) is not nn.Sequential:
+        return [body]
+    runs: list[list[nn.Module]] = []
+    for child in body:
+        if runs and _begins_in_place(child):
+            runs[-1].append(child)
+        else:
+            runs.append([child])
+    return [run[0] if len(run) == 1 else nn.Sequential(*run) for run in runs]
+
+
+def _begins_in_place(module: nn.Module) -> bool:
+    while type(module) is nn.Sequential and len(module):
+        module = module[0]
+    return bool(getattr(module, "inplace", False))
 
 
 def _contexts_of(part: nn.Module):  # type: ignore[no-untyped-def]

@@ -60,10 +60,14 @@ def probing(net: nn.Module) -> Iterator[None]:
     """
     # What was made in inference mode can be written into there alone, and counts no writes.
     held = [(b, b.clone(), b._version) for b in net.buffers() if not b.is_inference()]
+    registered = [(module, dict(module._buffers)) for module in net.modules()]
     try:
         with in_eval_mode(net):
             yield
     finally:
+        for module, buffers in registered:  # a forward may put another tensor in a buffer's place
+            module._buffers.clear()
+            module._buffers.update(buffers)
         with torch.no_grad():
             for buffer, value, version in held:
                 if buffer._version != version:  # a graph may need the others as they are

@@ -79,6 +79,7 @@ class Similarity(nn.Module):
         """
         if len(y) < 2:
             raise ValueError("the similarity loss compares samples: train on batches of at least 2")
+        y = y.to(self.weight.dtype)
         if y.dim() == 4:
             made = nn.functional.conv2d(y, self.weight, padding=1).flatten(2)
         else:

@@ -263,7 +263,7 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
     for parameter, _ in pending:
         parameter.grad = None
     try:
-        for parameter, gradient in given:
+        for parameter, gradient in _apart(given):
             parameter.grad = _laid_out_like(parameter, gradient)
         optimizer.step()
     finally:
@@ -271,6 +271,19 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
             parameter.grad = None
         for parameter, kept in pending:
             parameter.grad = kept
+
+
+def _apart(given: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gradients none of which shares memory with another, as of w and v in x (w + v)^T.
+
+    Some of torch's optimizers write into them.
+    """
+    seen: set[int] = set()
+    compiling = torch.compiler.is_compiling()  # nothing has an address there
+    for parameter, gradient in given:
+        memory = id(gradient) if compiling else gradient.untyped_storage()._cdata
+        yield parameter, gradient.clone() if memory in seen else gradient
+        seen.add(memory)
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:

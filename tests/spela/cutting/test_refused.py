@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,9 +72,102 @@ def test_what_tracing_would_lose_is_refused() -> None:
     hooked, own = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
     hooked.register_forward_hook(lambda module, args, y: -y)
     own.forward = lambda x: -nn.Sequential.forward(own, x)  # type: ignore[method-assign]
-    for model in (hooked, own):
-        with pytest.raises(ValueError, match="do not give its output"):
+    for model, message in (
+        (hooked, r"the network \(Sequential\) has a forward hook, which is lost"),
+        (own, "do not give its output"),
+    ):
+        with pytest.raises(ValueError, match=message):
             convert(model, 3, x, blocks=2)
+
+
+class _Careful(nn.Module):
+    """A division that 16 bits would not bear, so autocast is off there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mean = nn.Linear(6, 64), nn.Linear(64, 1, bias=False)
+        nn.init.constant_(self.mean.weight, 1 / 64)
+        with torch.no_grad():
+            self.a.weight.mul_(0.02)
+            self.a.bias.add_(50)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        with torch.autocast("cpu", enabled=False):
+            y = y.float() - self.mean(y.float())
+            return y * torch.rsqrt(self.mean(y.square()) + 1e-6)
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_a_module_that_turns_autocast_off_is_kept_whole(around: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 6)
+    model = nn.Sequential(_Careful(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        parts = nn.Sequential(*cut_network(model, x, 2))
+        with pytest.raises(
+            ValueError, match=r"_Careful cannot be traced \(its forward turns autocast"
+        ):
+            cut_network(_Careful(), x, 1)
+        assert torch.is_autocast_enabled("cpu") is around
+    assert not torch.is_autocast_enabled("cuda")
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            torch.testing.assert_close(parts(x), model(x), rtol=0, atol=0)
+
+
+def test_hooks_of_what_is_dissolved_are_refused_and_not_called_with_proxies() -> None:
+    seen: list[Any] = []
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        model = nn.Sequential(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 3))
+        getattr(model[0], register)(lambda module, args, *y: seen.append(args[0]))
+        with pytest.raises(ValueError, match=r"module '0' \(Sequential\) has a forward hook"):
+            convert(model, 3, torch.randn(4, 6), blocks=2)
+    assert all(type(value) is Tensor for value in seen)
+    kept = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    kept[0].register_forward_hook(lambda module, args, y: -y)
+    x = torch.randn(4, 6)
+    parts = cut_network(kept, x, 2)
+    torch.testing.assert_close(nn.Sequential(*parts)(x), kept(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_gradient_hook_on_a_parameter_is_refused(name: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    handle = getattr(model[0].weight, name)(lambda gradient: None)
+    with pytest.raises(
+        ValueError, match=r"parameter '0\.weight' of Sequential has a gradient hook"
+    ):
+        convert(model, 3, torch.randn(4, 6), blocks=2)
+    handle.remove()
+    assert len(convert(model, 3, torch.randn(4, 6), blocks=2)) == 2
+
+
+class _LayerDrop(nn.Module):
+    """Leaves layers out in training, by a generator that is not torch's."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self.layers, self.c = nn.ModuleList(nn.Linear(6, 6) for _ in range(3)), nn.Linear(6, 3)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not (self.training and self.draw() < 0.1):
+                x = x + torch.relu(layer(x))
+        return self.c(x)
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.random()])
+def test_layers_that_are_left_out_by_chance_are_refused(draw: Any) -> None:
+    random.seed(0)
+    np.random.seed(0)
+    states = random.getstate(), np.random.get_state()
+    with pytest.raises(ValueError, match="draws from Python's or NumPy's generator"):
+        convert(_LayerDrop(draw), 3, torch.randn(4, 6), blocks=2)
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1][1]).all()
+    assert np.random.get_state()[2] == states[1][2]
 
 
 class _Backbone(nn.Module):

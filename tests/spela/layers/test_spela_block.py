@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import spela_kernels as sk
-from spela import SpelaBlock, SpelaSequential
+from spela import SpelaBlock, SpelaSequential, convert
 from spela.layers.similarity import Similarity
 from spela.optim import LocalAdam, LocalSGD
 from spela_kernels.objectives import OBJECTIVES
@@ -451,6 +451,85 @@ def test_losses_are_there_in_inference_mode() -> None:
     expected = block.eval().local_loss(x, target)[0]
     with torch.inference_mode():
         assert torch.equal(block.local_loss(x.clone(), target)[0], expected.detach())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, nn.Hardswish])
+def test_checkpointing_bears_activations_in_place(activation: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    x, target = torch.randn(6, 3, 8, 8).double(), torch.arange(6) % CLASSES
+    last = nn.Sequential(activation(inplace=True), nn.Conv2d(8, 4, 3))
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation(inplace=True),
+                         nn.Conv2d(8, 8, 3), last).double()  # fmt: skip
+    block = SpelaBlock(body, CLASSES, x)
+    other = copy.deepcopy(block)
+    other.checkpoint = True
+    for each in (block, other):
+        each.local_step(x, target, LocalSGD(each.parameters(), lr=0.1))
+    for mine, theirs in zip(other.parameters(), block.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("body", [
+    nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(6, 8)),
+    nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.Sequential(nn.Dropout(inplace=True)), nn.Linear(6, 8)
+    ),
+])  # fmt: skip
+def test_dropout_in_place_of_the_input_is_refused_when_the_block_is_made(body: nn.Module) -> None:
+    x = torch.randn(4, 6)
+    keep = x.clone()
+    with pytest.raises(ValueError, match="changes its input in place"):
+        SpelaBlock(body, 3, x)
+    assert torch.equal(x, keep)
+    assert not any(module._forward_pre_hooks for module in body.modules())
+    net = convert(nn.Sequential(*body, nn.ReLU(), nn.Linear(8, 3)), 3, x, blocks=2).train()
+    net(x)
+    assert torch.equal(x, keep)
+    assert any(getattr(module, "inplace", False) for module in body.modules())  # the caller's stays
+
+
+class _Widening(nn.Module):
+    """Gives its output in another dtype than its weights have, as many networks do with their logits."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.a, self.dtype = nn.Linear(6, 8), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).to(self.dtype)
+
+
+@pytest.mark.parametrize("settings", [{}, {"hidden": 4}, {"projection": None}, {"similarity": 0.5}])
+@pytest.mark.parametrize(
+    ("own", "out"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+    ],
+)
+def test_an_output_in_another_dtype_is_learnt_from(
+    own: torch.dtype, out: torch.dtype, settings: dict[str, Any]
+) -> None:
+    x, target = torch.randn(6, 6).to(own), torch.arange(6) % 3
+    block = SpelaBlock(_Widening(out).to(own), 3, x, **settings)
+    before = {name: value.clone() for name, value in block.named_parameters()}
+    loss, y = block.local_step(x, target, LocalSGD(block.parameters(), lr=1.0))
+    assert y.dtype == out
+    assert loss.isfinite()
+    for name, value in block.named_parameters():
+        assert value.dtype == own
+        assert not torch.equal(value, before[name]), name
+
+
+def test_a_network_in_eval_mode_is_converted_in_eval_mode() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    settings = {"blocks": 2, "hidden": 4, "dropout": 0.5, "similarity": 0.1}
+    for training in (False, True):
+        net = convert(model.train(training), 3, torch.randn(4, 6), **settings)
+        assert {module.training for module in net.local_layers for module in module.modules()} == {
+            training
+        }
 
 
 def test_a_similarity_loss_of_its_own_starts_from_its_generator() -> None:
