@@ -71,20 +71,21 @@ def check_scale(x: Tensor, train_dtype: torch.dtype | None, where: str) -> None:
     """Refuse floats that are no scaled pixels after training on pixels; warn of pixels after floats.
 
     Args:
-        x: uint8 or finite float32 samples.
+        x: uint8 or finite float samples.
         train_dtype: what the network was trained from; None: unknown, nothing is said.
         where: file or array name for messages.
 
     Raises:
         ValueError: trained on uint8, and x holds floats outside 0..1.
     """
-    if train_dtype == torch.float32 and x.dtype == torch.uint8:
+    floats = train_dtype is not None and train_dtype.is_floating_point
+    if floats and x.dtype == torch.uint8:
         _logger.warning(
             "%s: pixels become 0..1, but this network was trained on floats; give floats if those had "
             "another range",
             where,
         )
-    if train_dtype == torch.uint8 and x.dtype == torch.float32:
+    if train_dtype == torch.uint8 and x.is_floating_point() and x.numel():
         low, high = (float(value) for value in torch.aminmax(x))
         if low < 0.0 or high > 1.0:
             raise ValueError(

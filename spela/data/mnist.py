@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spela.data.dataset import Dataset
-from spela.data.idx import find_idx_files, read_idx_files
+from spela.data.idx import find_idx_files, read_idx, read_idx_files
 from spela.data.source import Source
 
 __all__ = ["mnist_sources"]
@@ -30,6 +30,11 @@ _FASHION = (
     "Ankle boot",
 )
 _KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+# The first training labels tell two of the three apart.
+_FIRST = {
+    "mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5],
+    "fashion-mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9],
+}
 # Debian's package dataset-fashion-mnist installs the four .gz files here.
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -47,12 +52,14 @@ def _source(name: str, torchvision_name: str, class_names: tuple[str, ...]) -> S
     folder = f"{torchvision_name}/raw"  # torchvision's cache, so that both share the files
 
     def find(data_root: Path) -> Path | None:
-        # The root itself comes after the folders with a name: its four files do not say whose
-        # they are.
-        folders = [data_root / name, data_root / folder, data_root]
-        if name == "fashion-mnist":
-            folders.append(_DEBIAN_FASHION)
-        return next((path for path in folders if find_idx_files(path)), None)
+        named = [data_root / name, data_root / folder]
+        found = next((path for path in named if find_idx_files(path)), None)
+        # The root itself comes after the folders with a name: its four files do not say whose they are.
+        if found is None and _may_hold(data_root, name):
+            found = data_root
+        if found is None and name == "fashion-mnist" and find_idx_files(_DEBIAN_FASHION):
+            found = _DEBIAN_FASHION
+        return found
 
     def read(path: Path) -> Dataset:
         arrays = read_idx_files(path)
@@ -66,6 +73,18 @@ def _source(name: str, torchvision_name: str, class_names: tuple[str, ...]) -> S
             _download_from_any(family.mirrors, file, md5, staging / folder)
 
     return Source(name=name, find=find, read=read, fetch=fetch, folder=folder, files=_FILES)
+
+
+def _may_hold(folder: Path, name: str) -> bool:
+    """Whether a folder has the four files, and their labels do not begin as another data set's do."""
+    files = find_idx_files(folder)
+    if files is None:
+        return False
+    try:
+        first = read_idx(files[1])[: len(_FIRST["mnist"])].tolist()
+    except ValueError:
+        return True  # damaged: reading it says so
+    return all(first != labels for other, labels in _FIRST.items() if other != name)
 
 
 def _download_from_any(mirrors: list[str], file: str, md5: str, folder: Path) -> None:

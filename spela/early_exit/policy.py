@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,6 +57,11 @@ class ExitPolicy:
     thresholds: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.thresholds, Iterable):
+            raise TypeError(
+                f"`thresholds` must be one number a layer, got {self.thresholds!r}: "
+                "as exit_threshold, one number for all layers needs no policy"
+            )
         values = tuple(_number("thresholds", value) for value in self.thresholds)
         if any(math.isnan(value) for value in values):
             raise ValueError(f"`thresholds` must be numbers, got {values}")

@@ -25,9 +25,11 @@ from spela.estimator.epochs import cosine_rate, epochs_a_call, train_epochs
 from spela.estimator.network import build_rows_network, mean_scores, plain_mode, scoring_dtype
 from spela.estimator.parameters import (
     batch_rows,
+    check_built,
     check_goes_on,
     check_parameters,
     cosine_scale,
+    device_of,
     input_share,
     layer_sizes,
 )
@@ -73,7 +75,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         random_state: Seed, RandomState or None: class vectors, weights, order, dropout and validation part.
         verbose: Show a progress bar.
         warm_start: Let `fit` go on from what the call before learnt, for up to `max_iter` epochs more with a
-            schedule of their own; features keep the scale of the first call.
+            schedule of their own; features keep the scale of the first call. With early_stopping give it the
+            same samples in the same order, or other ones: what it has learnt must not be held out.
         device: Where to train and predict; None: the CPU.
 
     Attributes:
@@ -222,10 +225,12 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"y holds labels that are not in classes: {unknown}")
             if first:
                 self._start(X.shape[1], classes)
-            elif self.scaler_ is not None:
-                # What is out of all proportion to the samples before would spoil the scaler for good.
-                scaled = np.where(self.scaler_.var_ > 0, self.scaler_.transform(X), 0.0)
-                self._check_values(X, scaled)
+            else:
+                check_built(self, "partial_fit goes on with the network of the call before")
+                if self.scaler_ is not None:
+                    # What is out of all proportion to the samples before would spoil the scaler for good.
+                    scaled = np.where(self.scaler_.var_ > 0, self.scaler_.transform(X), 0.0)
+                    self._check_values(X, scaled)
             if self.scaler_ is not None:
                 self.scaler_.partial_fit(X)
             x, target = self._inputs(X), self._targets(self.encoder_.transform(y))
@@ -312,11 +317,12 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             activation=self.activation,
             objective=self.objective,
             scale=cosine_scale(self.scale, len(self.classes_)),
-        ).to(self.device or "cpu")
+        ).to(device_of(self))
         self.optimizer_ = LocalAdam(self.net_.parameters(), float(self.learning_rate))
         self.n_iter_ = 0
         self.loss_curve_: list[float] = []
         self.validation_scores_: list[float] | None = None
+        self._held_share = float(self.validation_fraction)
         self._recent = None
 
     def _inputs(self, X: np.ndarray) -> Tensor:

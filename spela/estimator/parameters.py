@@ -14,9 +14,11 @@ from spela.estimator.rows import LARGEST
 
 __all__ = [
     "batch_rows",
+    "check_built",
     "check_goes_on",
     "check_parameters",
     "cosine_scale",
+    "device_of",
     "input_share",
     "layer_sizes",
 ]
@@ -128,24 +130,28 @@ def check_parameters(model: Any) -> None:
     if not _is(Real, model.tol) or math.isnan(model.tol):
         raise ValueError(f"tol must be a number, got {model.tol!r}")
     try:
-        torch.empty(0, device=model.device or "cpu")
+        device_of(model)
     except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
         raise ValueError(f"device {model.device!r}: {str(error).splitlines()[0]}") from None
 
 
-def check_goes_on(model: Any, labels: np.ndarray) -> None:
-    """Refuse to go on with a network that was built otherwise than the settings say, or for other classes.
+def device_of(model: Any) -> torch.device:
+    """Where a `SpelaClassifier` is to train: 0 is the first GPU, as in torch."""
+    return torch.empty(0, device="cpu" if model.device is None else model.device).device
+
+
+def check_built(model: Any, goes_on: str) -> None:
+    """Refuse to go on with a network that was built otherwise than the settings say.
 
     Args:
         model: A `SpelaClassifier` that has learnt.
-        labels: (N,) of the samples to come.
+        goes_on: The start of the message: who goes on with which network.
 
     Raises:
         ValueError: Naming what differs.
     """
     layers = model.net_.local_layers
     first = layers[0]
-    device = torch.empty(0, device=model.device or "cpu").device
     for name, built, asked in (
         (
             "hidden_layer_sizes",
@@ -156,15 +162,36 @@ def check_goes_on(model: Any, labels: np.ndarray) -> None:
         ("objective", first.objective, model.objective),
         ("scale", first.scale, cosine_scale(model.scale, len(model.classes_))),
         ("standardize", model.scaler_ is not None, bool(model.standardize)),
-        # Rows that were learnt are no validation part.
-        ("early_stopping", model.validation_scores_ is not None, bool(model.early_stopping)),
-        ("device", str(first.weight.device), str(device)),
+        ("device", str(first.weight.device), str(device_of(model))),
     ):
-        if built != asked:
-            raise ValueError(
-                f"warm_start goes on with the network of the fit before, whose {name} is {built!r}, not "
-                f"{asked!r}: put that back, or fit with warm_start=False"
-            )
+        _check_same(goes_on, name, built, asked)
+
+
+def _check_same(goes_on: str, name: str, built: object, asked: object) -> None:
+    if built != asked:
+        raise ValueError(
+            f"{goes_on}, whose {name} is {built!r}, not {asked!r}: put that back, or fit anew"
+        )
+
+
+def check_goes_on(model: Any, labels: np.ndarray) -> None:
+    """Refuse a warm start of a network that was built otherwise than the settings say, or for other classes.
+
+    Args:
+        model: A `SpelaClassifier` that has learnt.
+        labels: (N,) of the samples to come.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    goes_on = "warm_start goes on with the network of the fit before"
+    check_built(model, goes_on)
+    # Rows that were learnt are no validation part.
+    stops = model.validation_scores_ is not None
+    _check_same(goes_on, "early_stopping", stops, bool(model.early_stopping))
+    if stops:
+        share = float(model.validation_fraction)
+        _check_same(goes_on, "validation_fraction", getattr(model, "_held_share", share), share)
     if not np.array_equal(np.unique(labels), model.classes_):
         raise ValueError(
             "warm_start goes on with the classes of the fit before, "

@@ -96,7 +96,7 @@ def labels_as_given(y: Any) -> Any:
     if np.ma.is_masked(y):
         raise ValueError("y has masked labels, which would count as classes: remove those samples")
     own = getattr(getattr(y, "dtype", None), "numpy_dtype", None)  # of pandas' Int64
-    if getattr(own, "kind", "") in ("i", "u") and not y.isna().any():
+    if getattr(own, "kind", "") in ("b", "i", "u") and not y.isna().any():
         return y.to_numpy(own)
     return y
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spela.data import as_tensor, prepare
+from spela.data import as_tensor, check_scale, prepare
 from spela.early_exit import ExitPolicy
 from spela.layers import LocalLayer, SpelaBlock
+from spela.layers.in_training import awake_parts
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam
 from spela.process import seeded
@@ -165,6 +166,8 @@ class StreamingClassifier:
         if x.ndim > 1:  # else the network says that there is no batch axis
             self.buffer.check_shape(x)
             self._check_finite(x)
+            if len(self.buffer):
+                check_scale(x, self.buffer.x.dtype, "`x`")
         self.net.eval()
         found = self.net.predict_detailed(self._input(x.to(self._device)), exit_threshold)
         names = [self.classes.labels[index] for index in found.labels.tolist()]
@@ -175,7 +178,7 @@ class StreamingClassifier:
 
         Args:
             layer: Its index among the SPELA layers, from 0.
-            frozen: False: let it learn again.
+            frozen: False: let all of it learn, but what is in a `Frozen`.
 
         Raises:
             ValueError: If there is no such layer.
@@ -183,7 +186,7 @@ class StreamingClassifier:
         layers = self.net.local_layers
         if not 0 <= layer < len(layers):
             raise ValueError(f"`layer` must be in 0..{len(layers) - 1}, got {layer}")
-        layers[layer].requires_grad_(not frozen)
+        _let_learn(layers[layer], not frozen)
 
     def freeze_bodies(self, frozen: bool = True) -> None:
         """Let the heads of a network of `SpelaBlock` learn alone; bodies only pass samples through.
@@ -191,7 +194,7 @@ class StreamingClassifier:
         Batch statistics of bodies stay, too. Other layers go on as they were.
 
         Args:
-            frozen: False: let the bodies learn again.
+            frozen: False: let all of the bodies learn, but what is in a `Frozen`.
 
         Raises:
             ValueError: If there is no block, or one with nothing to learn in its head.
@@ -204,7 +207,7 @@ class StreamingClassifier:
                 "a block's head has nothing to learn: build blocks with a projection or a hidden layer"
             )
         for block in blocks:
-            block.body.requires_grad_(not frozen)
+            _let_learn(block.body, not frozen)
 
     def save(self, path: str | Path) -> None:
         """Write everything the stream needs to go on: one safetensors file, whole or not at all.
@@ -337,6 +340,13 @@ class StreamingClassifier:
                 layer.eval()  # batch statistics stay too
             for part in layer.children():
                 _keep_frozen(part)
+
+
+def _let_learn(module: nn.Module, learns: bool) -> None:
+    for part in awake_parts(module):
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                parameter.requires_grad_(learns)
 
 
 def _keep_frozen(module: nn.Module) -> None:

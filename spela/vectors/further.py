@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spela.vectors.symmetric import as_size, symmetric_vectors
+from spela.vectors.symmetric import as_size, directions_of, symmetric_vectors
 
 __all__ = ["further_vectors"]
 
@@ -16,7 +16,7 @@ def further_vectors(
     """Symmetric vectors at right angles to all those given, which stay what a layer has learnt to turn to.
 
     Args:
-        vectors: (N, d) float rows.
+        vectors: (N, d) float rows; their lengths are ignored.
         count: M, at least 1.
         generator: CPU source of their rotation; None: torch's default one.
 
@@ -34,12 +34,12 @@ def further_vectors(
     """
     count = as_size("count", count)
     dim = vectors.shape[1]
-    rows = vectors.detach().to("cpu", torch.float64)
+    rows = directions_of(vectors.detach().cpu())
     _, lengths, axes = torch.linalg.svd(rows)
     # A simplex has one dimension less than rows, but for the rounding of each: of their own precision, or of
     # float32, which they may have been drawn in.
     eps = max(torch.finfo(vectors.dtype).eps, torch.finfo(torch.float32).eps)
-    noise = float(rows.norm(dim=1).max()) * eps * len(rows) ** 0.5
+    noise = eps * len(rows) ** 0.5
     free = axes[int((lengths > noise).sum()) :]  # (d - rank, d)
     if len(free) < (1 if count <= 2 else 2):
         raise ValueError(

@@ -410,4 +410,4 @@ def _checked_like(like: Tensor, num_vectors: int) -> Tensor:
             f"Expected argument `like` to have non-zero rows but got zeros in row {zero[0]}; "
             "pass the unit class vectors of another layer"
         )
-    return unit_rows(rows)
+    return directions_of(rows)

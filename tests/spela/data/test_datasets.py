@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from spela.data import dataset_names, default_data_root, is_available, load_dataset
+from spela.data import dataset_names, default_data_root, is_available, load_dataset, mnist
 from spela.data.cifar_names import CIFAR100_NAMES
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -111,6 +111,21 @@ def test_folders_with_a_name_come_before_the_root(empty_root, mnist_folder):
     mnist_folder(empty_root / "MNIST" / "raw", t10k_labels=np.array([7, 7, 7, 7], np.uint8))
     assert load_dataset("mnist", empty_root).test_y.tolist() == [7, 7, 7, 7]
     assert load_dataset("kmnist", empty_root).test_y.tolist() == [3, 9, 0, 1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_files_in_the_root_whose_labels_begin_as_another_sets_are_not_taken(
+    empty_root, mnist_folder, monkeypatch, name, packed
+):
+    monkeypatch.setattr(mnist, "_DEBIAN_FASHION", empty_root / "nothing")
+    first = {
+        "mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5],
+        "fashion-mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9],
+    }
+    mnist_folder(empty_root, packed=packed, train_labels=np.array(first[name], np.uint8))
+    for other in ("mnist", "fashion-mnist", "kmnist"):
+        assert is_available(other, empty_root) is (other == name)
 
 
 def test_one_missing_idx_file_means_not_available(empty_root, mnist_folder):

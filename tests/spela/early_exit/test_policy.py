@@ -275,3 +275,8 @@ def test_what_is_no_number_is_no_threshold(threshold: object) -> None:
         ExitPolicy((0.1, threshold))  # type: ignore[arg-type]
     number = torch.tensor(0.25)
     assert torch.equal(net.predict_detailed(x, number).labels, net.predict_detailed(x, 0.25).labels)
+
+
+def test_a_single_number_is_no_policy() -> None:
+    with pytest.raises(TypeError, match=r"one number a layer, got 0\.3: as exit_threshold"):
+        ExitPolicy(0.3)  # type: ignore[arg-type]

@@ -294,6 +294,15 @@ def test_what_float64_would_drop_is_refused(x: Any, message: str) -> None:
                 call()
 
 
+def test_nullable_booleans_stay_booleans() -> None:
+    y = pandas.Series(Y == 1, dtype="boolean")
+    model = SpelaClassifier(8, max_iter=2, random_state=0).fit(X, y)
+    assert model.classes_.dtype == bool
+    assert model.predict(X).dtype == bool
+    online = SpelaClassifier(8, random_state=0).partial_fit(X, y, classes=[False, True])
+    assert online.classes_.tolist() == model.classes_.tolist() == [False, True]
+
+
 def test_masked_labels_are_refused() -> None:
     model = _online()
     with (

@@ -15,6 +15,7 @@ from sklearn.datasets import load_iris
 from spela import SpelaClassifier
 from spela.data import epoch_generator
 from spela.estimator.epochs import cosine_rate, train_epochs
+from spela.estimator.parameters import device_of
 from spela.estimator.rows import held_out
 
 X, Y = load_iris(return_X_y=True)
@@ -122,3 +123,54 @@ def test_other_data_are_refused() -> None:
         model.fit(X[:, :3], Y)
     np.testing.assert_array_equal(model.decision_function(X), before)
     assert model.n_iter_ == 3
+
+
+def test_rows_that_were_learnt_are_not_held_out_by_another_fraction() -> None:
+    model = _fitted(early_stopping=True, validation_fraction=0.2)
+    curve = list(model.loss_curve_)
+    with pytest.raises(
+        ValueError, match=r"whose validation_fraction is 0\.2, not 0\.5: put that back"
+    ):
+        model.set_params(validation_fraction=0.5).fit(X, Y)
+    assert model.loss_curve_ == curve
+    assert model.set_params(validation_fraction=0.2).fit(X, Y).n_iter_ > 3
+    _fitted(validation_fraction=0.2).set_params(validation_fraction=0.5).fit(X, Y)  # holds out none
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_layer_sizes": (5, 5)},
+        {"activation": "relu"},
+        {"objective": "log"},
+        {"scale": 3.0},
+        {"standardize": False},
+        {"device": "meta"},
+    ],
+)
+def test_partial_fit_refuses_settings_of_another_network(settings: dict[str, Any]) -> None:
+    model = SpelaClassifier(16, random_state=0).partial_fit(X, Y, classes=[0, 1, 2])
+    before = model.decision_function(X)
+    name = next(iter(settings))
+    with pytest.raises(
+        ValueError, match=rf"partial_fit goes on .*, whose {name} is .*: put that back"
+    ):
+        model.set_params(**settings).partial_fit(X, Y)
+    np.testing.assert_array_equal(model.decision_function(X), before)
+    model.set_params(**{name: clone(SpelaClassifier(16)).get_params()[name]}).partial_fit(X, Y)
+    # What holds from now on may change.
+    model.set_params(learning_rate=1e-3, batch_size=50, early_stopping=True).partial_fit(X, Y)
+
+
+def test_device_0_is_a_gpu_as_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    empty = torch.empty
+
+    def noted(*size: Any, device: Any = None, **settings: Any) -> torch.Tensor:
+        asked.append(device)
+        return empty(*size, **settings)
+
+    monkeypatch.setattr(torch, "empty", noted)
+    assert device_of(SpelaClassifier(device=0)) == torch.device("cpu")  # by the stand-in above
+    assert device_of(SpelaClassifier()) == torch.device("cpu")
+    assert asked == [0, "cpu"]

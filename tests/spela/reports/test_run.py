@@ -369,3 +369,18 @@ def test_training_does_not_wait_for_matplotlib() -> None:
     look = "import sys, spela.cli.running; print('matplotlib' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+def test_the_weight_norm_of_a_layer_is_its_own_and_of_blocks_none_is_shown(tmp_path: Path) -> None:
+    data = load_dataset("digits")
+    layers = _trained(tmp_path / "layers", data, layers=(8, 6), epochs=1)
+    page = _page(tmp_path / "layers", layers, data)
+    for norm in layers.records[-1]["weight_norm"]:
+        assert f"<td>{norm:.2f}</td>" in page
+    blocks = _trained(tmp_path / "blocks", data, model="resnet", width=4, blocks="2", epochs=1)
+    result = (
+        _page(tmp_path / "blocks", blocks, data).partition("<h2>Result")[2].partition("</table>")[0]
+    )
+    assert "block 2" in result
+    assert "weight norm" not in result
+    assert result.count("<td>") == 4 + 2 * 2 + 1

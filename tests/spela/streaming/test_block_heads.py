@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from spela import RowNorm, SpelaBlock, SpelaLinear, SpelaSequential, convert, optim
+from spela import Frozen, RowNorm, SpelaBlock, SpelaLinear, SpelaSequential, convert, optim
 from spela.baselines import LinearHeadBlock
 from spela.data import Dataset, load_dataset
 from spela.streaming import StreamingClassifier
@@ -230,3 +230,22 @@ def test_what_cannot_be_streamed_is_said_and_changes_nothing() -> None:
     rival = SpelaSequential(LinearHeadBlock(_body(), 5, X))
     with pytest.raises(TypeError, match="LinearHeadBlock cannot take classes at run time"):
         StreamingClassifier(rival)
+
+
+@pytest.mark.parametrize("what", ["freeze", "freeze_bodies"])
+def test_a_frozen_backbone_inside_sleeps_on_where_its_layer_learns_again(what: str) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(Frozen(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 8))
+    net = SpelaSequential(SpelaBlock(body, 5, torch.randn(2, 4), projection=8))
+    stream = StreamingClassifier(net)
+    kept, learns = body[0].module.weight.clone(), body[2].weight.clone()
+    for frozen in (True, False):
+        if what == "freeze":
+            stream.freeze(0, frozen)
+        else:
+            stream.freeze_bodies(frozen)
+        assert body[2].weight.requires_grad is not frozen
+    for _ in range(3):
+        stream.observe(torch.randn(6, 4), [0, 1, 2, 0, 1, 2])
+    assert torch.equal(body[0].module.weight, kept)
+    assert not torch.equal(body[2].weight, learns)

@@ -469,3 +469,16 @@ def test_a_loaded_stream_has_the_settings_of_the_saved_one(tmp_path: Path) -> No
         tmp_path / "s.safetensors", SpelaSequential(SpelaLinear(4, 8, 3))
     )
     assert (taken.buffer.capacity, taken.replay, taken.buffer.policy) == (7, 5, "reservoir")
+
+
+def test_floats_of_pixels_are_no_samples_of_a_stream_of_pixels() -> None:
+    x, names = _samples(20, 3)
+    pixels = (40 * (x - x.min())).clamp(0, 255).to(torch.uint8)
+    stream = StreamingClassifier(_net())
+    stream.observe(pixels, names)
+    answers = stream.predict(pixels).labels
+    assert stream.predict(pixels.float() / 255).labels == answers
+    assert stream.predict(pixels.double() / 255).labels == answers
+    for wide in (pixels.float(), pixels.double()):
+        with pytest.raises(ValueError, match=r"`x` holds floats from .* trained on pixels"):
+            stream.predict(wide)

@@ -14,6 +14,7 @@ from spela.vectors import (
     VECTOR_KINDS,
     class_vectors,
     coulomb_energy,
+    further_vectors,
     placed_vectors,
     random_vectors,
     symmetric,
@@ -385,3 +386,16 @@ def test_many_vectors_take_bounded_work_and_are_better_than_random_ones(
     closest = [float((v @ v.T).fill_diagonal_(-1).max()) for v in (vectors, random)]
     assert closest[0] == pytest.approx(largest, abs=0.02)
     assert closest[1] > 0.5
+
+
+@pytest.mark.parametrize("factor", [1e-170, 1e160, 1e200])
+def test_the_lengths_of_like_are_ignored(factor: float) -> None:
+    like = torch.eye(3, dtype=torch.float64)
+    made = symmetric_vectors(3, 4, like=like * factor, generator=seeded(0))
+    assert torch.equal(made, symmetric_vectors(3, 4, like=like, generator=seeded(0)))
+
+
+def test_further_vectors_are_at_right_angles_to_short_rows_too() -> None:
+    rows = torch.tensor([[1e8, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 1e-30, 1e-30, 0.0]])
+    made = further_vectors(rows, 1)
+    assert (made @ torch.eye(4)[:3].T).abs().max() < 1e-6
