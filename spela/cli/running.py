@@ -27,6 +27,7 @@ from spela.training import (
     extension_note,
 )
 from spela.training.config import NOT_STANDARDIZED
+from spela.training.schedule import learning_rate
 
 __all__ = ["chance_note", "few_steps_note", "scaling_note", "train_run"]
 
@@ -229,5 +230,11 @@ def _opening(
     if config.precision == "bf16" and device.type == "cpu" and multiplies_bf16() is False:
         lines.append(
             "this processor has no products in bf16: fp32 takes a fraction of the time here"
+        )
+    rates = [learning_rate(config, epoch, 0, 1) for epoch in range(config.total_epochs)]
+    if 0.0 in rates:
+        lines.append(
+            f"from epoch {rates.index(0.0) + 1} on the learning rate is 0: schedule {config.schedule} "
+            f"lowers {config.lr:g} by {config.lr_drop:g} every 10 epochs"
         )
     return lines

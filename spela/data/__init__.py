@@ -8,7 +8,13 @@ from spela.data.dataset import Dataset
 from spela.data.inputs import check_scale, read_inputs
 from spela.data.photos import PhotoSet
 from spela.data.prepare import prepare
-from spela.data.registry import dataset_names, is_available, load_dataset, load_images
+from spela.data.registry import (
+    canonical_name,
+    dataset_names,
+    is_available,
+    load_dataset,
+    load_images,
+)
 from spela.data.source import default_data_root
 from spela.data.tensor_file import read_tensor_facts
 from spela.data.transform import add_label_noise, add_noise, resize_images, split_anew
@@ -20,6 +26,7 @@ __all__ = [
     "add_label_noise",
     "add_noise",
     "as_tensor",
+    "canonical_name",
     "check_scale",
     "dataset_names",
     "default_data_root",

@@ -17,7 +17,7 @@ from spela.data.source import Source, default_data_root, download_into
 from spela.data.svhn import svhn_source
 from spela.files.text import did_you_mean
 
-__all__ = ["dataset_names", "is_available", "load_dataset", "load_images"]
+__all__ = ["canonical_name", "dataset_names", "is_available", "load_dataset", "load_images"]
 
 _SOURCES = {
     source.name: source
@@ -148,6 +148,17 @@ def _find(source: Source, data_root: Path) -> Path | None:
 
 def _root(data_root: str | os.PathLike[str] | None) -> Path:
     return default_data_root() if data_root is None else Path(os.path.expanduser(data_root))
+
+
+def canonical_name(name: str) -> str | None:
+    """The registry's spelling of a dataset's name; None for what is none, such as a file.
+
+    Example:
+        >>> canonical_name("Fashion_MNIST"), canonical_name("mine.npz")
+        ('fashion-mnist', None)
+    """
+    spelt = _canonical(name)
+    return spelt if spelt in _SOURCES else None
 
 
 def _canonical(name: str) -> str:

@@ -9,7 +9,9 @@ from spela.experiments.exits import measure_exits
 from spela.experiments.memory import measure_memory
 from spela.experiments.plan import Job, Options
 
-__all__ = ["measure"]
+__all__ = ["MEASURED_OF_RUNS", "measure"]
+
+MEASURED_OF_RUNS = ("points", "halves")  # lists whose entries may name their run
 
 
 def measure(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spela.data import (
+    canonical_name,
     dataset_names,
     default_data_root,
     is_available,
@@ -72,13 +74,9 @@ class Options:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "data", tuple(os.path.expanduser(data) for data in self.data))
-        labels = [data_label(data) for data in dict.fromkeys(self.data)]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
-        if twice is not None:
-            raise ValueError(
-                f"two datasets are named {twice}, as tables would show them: rename one of the files"
-            )
+        named = (canonical_name(data) or os.path.expanduser(data) for data in self.data)
+        object.__setattr__(self, "data", tuple(named))
+        _check_labels(self.data)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers such as 0,1,2, got {self.seeds}")
         if self.epochs is not None and self.epochs < 1:
@@ -113,6 +111,15 @@ class Job:
     problem: str = ""
 
 
+def _check_labels(datasets: Iterable[str]) -> None:
+    labels = [data_label(data) for data in dict.fromkeys(datasets)]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"two datasets are named {twice}, as tables would show them: rename one of the files"
+        )
+
+
 def data_label(data: str) -> str:
     """A dataset's name, or the stem of a file's path.
 
@@ -140,10 +147,12 @@ def plan(experiment: Experiment, options: Options) -> list[Job]:
         Jobs in the order of the table.
 
     Raises:
-        ValueError: If a dataset asked for by name is unknown, or settings are refused.
+        ValueError: If a dataset asked for by name is unknown, two would have one name in the tables, or
+            settings are refused.
         OSError: If a file of data cannot be read.
     """
     datasets = _datasets(experiment, options)
+    _check_labels(datasets)
     for data in datasets:
         label = data_label(data)
         if not label.isprintable() or set(label) & set("|<>[]`"):
@@ -205,8 +214,12 @@ def _features(options: Options) -> tuple[str, ...]:
     if not options.data:
         return found
     paths = tuple(data for data in options.data if data not in dataset_names())
+    given = {Path(path).resolve() for path in paths}
     return paths + tuple(
-        file for file in found if read_tensor_facts(Path(file)).get("dataset") in options.data
+        file
+        for file in found
+        if read_tensor_facts(Path(file)).get("dataset") in options.data
+        and Path(file).resolve() not in given
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from spela.experiments.archive import find_run, read_archives, write_archive
 from spela.experiments.declare import Experiment
-from spela.experiments.plan import Options, plan
+from spela.experiments.measures import MEASURED_OF_RUNS
+from spela.experiments.plan import Job, Options, plan
 from spela.experiments.reproduce import rebuild
 from spela.experiments.runner import finished_summary, run_folder, writing_results
-from spela.experiments.tables import picture_path, read_tables
+from spela.experiments.tables import picture_path, read_tables, with_kept
 
 __all__ = ["check_target", "publish"]
 
@@ -47,18 +48,20 @@ def publish(experiments: list[Experiment], options: Options, target: Path) -> li
         Names of the experiments whose tables were made anew.
 
     Raises:
-        ValueError: If a run's files disagree, or an archive is damaged; or as `check_target`.
+        ValueError: If a run's files disagree, an archive is damaged, or runs of two kinds of device would
+            stand in one table; or as `check_target`.
     """
     check_target(options, target)
     published = replace(options, out=target)
     made = []
     with writing_results(published):
         for experiment in experiments:
-            finished = {
-                job.key
-                for job in plan(experiment, options)
-                if finished_summary(run_folder(options, job.key), job.config) is not None
-            }
+            asked = [job for job in plan(experiment, options) if job.wanted]
+            finished = {job.key for job in asked if _device(job, options)}
+            kept = with_kept(experiment, published, plan(experiment, published))
+            _check_devices(
+                {_device(job, options) for job in asked}, {_device(job, published) for job in kept}
+            )
             _archive(experiment.name, finished, options, published)
             found, before = (
                 {} if not tables else tables[0]["measured"]
@@ -74,6 +77,21 @@ def publish(experiments: list[Experiment], options: Options, target: Path) -> li
                     picture_path(published, key).parent.mkdir(exist_ok=True)
                     shutil.copyfile(drawn, picture_path(published, key))
     return made
+
+
+def _device(job: Job, options: Options) -> str:
+    """The kind of device that a finished run was made on; "" of one that is not finished."""
+    summary = finished_summary(run_folder(options, job.key), job.config)
+    return "" if summary is None else str(summary["device"]).partition(":")[0]
+
+
+def _check_devices(asked: set[str], kept: set[str]) -> None:
+    kinds = sorted((asked | kept) - {""})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"runs made on {' and '.join(kinds)} would stand in one table, and accuracy, times and memory "
+            "differ by device: publish one of them to another folder"
+        )
 
 
 def _archive(name: str, finished: set[str], options: Options, published: Options) -> None:
@@ -96,7 +114,7 @@ def _measured(before: dict[str, Any], found: dict[str, Any], finished: set[str])
         return before or found
     published = {None, *finished}
     joined = dict(found)
-    for part in ("points", "halves"):
+    for part in MEASURED_OF_RUNS:
         anew = [entry for entry in found.get(part, []) if entry.get("run") in published]
         again = {entry.get("run") for entry in anew}
         kept = [entry for entry in before.get(part, []) if entry.get("run") not in again]

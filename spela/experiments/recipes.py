@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spela.bodies import NETWORKS
+from spela.data import canonical_name
 from spela.experiments.unread import unread_settings
 from spela.files.text import did_you_mean
 from spela.training import RunConfig
@@ -311,6 +312,11 @@ def make_config(
     settings = {**recipes[recipe], **given}
     if not settings["layers"] and "head_epochs" not in given:
         settings["head_epochs"] = 0  # no head to train
+    if settings["schedule"] == "drop" and not settings["lr_drop"]:
+        raise ValueError(
+            "schedule drop lowers the rate by lr_drop, which is 0: use constant or cosine, or recipe tmlr"
+        )
+    data = canonical_name(data) or data
     config = RunConfig(data=data, recipe=recipe, seed=seed, **settings)
     for name, purpose in unread_settings(config).items():
         if settings[name] != recipes[recipe][name]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spela.experiments.declare import Experiment
-from spela.experiments.measures import measure
+from spela.experiments.measures import MEASURED_OF_RUNS, measure
 from spela.experiments.plan import Options, plan
 from spela.experiments.runner import Outcome, run_jobs, writing_results
 from spela.experiments.tables import build_table, with_kept, write_table
@@ -68,10 +68,22 @@ def rebuild(
     jobs = plan(experiment, options)
     with writing_results(options):
         table = build_table(experiment, options, with_kept(experiment, options, jobs))
-        table |= {} if measured is None else {"measured": measured}
         finished = {key for row in table["rows"] for key in row["finished"]}
+        table["measured"] = _measured_of(
+            finished, table["measured"] if measured is None else measured
+        )
         made = finished & {job.key for job in jobs} if jobs else table["measured"].get("points")
         if not made:
             return None
         write_table(options, table)
     return table
+
+
+def _measured_of(finished: set[str], measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, without entries of runs that are in no row."""
+    return {
+        name: [entry for entry in part if entry.get("run") in {None, *finished}]
+        if name in MEASURED_OF_RUNS
+        else part
+        for name, part in measured.items()
+    }

@@ -291,18 +291,27 @@ def _failed(task: _Task, message: str, seconds: float) -> Outcome:
 
 
 def _can_resume(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether there is a checkpoint of these settings and all records before it; else the run starts over."""
-    folder.remove_summary()  # it is of other settings: a finished run of these is not run again
+    """Whether there is a checkpoint of these settings and all records before it; else the run starts over.
+
+    Raises:
+        ValueError: If the folder holds a whole run of other settings or of more epochs, which somebody made.
+    """
     try:
         evidence, checkpoint = read_checkpoint(folder)
     except ValueError:
         folder.clear()
         return False
-    whole = len(evidence.records) == checkpoint.epoch and not checkpoint.extended_at
-    if whole and _placeless(checkpoint.config.to_dict()) == _placeless(config.to_dict()):
-        return True
-    folder.clear()
-    return False
+    if len(evidence.records) < checkpoint.epoch:
+        folder.clear()
+        return False
+    same = _placeless(checkpoint.config.to_dict()) == _placeless(config.to_dict())
+    if not same or checkpoint.extended_at:
+        raise ValueError(
+            f"{folder.path} holds a run of other settings or more epochs, which is no run of this table: "
+            "move it away"
+        )
+    folder.remove_summary()  # of another version: what tables need is not in it
+    return True
 
 
 _DATA_SETTINGS = ("test_share", "resize", "noise", "label_noise")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spela.data import dataset_names
 from spela.experiments.declare import LAST, Experiment, Figure, Range, Row
-from spela.experiments.plan import Job, Options, data_label, row_config
+from spela.experiments.plan import Job, Options, data_label, row_config, run_key
 from spela.experiments.runner import finished_summary, run_folder
 from spela.files.atomic import write_atomically
-from spela.training import RunFolder
+from spela.training import RunConfig, RunFolder
 
 __all__ = [
     "build_table",
@@ -23,6 +26,8 @@ __all__ = [
     "with_kept",
     "write_table",
 ]
+
+_logger = logging.getLogger(__name__)
 
 _FORMAT = "spela-table-3"
 
@@ -81,7 +86,9 @@ def build_table(experiment: Experiment, options: Options, jobs: list[Job]) -> di
 
 
 def with_kept(experiment: Experiment, options: Options, jobs: list[Job]) -> list[Job]:
-    """Jobs, and the finished ones of the table that is there whose data or seeds they leave out.
+    """Jobs, and the finished and failed ones of the table that is there whose data or seeds they leave out.
+
+    Of a file that was changed since, the runs before are left out, with a warning: a row is of one dataset.
 
     Args:
         experiment: From the registry.
@@ -99,19 +106,59 @@ def with_kept(experiment: Experiment, options: Options, jobs: list[Job]) -> list
 
     names = [row.name for row in experiment.rows]
     found = {place(job): job for job in jobs}
+    asked = {data_label(job.config.data): job.config.data for job in jobs}
+    changed = set()
     for entry in _before(experiment, options)["rows"]:
         if entry["row"] not in names:
             continue
         row = experiment.rows[names.index(entry["row"])]
-        for key, seed in zip(entry["finished"], entry["seeds"], strict=True):
-            folder = run_folder(options, key)
-            if not folder.holds(folder.config):
+        for key in entry["runs"]:
+            settings = _settings_of(run_folder(options, key))
+            if settings is None:
                 continue
-            data = folder.read_json(folder.config)["data"]  # a file's path; the table has its label
-            job = Job(row, row_config(experiment, row, data, seed, options), key, wanted=False)
-            if finished_summary(folder, job.config) is not None:
-                found.setdefault(place(job), job)
+            # A file's path; the table has its label.
+            config = row_config(experiment, row, settings["data"], settings["seed"], options)
+            job = Job(row, config, key, wanted=False)
+            if place(job) in found or not _counts(run_folder(options, key), job):
+                continue
+            data = asked.get(entry["data"])
+            if data is not None and not _is_of(config, key, data):
+                changed.add(entry["data"])
+                continue
+            found[place(job)] = job
+    for label in sorted(changed):
+        _logger.warning(
+            "%s: what ran on %s before is left out, whose data were others; run its seeds again",
+            table_path(options, experiment.name),
+            label,
+        )
     return [found[key] for key in sorted(found)]
+
+
+def _is_of(config: RunConfig, key: str, data: str) -> bool:
+    """Whether a run is of these data, not of another file whose label is the same."""
+    if {data, config.data} & set(dataset_names()):
+        return data == config.data
+    return run_key(replace(config, data=data)) == key
+
+
+def _settings_of(folder: RunFolder) -> dict[str, Any] | None:
+    """The settings of a run that was finished or failed; None where nothing says them."""
+    for path, inside in ((folder.config, ()), (folder.path / "failed.json", ("config",))):
+        if folder.holds(path):
+            try:
+                held = folder.read_json(path)
+            except ValueError:
+                continue
+            for name in inside:
+                held = held.get(name) if isinstance(held, dict) else None
+            if isinstance(held, dict) and {"data", "seed"} <= held.keys():
+                return held
+    return None
+
+
+def _counts(folder: RunFolder, job: Job) -> bool:
+    return finished_summary(folder, job.config) is not None or bool(_failure(folder))
 
 
 def _before(experiment: Experiment, options: Options) -> dict[str, Any]:

@@ -24,6 +24,13 @@ _OF_THE_LAST_EPOCH = (
     "train_loss",
     "weight_norm",
 )
+_IN_EVERY_RECORD: dict[str, type | tuple[type, ...]] = {
+    "train_loss": list,
+    "test_accuracy": list,
+    "weight_norm": list,
+    "vote_accuracy": (int, float),
+    "seconds": (int, float),
+}
 _TOLERANCE = 1e-6  # of a weight norm, relative: sums differ by device
 
 
@@ -114,7 +121,13 @@ def _refused(folder: RunFolder, problem: str) -> ValueError:
 def _in_the_records(records: list[dict[str, Any]]) -> str:
     epochs = [0, *(record["epoch"] for record in records)]
     wrong = [second for first, second in pairwise(epochs) if second != first + 1]
-    return f"epoch {wrong[0]} is out of order in metrics.jsonl" if wrong else ""
+    if wrong:
+        return f"epoch {wrong[0]} is out of order in metrics.jsonl"
+    for record in records:
+        for name, kind in _IN_EVERY_RECORD.items():
+            if not isinstance(record.get(name), kind):
+                return f"epoch {record['epoch']} in metrics.jsonl has no {name}"
+    return ""
 
 
 def _in_the_summary(

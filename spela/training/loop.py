@@ -31,7 +31,7 @@ from spela.training.evaluate import (
     LayerwiseClassifier,
     evaluate,
 )
-from spela.training.evidence import weight_norms
+from spela.training.evidence import read_evidence, weight_norms
 from spela.training.frozen import Learner, behind_frozen, freeze
 from spela.training.memory import peak_step_bytes
 from spela.training.records import RunFolder
@@ -178,7 +178,7 @@ class Trainer:
         """Train the epochs that are left, evaluate, and write summary.json.
 
         Returns:
-            The summary.
+            The summary; of a run that was finished before, the one that is there.
 
         Raises:
             ValueError: If an earlier call was broken off within an epoch, as by Ctrl-C: its weights are no
@@ -189,6 +189,10 @@ class Trainer:
                 "training was broken off within an epoch, and the weights are no epoch's: `resume` from the "
                 "run's checkpoint"
             )
+        if self.epochs_done == self.config.total_epochs and self.folder.holds(self.folder.summary):
+            kept = read_evidence(self.folder).summary
+            if kept is not None:
+                return kept
         while self.epochs_done < self.config.total_epochs:
             self._broken_off = True
             record = self.run_epoch(self.epochs_done)

@@ -81,6 +81,21 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         lambda run, _: (run / "metrics.jsonl").write_text("".join(_lines(run))[:-20]),
         "metrics.jsonl",
     ),
+    "a figure missing": (
+        lambda run, _: (run / "metrics.jsonl").write_text(
+            "".join(line.replace('"vote_accuracy"', '"vote"') for line in _lines(run))
+        ),
+        "epoch 1 in metrics.jsonl has no vote_accuracy",
+    ),
+    "no layer's loss": (
+        lambda run, _: (run / "metrics.jsonl").write_text(
+            "".join(
+                line.replace('"train_loss": [', '"train_loss": 1, "loss": [')
+                for line in _lines(run)
+            )
+        ),
+        "epoch 1 in metrics.jsonl has no train_loss",
+    ),
     "records of another run": (_copy("metrics.jsonl"), "not that of the last epoch"),
     "summary of another run": (
         _copy("summary.json"),

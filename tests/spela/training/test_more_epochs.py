@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from spela.cli import main
 from spela.data import Dataset
 from spela.experiments import load_run, make_config, run
+from spela.process import threads_used
 from spela.reports.card import as_markdown, as_text, describe
 from spela.training import RunConfig, RunFolder, load_checkpoint, read_evidence
 from spela.training.schedule import extension_note, learning_rate
@@ -210,3 +211,11 @@ def test_a_run_goes_on_where_its_file_was_moved_and_only_with_the_same_samples(
     after = load_file("run/checkpoint.safetensors")
     same = all(torch.equal(after[key], before[key]) for key in before if key.endswith("weight"))
     assert same == (epochs == 1)
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_summary(data: Dataset, tmp_path: Path) -> None:
+    first = run(_config(), data, tmp_path)
+    before = (tmp_path / "summary.json").read_bytes()
+    with threads_used(first["threads"] + 1):
+        assert run(_config(), data, tmp_path, resume=True) == json.loads(before)
+    assert (tmp_path / "summary.json").read_bytes() == before
