@@ -20,6 +20,7 @@ from spela.data.dataset import Dataset, check_samples
 from spela.data.idx import read_idx_files
 from spela.data.npz import npz_keys, read_npz
 from spela.data.tensor_file import TENSOR_SUFFIX, read_tensor_dataset
+from spela.files.text import printable
 
 __all__ = ["load_file"]
 
@@ -71,7 +72,7 @@ def _load_npz(path: Path, split_seed: int) -> Dataset:
     if split is None and not {"x", "y"} <= set(keys):
         raise ValueError(
             f"{path} must hold train_x, train_y, test_x, test_y, or x and y; "
-            f"it holds {', '.join(keys) or 'no array'}"
+            f"it holds {printable(', '.join(keys)) or 'no array'}"
         )
     of_samples = ("x",) if split is None else (split[0], split[2])
     of_labels = ("y",) if split is None else (split[1], split[3])
@@ -112,9 +113,10 @@ def _split(
     train, test = split_indices(y, seed=seed)
     lost = sorted(set(y.tolist()) - set(y[train].tolist()))
     if lost and 0 <= lost[0] < len(class_names):
+        name = printable(class_names[lost[0]])
         raise ValueError(
-            f"{path}: class {class_names[lost[0]]} has one sample, which became a test sample: give two or "
-            "more of every class, or a split of your own as train_x, train_y, test_x and test_y"
+            f"{path}: class {name} has one sample, which became a test sample: give "
+            "two or more of every class, or a split of your own as train_x, train_y, test_x and test_y"
         )
     return [x[train], x[test]], [y[train], y[test]]
 

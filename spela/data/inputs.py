@@ -17,6 +17,7 @@ from spela.data.arrays import as_samples
 from spela.data.idx import looks_like_idx, read_idx
 from spela.data.npz import npz_keys, read_npy, read_npz
 from spela.data.pictures import open_picture, warn_of_backgrounds
+from spela.files.text import printable
 
 __all__ = ["check_scale", "image_files", "read_inputs", "shows_images"]
 
@@ -199,7 +200,7 @@ def _choose_key(file: Path) -> str:
         return keys[0]
     raise ValueError(
         f"{file} must hold the inputs as x (or as its only array); "
-        f"it holds {', '.join(keys) or 'no array'}"
+        f"it holds {printable(', '.join(keys)) or 'no array'}"
     )
 
 

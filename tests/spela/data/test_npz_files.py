@@ -6,10 +6,12 @@ import io
 import pickle
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spela.data import load_dataset, read_inputs
 from spela.data.npz import npz_keys, read_npy, read_npz
 
 
@@ -141,3 +143,15 @@ def test_a_corrupt_lzma_member_is_named(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=r"a\.npz"):
         read_npz(path, "x")
+
+
+def test_names_out_of_a_file_are_one_line_without_escape_codes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, **{"k\n\x1b[2J": np.zeros(3), "other": np.zeros(3)})
+    for read in (load_dataset, lambda file: read_inputs(file, (3,))):
+        with pytest.raises(ValueError, match=r"it holds k\?\?\[2J, other$"):
+            read(path)
+    names = np.array([f"{name}\n\x1b[31m" for name in "abcde"])
+    np.savez(path, x=np.eye(5, dtype=np.float32), y=np.arange(5), class_names=names)
+    with pytest.raises(ValueError, match=r"class .\?\?\[31m has one sample"):
+        load_dataset(path)
