@@ -34,6 +34,7 @@ from spela_kernels.rules import (
     AdamRule,
     SgdRule,
     Step,
+    check_state,
     check_updated,
     fused_update_,
     rates_of,
@@ -45,6 +46,8 @@ __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 # Options of torch's optimizers that the fused ops do not have; a parameter group or a loaded state may set
 # them. A layer then takes torch's own step on its gradient.
 _NOT_FUSED = ("maximize", "dampening", "amsgrad", "decoupled_weight_decay", "differentiable")
+
+_BUFFERS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
 
 # What a parameter group holds, and below what it must stay.
 _FLOAT32 = torch.finfo(torch.float32).max  # beyond it a fused step could not take them
@@ -114,10 +117,16 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         """Whether all are in one parameter group whose rule the ops know.
 
         Raises:
-            ValueError: If one is in none, or its rate is no number that anything learns with.
+            ValueError: If one is in none, its rate is no number that anything learns with, or what is
+                remembered of it has another shape.
         """
         first = self._group_of(parameters[0])
         _check_rate(first)
+        for parameter in parameters:
+            held = self.state.get(parameter) or {}
+            for name in _BUFFERS & held.keys():
+                if held[name] is not None:  # before anything moves
+                    check_state(name, held[name], parameter)
         if any(first.get(option) for option in _NOT_FUSED):
             return False
         return all(self._group_of(parameter) is first for parameter in parameters[1:])

@@ -20,6 +20,7 @@ __all__ = [
     "made_in_inference",
     "may_be_read",
     "recordable",
+    "refuse_forward_mode",
     "runs_as_written",
     "without_autocast",
     "without_grad",
@@ -52,7 +53,8 @@ def runs_as_written(*tensors: Tensor) -> bool:
     """Whether a pass that reads memory by address may stand for torch's operators on these tensors.
 
     Not where torch would record or replace the operators: under torch.compile, export, tracing, functorch's
-    transforms, forward-mode derivatives and dispatch modes, for tensor subclasses, or under autocast.
+    transforms, forward-mode derivatives and dispatch modes, for tensor subclasses and tensors whose signs are
+    yet to be turned, or under autocast.
 
     Args:
         *tensors: On the CPU, or the answer is no.
@@ -68,9 +70,30 @@ def runs_as_written(*tensors: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._get_tracing_state()
         and torch.autograd.forward_ad._current_level < 0
-        and all(type(t) in _PLAIN and t.device.type == "cpu" for t in tensors)
+        and all(type(t) in _PLAIN and t.device.type == "cpu" and not t.is_neg() for t in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def refuse_forward_mode(what: str) -> None:
+    """Refuse forward-mode derivatives, which torch's custom ops drop without a word.
+
+    Args:
+        what: The function that has none.
+
+    Raises:
+        NotImplementedError: Inside `torch.func.jvp`, `jacfwd` or `torch.autograd.forward_ad.dual_level`.
+
+    Example:
+        >>> torch.func.jvp(lambda x: refuse_forward_mode("f") or x, (torch.ones(1),), (torch.ones(1),))
+        Traceback (most recent call last):
+        ...
+        NotImplementedError: f has no forward-mode derivative: use backward() or torch.autograd.grad
+    """
+    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            f"{what} has no forward-mode derivative: use backward() or torch.autograd.grad"
+        )
 
 
 def may_be_read(tensor: Tensor) -> bool:

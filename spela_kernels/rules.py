@@ -205,7 +205,7 @@ def fused_update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]
         tensor([0.7500])
     """
     rule, lr, first, second, number = step
-    if rule == _PLAIN and not lr.is_meta:
+    if rule == _PLAIN and first is None and not lr.is_meta:
         parameter.add_(gradient, alpha=-float(lr))
     # On a GPU torch's kernel reads a rate of float32 alone.
     elif (

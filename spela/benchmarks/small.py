@@ -26,7 +26,9 @@ Fit = Callable[[np.ndarray, np.ndarray, int], object]
 def _spela(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
     from spela.estimator import SpelaClassifier
 
-    return SpelaClassifier(LAYERS, max_iter=epochs, random_state=0).fit(x, y)
+    # As MLPClassifier below, it would stop before the last epoch where its loss stands still.
+    model = SpelaClassifier(LAYERS, max_iter=epochs, n_iter_no_change=epochs, random_state=0)
+    return model.fit(x, y)
 
 
 def _spela_in_its_batches(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
@@ -34,14 +36,16 @@ def _spela_in_its_batches(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
     from spela.estimator import SpelaClassifier
 
     batch = min(200, len(x))
-    return SpelaClassifier(LAYERS, max_iter=epochs, batch_size=batch, random_state=0).fit(x, y)
+    model = SpelaClassifier(
+        LAYERS, batch_size=batch, max_iter=epochs, n_iter_no_change=epochs, random_state=0
+    )
+    return model.fit(x, y)
 
 
 def _mlp_classifier(x: np.ndarray, y: np.ndarray, epochs: int) -> object:
     from sklearn.neural_network import MLPClassifier
     from sklearn.preprocessing import StandardScaler
 
-    # It would stop before the last epoch where its loss stands still.
     model = MLPClassifier(LAYERS, max_iter=epochs, n_iter_no_change=epochs, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged

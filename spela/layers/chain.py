@@ -18,6 +18,8 @@ from spela_kernels.precision import runs_as_written
 
 __all__ = ["chain_of", "modules_ahead", "steps_a_call"]
 
+# What somebody may have set on an instance, to be called instead of its class's.
+_CALLED = frozenset({"forward", "local_loss", "local_step"})
 # Multiply-adds of one call: a tenth of a second at most of any processor.
 _A_CALL = 500_000_000
 
@@ -46,7 +48,7 @@ def modules_ahead(modules: list[nn.Module]) -> int | None:
 
 
 def _is_fixed(module: nn.Module) -> bool:
-    if module._forward_pre_hooks or module._forward_hooks:
+    if module._forward_pre_hooks or module._forward_hooks or _CALLED & vars(module).keys():
         return False
     if type(module) is nn.Flatten:
         return (module.start_dim, module.end_dim) == (1, -1)
@@ -73,7 +75,7 @@ def chain_of(modules: Iterable[nn.Module], x: Tensor, target: Tensor) -> list[Ch
     chain: list[ChainLayer] = []
     features, norm, dropout = x.shape[1], 0.0, 0.0
     for module in modules:
-        if module._forward_pre_hooks or module._forward_hooks:
+        if module._forward_pre_hooks or module._forward_hooks or _CALLED & vars(module).keys():
             return None
         kind = type(module)
         if kind is SpelaLinear:

@@ -139,7 +139,13 @@ class Standardize(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale a batch."""
+        """Scale a batch.
+
+        Raises:
+            TypeError: If x is not floating point, as pixels in uint8, which `fit` takes as 0..1.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"`x` is {x.dtype}: convert it, pixels by x.float() / 255")
         return (x - self.mean) / self.deviation
 
     def extra_repr(self) -> str:

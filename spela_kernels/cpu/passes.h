@@ -7,11 +7,12 @@
 #include <stdint.h>
 
 /* One body, compiled once for every width of vectors; the processor's widest runs. A parallel loop that
- * OpenMP takes out of a function has no such clones: loops over rows or images call functions that do. */
+ * OpenMP takes out of a function has no such clones: loops over rows or images call functions that do.
+ * Static: a program may share the symbols of all that it loads, and modules have functions of the same name. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FOR_EVERY_PROCESSOR static __attribute__((unused, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define FOR_EVERY_PROCESSOR
+#define FOR_EVERY_PROCESSOR static inline
 #endif
 
 static inline void *address(PyObject *number) { return PyLong_AsVoidPtr(number); }

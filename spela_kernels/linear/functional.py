@@ -17,7 +17,7 @@ from torch import Tensor
 from spela_kernels.cosines import scalar_like
 from spela_kernels.linear.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.linear.types import Gradient, Parameters
-from spela_kernels.precision import autocast_input, recordable, without_grad
+from spela_kernels.precision import autocast_input, recordable, refuse_forward_mode, without_grad
 from spela_kernels.rules import check_adam
 
 __all__ = ["linear_adam_", "linear_forward", "linear_gradient", "linear_loss", "linear_sgd_"]
@@ -79,6 +79,7 @@ def linear_loss(
         >>> loss.item(), y.requires_grad
         (-1.0, False)
     """
+    refuse_forward_mode("linear_loss")
     loss, y, *_ = loss_op(
         autocast_input(recordable(x)), weight, bias, slope, recordable(vectors), recordable(target),
         activation, negative_slope, objective, scale,

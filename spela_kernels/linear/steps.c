@@ -35,7 +35,7 @@ FOR_EVERY_PROCESSOR
 void spela_gelu(float *restrict z, int64_t size, float *restrict slopes)
 {
     for (int64_t j = 0; j < size; j++) {
-        float a = 0.5f * z[j] * z[j], e = exp_minus(a < 87 ? a : 87);
+        float a = 0.5f * z[j] * z[j], e = a < 87 ? exp_minus(a) : 0; /* times z, which may be huge */
         float t = 1 / (1 + 0.23164190f * fabsf(z[j]));
         float tail = 1.421413741f + t * (-1.453152027f + t * 1.061405429f);
         tail = 0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * tail));

@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from spela_kernels.cosines import scalar_like
-from spela_kernels.precision import autocast_input, recordable, without_grad
+from spela_kernels.precision import autocast_input, recordable, refuse_forward_mode, without_grad
 from spela_kernels.projection.op import adam_op, forward_op, loss_backward_op, loss_op, sgd_op
 from spela_kernels.projection.types import Gradient
 from spela_kernels.rules import check_adam
@@ -76,6 +76,7 @@ def projection_loss(
         >>> z.grad
         tensor([[[-0.1024,  0.0768]]])
     """
+    refuse_forward_mode("projection_loss")
     loss: Tensor = loss_op(
         autocast_input(recordable(z)), projection, recordable(vectors), recordable(groups),
         recordable(target), objective, scale,

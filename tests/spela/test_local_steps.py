@@ -257,7 +257,7 @@ def test_a_state_of_another_shape_is_refused() -> None:
     net.local_steps(x, target, optimizer, 10)
     optimizer.state[net[0].weight]["exp_avg"] = torch.zeros(3)  # as a foreign file may hold
     before = [p.detach().clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match="exp_avg of weight"):
+    with pytest.raises(ValueError, match=r"`exp_avg` must be \(20, 6\) on cpu, got \(3,\)"):
         net.local_steps(x, target, optimizer, 10)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
@@ -438,3 +438,39 @@ def test_a_rate_of_one_element_is_a_rate() -> None:
         found.append(net.local_step(*_data(), LocalSGD(net.parameters(), lr=rate)))
         found.append(net[0].weight.detach())
     assert all(torch.equal(one, other) for one, other in zip(found[:2] * 2, found[2:], strict=True))
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize("name", ["forward", "local_step", "local_loss"])
+def test_a_method_set_on_an_instance_is_called(where: int, name: str) -> None:
+    net, (x, target) = _net(), _data()
+    module = net[where]
+    if not hasattr(module, name):
+        return
+    called, own = [], getattr(module, name)
+
+    def noted(*arguments: Any) -> Any:
+        called.append(name)
+        return own(*arguments)
+
+    setattr(module, name, noted)
+    plain = _net()
+    losses = net.local_step(x, target, LocalSGD(net.parameters(), 0.1))
+    torch.testing.assert_close(
+        losses, plain.local_step(x, target, LocalSGD(plain.parameters(), 0.1))
+    )
+    # A layer's step is its own op, which passes neither through forward nor through local_loss.
+    assert bool(called) is (name == "local_step" or where == 1)
+
+
+def test_signs_that_are_yet_to_be_turned_are_turned() -> None:
+    x = torch.tensor([[1 + 2j]]).conj().imag
+    assert x.is_neg()
+    found = []
+    for rows in (x, x.clone()):
+        g = torch.Generator().manual_seed(0)
+        net = SpelaSequential(SpelaLinear(1, 16, 3, generator=g))
+        found.append(net.local_step(rows, torch.tensor([1]), LocalSGD(net.parameters(), 0.1)))
+    assert torch.equal(*found)
+    rows = torch._neg_view(torch.randn(5, 8))
+    torch.testing.assert_close(RowNorm()(rows), RowNorm()(rows.clone()))

@@ -99,3 +99,14 @@ def test_a_deviation_below_the_dtype_is_none() -> None:
     module = Standardize((2,)).fit(x)
     assert module.deviation.tolist() == [1.0, 0.5]
     assert module(x.float()).tolist() == [[0.0, -1.0], [0.0, 1.0]]
+
+
+def test_pixels_are_refused_where_they_would_be_taken_on_another_scale() -> None:
+    pixels = torch.randint(256, (20, 8), dtype=torch.uint8)
+    scale = Standardize((8,)).fit(pixels)
+    for call in (scale, SpelaSequential(scale, SpelaLinear(8, 16, 3))):
+        with pytest.raises(
+            TypeError, match=r"`x` is torch\.uint8: convert it, pixels by x\.float\(\) / 255"
+        ):
+            call(pixels)
+    assert scale(pixels.float() / 255).std(correction=0) == pytest.approx(1, abs=1e-5)

@@ -482,3 +482,26 @@ def test_a_refused_batch_is_no_step_of_adams_count(kind: str) -> None:
         layer.local_step(torch.randn(6, 5), target, optimizer)
     counts = {float(state["step"]) for state in optimizer.state.values()}
     assert counts == {1.0}
+
+
+@pytest.mark.parametrize("name", ["LocalSGD", "LocalAdam"])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "block"])
+def test_state_of_another_shape_is_refused_before_anything_moves(kind: str, name: str) -> None:
+    build, x = NETS["linear" if kind == "block" else kind]
+    net: nn.Module = build()
+    if kind == "block":
+        net = SpelaSequential(SpelaBlock(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), 3, x))
+    layer = net.local_layers[0]
+    for parameter in list(layer.parameters()):
+        optimizer = OPTIMIZERS[name](net.parameters())
+        net.local_step(x, TARGET, optimizer)
+        state = optimizer.state[parameter]
+        held = next(key for key in ("momentum_buffer", "exp_avg") if key in state)
+        state[held] = torch.zeros(3, 7)
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        counts = [float(s["step"]) for s in optimizer.state.values() if "step" in s]
+        with pytest.raises(ValueError, match=rf"`{held}` must be .*, got \(3, 7\)"):
+            net.local_step(x, TARGET, optimizer)
+        for key, value in net.state_dict().items():
+            assert torch.equal(value, before[key]), key
+        assert counts == [float(s["step"]) for s in optimizer.state.values() if "step" in s]

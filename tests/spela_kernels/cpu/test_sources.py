@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -68,3 +70,29 @@ def test_a_module_older_than_its_sources_stays_unused_with_one_warning(name, mon
 def test_a_module_without_its_sources_beside_it_is_used(monkeypatch):
     monkeypatch.setattr(sources, "checksum", lambda name, folder: None)
     assert built_module("spela_kernels.linear._rows") is import_module("spela_kernels.linear._rows")
+
+
+@built
+def test_modules_call_their_own_functions_where_symbols_are_shared():
+    """As some programs load every extension: a name in two of them would be the first one's function."""
+    code = """
+import os, sys
+import torch
+flags = sys.getdlopenflags()
+sys.setdlopenflags(os.RTLD_GLOBAL | os.RTLD_NOW)
+import spela_kernels.{0}, spela_kernels.{1}
+sys.setdlopenflags(flags)
+from spela import SpelaConv2d, SpelaLinear
+from spela.optim import LocalSGD
+layer = SpelaConv2d(1, 4, 3, 3, (3, 3), symmetric_dim=8)
+layer.local_step(torch.rand(5, 1, 8, 8), torch.arange(5) % 3, LocalSGD(layer.parameters(), 0.1))
+layer = SpelaLinear(20, 24, 5, activation="tanh")
+layer.local_step(torch.rand(5, 20), torch.arange(5), LocalSGD(layer.parameters(), 0.1))
+print("done")
+"""
+    modules = ("linear._rows", "pooling._windows")
+    for order in (modules, modules[::-1]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(*order)], capture_output=True, text=True
+        )
+        assert done.stdout == "done\n", done.stderr[-2000:]

@@ -160,3 +160,33 @@ def test_backend_choice(monkeypatch: pytest.MonkeyPatch) -> None:
                 sk.select_backend(cpu)
     monkeypatch.undo()
     backend.named_backend.cache_clear()
+
+
+def test_a_forward_mode_derivative_is_refused() -> None:
+    x, weight, bias, _, vectors, target = _tensors(prelu=False)
+    with pytest.raises(NotImplementedError, match="linear_loss has no forward-mode derivative"):
+        torch.func.jvp(
+            lambda w: sk.linear_loss(x, w, bias, vectors, target)[0], (weight,), (weight,)
+        )
+
+
+@pytest.mark.parametrize("activation", ["tanh", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_buffers_that_are_given_are_updated_by_every_backend(
+    activation: str, dtype: torch.dtype
+) -> None:
+    found = []
+    for name in ("cpu", "reference"):
+        x, weight, bias, _, vectors, target = _tensors(prelu=False)
+        x, weight, bias, vectors = (
+            t.detach().to(dtype).clone() for t in (x, weight, bias, vectors)
+        )
+        buffers = Parameters(torch.ones_like(weight), torch.ones_like(bias), None)
+        settings = {"activation": activation, "momentum_buffers": buffers}
+        with sk.use_backend(name):
+            for momentum in (0.0, 0.9):
+                sk.linear_sgd_(
+                    x, weight, bias, vectors, target, lr=0.1, momentum=momentum, **settings
+                )
+        found.append((weight, bias, *buffers[:2]))
+    torch.testing.assert_close(*found)

@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import spela_kernels as sk
+from spela import SpelaLinear
 from spela.benchmarks.memory import peak_bytes
+from spela.optim import LocalSGD
 from spela_kernels.contracts import Settings
 from spela_kernels.linear import reference, steps
 from spela_kernels.linear.types import NO_BUFFERS, Call, Parameters
@@ -272,3 +275,19 @@ def test_what_does_not_fit() -> None:
     with torch.device("meta"):  # where new tensors go changes nothing
         losses, _ = steps.run([layer], x, target, [1], [(0.1, 0.0)])
     assert losses.device.type == "cpu"
+
+
+@pytest.mark.parametrize("height", [-3e38, -1e20, -14.0, -13.0, 3e38])
+def test_the_slope_of_gelu_far_out(height: float) -> None:
+    found = []
+    for name in ("cpu", "reference"):
+        layer = SpelaLinear(2, 6, 3, activation="gelu", objective="cosine",
+                            generator=torch.Generator().manual_seed(0))  # fmt: skip
+        with torch.no_grad():
+            layer.bias[0] = height
+        with sk.use_backend(name):
+            layer.local_step(
+                torch.tensor([[1.0, 2.0]]), torch.tensor([0]), LocalSGD(layer.parameters(), 1.0)
+            )
+        found.append(layer.weight.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)

@@ -143,3 +143,29 @@ def test_optimizer_buffers_are_checked() -> None:
         sk.projection_sgd_(*tensors, 0.1, momentum=0.9, momentum_buffer=wrong)
     with pytest.raises(ValueError, match="`exp_avg_sq` must be"):
         sk.projection_adam_(*tensors, 0.1, exp_avg=right, exp_avg_sq=wrong, step=1)
+
+
+def test_a_forward_mode_derivative_is_refused() -> None:
+    z, projection, *fixed = _tensors()
+    with pytest.raises(NotImplementedError, match="projection_loss has no forward-mode derivative"):
+        torch.func.jvp(lambda p: sk.projection_loss(z, p, *fixed), (projection,), (projection,))
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="use backward"),
+    ):
+        sk.projection_loss(z, projection, *fixed)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_buffer_that_is_given_is_updated_by_every_backend(momentum: float) -> None:
+    found = []
+    for name in ("cpu", "reference"):
+        z, projection, *fixed = (t.double() if t.is_floating_point() else t for t in _tensors())
+        buffer = torch.ones_like(projection)
+        with sk.use_backend(name):
+            for rate in (momentum, 0.9):
+                sk.projection_sgd_(
+                    z, projection, *fixed, 0.1, momentum=rate, momentum_buffer=buffer
+                )
+        found.append((projection, buffer))
+    torch.testing.assert_close(*found)
