@@ -132,7 +132,7 @@ class SpelaSequential(Pretrained):
         return self.local_layers[-1].scores(x)
 
     def layer_scores(self, x: Tensor) -> list[Tensor]:
-        """Scores (B, C) of every SPELA layer, first to last.
+        """Scores (B, C) of every SPELA layer, first to last, in the mode that the network is in.
 
         Args:
             x: A batch of inputs.
@@ -146,7 +146,7 @@ class SpelaSequential(Pretrained):
         """Scores (B, C) of all SPELA layers together: the mean of theirs, from the same forward pass.
 
         They may be right more often than the last layer alone, or less often where the first ones are weak:
-        `spela evaluate` prints both. `layer_scores` tells them apart.
+        `spela evaluate` prints both. `layer_scores` tells them apart. In the mode the network is in.
 
         Args:
             x: A batch of inputs.
@@ -345,6 +345,9 @@ class SpelaSequential(Pretrained):
     @torch.no_grad()
     def predict(self, x: Tensor, exit_threshold: float | ExitPolicy | None = None) -> Tensor:
         """Labels (B,) by the last layer, or by the first layer that is sure enough.
+
+        In the mode the network is in, as `net(x)`: call `net.eval()` first, or dropout leaves numbers out and
+        batch norms take and note the batch's statistics.
 
         Args:
             x: A batch of inputs.

@@ -107,10 +107,10 @@ def train_run(
         print_batch_statistics(summary.get("test_accuracy_batch_statistics"))
         notes = (
             extension_note(config, summary.get("extended_at", [])),
+            few_steps_note(config, len(dataset.train_y)),  # first: with few, no rate is to blame
             chance_note(
                 summary["test_accuracy"], dataset.test_y, scaled=not scaling_note(config, dataset)
             ),
-            few_steps_note(config, len(dataset.train_y)),
         )
         for note in filter(None, notes):
             typer.echo(note)
@@ -204,13 +204,19 @@ def few_steps_note(config: RunConfig, samples: int) -> str:
         ''
     """
     in_an_epoch = math.ceil(samples / config.batch_size)
-    steps = config.epochs * in_an_epoch
-    if steps >= _FEW:
-        return ""
-    return (
-        f"only {steps} step{'' if steps == 1 else 's'}: try more --epochs, such as "
-        f"{math.ceil(_FEW / in_an_epoch)}, or a smaller --batch-size"
+    enough = math.ceil(_FEW / in_an_epoch)
+    parts = (
+        ("", "--epochs", config.epochs),
+        ("the head had ", "--head-epochs", config.head_epochs),
     )
+    for who, option, epochs in parts:
+        steps = epochs * in_an_epoch
+        if 0 < steps < _FEW:
+            return (
+                f"{who}only {steps} step{'' if steps == 1 else 's'}: try more {option}, such as {enough}, "
+                "or a smaller --batch-size"
+            )
+    return ""
 
 
 def _opening(

@@ -128,7 +128,8 @@ def read_idx_files(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if files is None:
         raise ValueError(
             f"{folder} does not hold four idx files; expected train-images-idx3-ubyte, "
-            "train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (or .gz)"
+            "train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (or .gz); a folder of "
+            "pictures becomes an .npz file first: docs/how-to/own-data.md"
         )
     train_x, train_y, test_x, test_y = ((read_idx(file), str(file)) for file in files)
     return (

@@ -69,11 +69,17 @@ class ExitPolicy:
 
 
 class Prediction(NamedTuple):
-    """Answers, and how sure and how early they were."""
+    """Answers, and how sure and how early they were.
 
-    labels: Tensor  # (B,) int64
-    margin: Tensor  # (B,) score of the best class minus that of the second: the confidence
-    layer: Tensor  # (B,) int64, index of the SPELA layer that answered, from 0
+    Attributes:
+        labels: (B,) int64.
+        margin: (B,) score of the best class minus that of the second: the confidence.
+        layer: (B,) int64, index of the SPELA layer that answered, from 0.
+    """
+
+    labels: Tensor
+    margin: Tensor
+    layer: Tensor
 
 
 def exit_thresholds(exit_threshold: float | ExitPolicy | None, layers: int) -> tuple[float, ...]:

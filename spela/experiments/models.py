@@ -205,7 +205,8 @@ def _convolutions(
         if min(pooled) < 1:
             raise ValueError(
                 f"maps of {height} x {width} are too small for a {size} x {size} convolution and a "
-                f"{POOL} x {POOL} pool: use fewer channels, a smaller --kernel-size or --resize"
+                f"{POOL} x {POOL} pool: use fewer convolutions (numbers in --channels), a smaller "
+                "--kernel-size or a larger --resize"
             )
         if config.method == "backprop":
             modules += [

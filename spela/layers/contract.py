@@ -78,7 +78,21 @@ class FusedOptimizer(ABC):
 
 
 class LocalLayer(nn.Module, ABC):
-    """A layer that classifies and learns on its own: the contract that networks rely on."""
+    """A layer that classifies and learns on its own: the contract that networks rely on.
+
+    A subclass has `forward`, which gives the output y that the next layer gets, and the three methods below;
+    `SpelaSequential` trains and asks any module that has them.
+
+    Attributes:
+        num_classes: C.
+        scores_are_cosines: Whether scores are in [-1, 1]; else they are logits.
+        learns_from_one: Whether one sample is a batch to learn from.
+
+    Example:
+        >>> from spela import SpelaBlock, SpelaConv2d, SpelaLinear
+        >>> all(issubclass(kind, LocalLayer) for kind in (SpelaLinear, SpelaConv2d, SpelaBlock))
+        True
+    """
 
     num_classes: int
     scores_are_cosines = True  # or logits, as of a rival's linear head
@@ -98,11 +112,11 @@ class LocalLayer(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, y: Tensor) -> Tensor:
-        """Cosines (B, C) of layer outputs `y` to the class vectors."""
+        """Cosines (B, C) of layer outputs `y` (B, ...) to the class vectors, without a graph."""
 
     @abstractmethod
     def local_loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss () differentiable in this layer's parameters only, and the detached output."""
+        """Loss () differentiable in this layer's parameters only, and the detached output; labels (B,)."""
 
     @abstractmethod
     def local_step(

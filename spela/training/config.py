@@ -292,13 +292,15 @@ class RunConfig:
         if not self.network:
             if self.method in ("predsim", "supervised"):
                 raise ValueError(f"method {self.method} is of blocks: use --model {_NETWORKS}")
-            if self.blocks or self.width:
-                raise ValueError(f"blocks and width are for a network: use --model {_NETWORKS}")
+            given = " and ".join(name for name in ("blocks", "width") if getattr(self, name))
+            if given:
+                raise ValueError(f"{given}: of networks by name, use --model {_NETWORKS}")
             return
-        if self.channels or self.layers or self.binarise or self.normalize_input != "none":
+        names = [name for name in ("channels", "layers", "binarise") if getattr(self, name)]
+        names += ["normalize_input"] if self.normalize_input != "none" else []
+        if names:
             raise ValueError(
-                f"network {self.network} has its own layers: leave channels, layers, binarise and "
-                "normalize_input out"
+                f"network {self.network} has its own layers: leave {' and '.join(names)} out"
             )
         if self.method in ("ff", "pepita"):
             raise ValueError(f"method {self.method} is for linear layers: use --model mlp")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from spela.cli import main
-from spela.cli.running import chance_note
+from spela.cli.running import chance_note, few_steps_note
+from spela.experiments import make_config
 from spela.training import RunFolder
 
 
@@ -55,3 +56,16 @@ def test_a_file_as_run_folder_is_refused_before_data_are_read(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file: give --out a folder"):
         RunFolder(tmp_path / "file").check_free()
+
+
+def test_few_steps_of_a_head_are_told_apart() -> None:
+    settings = {"model": "cnn", "channels": (8,), "layers": (10,), "batch_size": 100}
+    both = make_config("digits", epochs=1, head_epochs=1, **settings)
+    assert few_steps_note(both, 1437).startswith("only 15 steps: try more --epochs, such as 67,")
+    head = make_config("digits", epochs=70, head_epochs=1, **settings)
+    said = (
+        "the head had only 15 steps: try more --head-epochs, such as 67, or a smaller --batch-size"
+    )
+    assert few_steps_note(head, 1437) == said
+    assert few_steps_note(make_config("digits", epochs=70, head_epochs=70, **settings), 1437) == ""
+    assert few_steps_note(make_config("digits", epochs=70, batch_size=100), 1437) == ""

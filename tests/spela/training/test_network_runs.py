@@ -155,7 +155,8 @@ def test_every_command_takes_a_run_of_blocks(
         ({"blocks": "conv"}, "blocks conv, of SpelaConv2d layers, is for vgg"),
         ({"model": "vgg", "blocks": "conv", "readout": 64}, "would change nothing in this run"),
         ({"model": "vgg", "blocks": "3", "conv_scale": 9.0}, "would change nothing in this run"),
-        ({"layers": (8,)}, "has its own layers"),
+        ({"layers": (8,)}, "network resnet has its own layers: leave layers out"),
+        ({"model": "mlp", "blocks": "2"}, "^blocks: of networks by name, use --model vgg"),
         ({"momentum": 0.5}, "would change nothing in this run"),
         ({"activation": "relu"}, "would change nothing in this run, it is of linear layers"),
         (
