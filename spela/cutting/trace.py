@@ -39,7 +39,7 @@ class NetworkTracer(fx.Tracer):
         super().__init__()
         self.whole = whole
         self.autocast = _autocast()
-        self.failed = ""  # the innermost module that cannot be traced
+        self.failed = ""  # the innermost module that cannot be traced into
 
     def create_node(self, *call: Any, **named: Any) -> fx.Node:
         if _autocast() != self.autocast:
@@ -50,7 +50,9 @@ class NetworkTracer(fx.Tracer):
         try:
             return super().call_module(m, *call)
         except Exception:
-            self.failed = self.failed or self.path_of_module(m)
+            path = self.path_of_module(m)
+            if not self.is_leaf_module(m, path):
+                self.failed = self.failed or path
             raise
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:

@@ -98,6 +98,22 @@ class _Careful(nn.Module):
             return y * torch.rsqrt(self.mean(y.square()) + 1e-6)
 
 
+class _CarefulFirst(_Careful):
+    """The same, where a module inside is the first that runs without autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.mean(self.a(x))
+
+
+def test_whoever_turns_autocast_off_is_kept_whole_not_the_module_inside() -> None:
+    x = torch.randn(5, 6)
+    model = nn.Sequential(_CarefulFirst(), nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 3))
+    parts = nn.Sequential(*cut_network(model, x, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(parts(x), model(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("around", [False, True])
 def test_a_module_that_turns_autocast_off_is_kept_whole(around: bool) -> None:
     torch.manual_seed(0)
