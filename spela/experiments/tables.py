@@ -144,16 +144,18 @@ def _is_of(config: RunConfig, key: str, data: str) -> bool:
 
 def _settings_of(folder: RunFolder) -> dict[str, Any] | None:
     """The settings of a run that was finished or failed; None where nothing says them."""
-    for path, inside in ((folder.config, ()), (folder.path / "failed.json", ("config",))):
-        if folder.holds(path):
-            try:
-                held = folder.read_json(path)
-            except ValueError:
-                continue
-            for name in inside:
-                held = held.get(name) if isinstance(held, dict) else None
-            if isinstance(held, dict) and {"data", "seed"} <= held.keys():
-                return held
+    note = folder.path / "failed.json"
+    for path in (folder.config, note):
+        if not folder.holds(path):
+            continue
+        try:
+            held = folder.read_json(path)
+        except ValueError:
+            continue
+        if path == note and isinstance(held, dict):
+            held = held.get("config")
+        if isinstance(held, dict) and {"data", "seed"} <= held.keys():
+            return held
     return None
 
 
