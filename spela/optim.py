@@ -117,19 +117,25 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         """Whether all are in one parameter group whose rule the ops know.
 
         Raises:
-            ValueError: If one is in none, its rate is no number that anything learns with, or what is
-                remembered of it has another shape.
+            ValueError: If one is in none, or its rate is no number that anything learns with.
         """
         first = self._group_of(parameters[0])
         _check_rate(first)
-        for parameter in parameters:
-            held = self.state.get(parameter) or {}
-            for name in _BUFFERS & held.keys():
-                if held[name] is not None:  # before anything moves
-                    check_state(name, held[name], parameter)
         if any(first.get(option) for option in _NOT_FUSED):
             return False
         return all(self._group_of(parameter) is first for parameter in parameters[1:])
+
+    def check_remembered(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Refuse state of another shape than its parameter's, for layers that move in several updates.
+
+        Raises:
+            ValueError: Naming what differs.
+        """
+        for parameter in parameters:
+            held = self.state.get(parameter) or {}
+            for name in _BUFFERS & held.keys():
+                if held[name] is not None:
+                    check_state(name, held[name], parameter)
 
     def between_hooks(self, run: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         """`run(*args, **kwargs)` between the hooks that torch calls around `step`."""

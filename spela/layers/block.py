@@ -334,6 +334,7 @@ class SpelaBlock(ProjectedLayer):
         ):
             return step_by_gradient(self, x, target, optimizer)
         self.check_batch(x, target)
+        optimizer.check_remembered(trained)
         body = [parameter for parameter in trained if parameter is not projection]
         return call_with_hooks(
             self,

@@ -39,6 +39,10 @@ class FusedOptimizer(ABC):
         """Refuse, with a ValueError, a learning rate that nothing learns with."""
 
     @abstractmethod
+    def check_remembered(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Refuse, with a ValueError, state of another shape than its parameter's."""
+
+    @abstractmethod
     def between_hooks(self, run: Callable[..., _Result], *args: Any, **kwargs: Any) -> _Result:
         """`run(*args, **kwargs)`, a layer's whole step, between the optimizer's step hooks."""
 

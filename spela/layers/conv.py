@@ -377,6 +377,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         self, x: Tensor, target: Tensor, optimizer: FusedOptimizer
     ) -> tuple[Tensor, Tensor]:
         self._check_input(x)
+        optimizer.check_remembered(self.parameters())
         return optimizer.between_hooks(self._fused_update, x, target, optimizer)
 
     def _fused_update(

@@ -257,7 +257,7 @@ def test_a_state_of_another_shape_is_refused() -> None:
     net.local_steps(x, target, optimizer, 10)
     optimizer.state[net[0].weight]["exp_avg"] = torch.zeros(3)  # as a foreign file may hold
     before = [p.detach().clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match=r"`exp_avg` must be \(20, 6\) on cpu, got \(3,\)"):
+    with pytest.raises(ValueError, match="exp_avg of weight"):
         net.local_steps(x, target, optimizer, 10)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
