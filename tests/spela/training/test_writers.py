@@ -259,7 +259,7 @@ def test_two_identical_runs_leave_the_same_bytes(
     for parent in ("first", "second"):
         (tmp_path / parent).mkdir()
         monkeypatch.chdir(tmp_path / parent)
-        assert _spela(*TRAIN, "--diagnostics", "--out", "run") == 0
+        assert _spela(*TRAIN, "--layers", "12", "--diagnostics", "--out", "run") == 0
         assert _spela("train", "--data", "digits", *cnn, "--out", "cnn") == 0
         assert _spela("info", "run", "--card", "--out", "run/card.md") == 0
         for what in ("inference", "train-step"):

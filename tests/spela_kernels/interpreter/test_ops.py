@@ -93,11 +93,8 @@ def test_the_launches_of_a_step(name: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["linear", "projection"])
-@pytest.mark.parametrize("name", ["several-blocks", "block-plus-1"])
-def test_shuffled_programs_give_the_same_bits(
-    op: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = CASES[f"{op}-{name}"]
+def test_shuffled_programs_give_the_same_bits(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[f"{op}-several-blocks"]
     straight = case.run(_backend(case), case.dtype)
     builder, orders = interpreter.interpreter_builder, []
     set_dim, set_idx = builder.set_grid_dim, builder.set_grid_idx
@@ -265,7 +262,7 @@ def _train(backend: str, x: Tensor, target: Tensor, step: Callable[..., Any]) ->
     vectors = [_simplex(10, w.shape[0]) for w in weights]
     losses = []
     with sk.use_backend(backend):
-        for start in range(0, 20 * 32, 32):
+        for start in range(0, 10 * 32, 32):
             h, labels = x[start : start + 32], target[start : start + 32]
             for weight, v in zip(weights, vectors, strict=True):
                 loss, h = step(h, weight, None, v, labels, 2.5)
@@ -281,7 +278,7 @@ def _simplex(count: int, width: int) -> Tensor:
     return torch.nn.functional.normalize((frame - frame.mean(dim=1, keepdim=True)).T, dim=1)
 
 
-def test_twenty_steps_on_digits_stay_with_the_reference() -> None:
+def test_ten_steps_on_digits_stay_with_the_reference() -> None:
     from sklearn.datasets import load_digits
 
     data = load_digits()
