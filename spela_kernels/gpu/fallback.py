@@ -26,9 +26,9 @@ _Result = TypeVar("_Result")
 _State = TypeVar("_State")
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def warn_of_fallback(reason: str) -> None:
-    """Say once why the reference replaces the kernels."""
+    """Say once, of each reason, why the reference replaces the kernels."""
     _logger.warning("spela_kernels: the reference replaces the Triton kernels here: %s", reason)
 
 

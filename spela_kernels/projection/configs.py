@@ -14,6 +14,7 @@ from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.gpu.tiles import count_tiles, fitting, power, reduction_loop
 
 __all__ = [
+    "LARGEST_CLASSES",
     "LARGEST_DIM",
     "ClassesConfig",
     "ForwardConfig",
@@ -26,8 +27,10 @@ __all__ = [
     "pick_update",
 ]
 
-# A row of p is held whole, for its norm; longer ones are the reference's.
+# A row of p is held whole, for its norm, and so is one of class scores, in Triton's largest block; longer
+# ones are the reference's.
 LARGEST_DIM = 512
+LARGEST_CLASSES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def pick_forward(problem: Problem, arch: Architecture) -> tuple[ForwardConfig, .
 @lru_cache(maxsize=1024)
 def pick_classes(problem: Problem, arch: Architecture) -> tuple[ClassesConfig, ...]:
     """The choice for the kernel of class scores: a program per sample."""
-    block_c = power(problem.classes, 16, 1 << 20)
+    block_c = power(problem.classes, 16, LARGEST_CLASSES)
     block_k = power(problem.kernels, 1, max(2048 // block_c, 1))
     return (ClassesConfig(block_k, block_c, 8 if block_c > 2048 else 4),)
 

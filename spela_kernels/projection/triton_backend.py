@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spela_kernels.gpu.fallback import guarded, on_device, step_on_device, warn_of_fallback
 from spela_kernels.projection import reference
-from spela_kernels.projection.configs import LARGEST_DIM
+from spela_kernels.projection.configs import LARGEST_CLASSES, LARGEST_DIM
 from spela_kernels.projection.launch import (
     Plan,
     launch_classes,
@@ -34,6 +34,9 @@ _Result = TypeVar("_Result")
 def _run(call: Call, run: Callable[[], _Result], fallback: Callable[[], _Result]) -> _Result:
     if call.projection.shape[2] > LARGEST_DIM:
         warn_of_fallback(f"no kernels for a projection to more than {LARGEST_DIM} dimensions")
+        return fallback()
+    if call.groups.shape[1] > LARGEST_CLASSES:
+        warn_of_fallback(f"no kernels for a projection to more than {LARGEST_CLASSES} classes")
         return fallback()
     return guarded(run, fallback, call.z)
 

@@ -289,3 +289,27 @@ def test_ten_steps_on_digits_stay_with_the_reference() -> None:
     assert expected[0][-2:].mean() < expected[0][:2].mean() - 0.05
     for now, then in zip(kernel, expected, strict=True):
         torch.testing.assert_close(now, then, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "limit"),
+    [
+        (projection.Case((3, 1, 4, 2**9 + 1, 2, 3), "mse"), "512 dimensions"),
+        (projection.Case((2, 1, 4, 3, 2, 2**20 + 1), "softmax"), "1048576 classes"),
+    ],
+    ids=["dimensions", "classes"],
+)
+def test_a_projection_too_large_for_a_kernel_runs_on_the_reference(
+    case: Case, limit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_fallback.cache_clear()
+    other = CASES["linear-zero-rows"]
+    with caplog.at_level(logging.WARNING):
+        kernel = case.run(_backend(case), case.dtype)
+        for _ in range(2):  # reasons that take turns are told once each
+            _backend(other).forward(other.call(torch.float64))
+            _backend(case).scores(case.call(case.dtype))
+    same = case.run(_reference(case), case.dtype)
+    assert all(torch.equal(kernel[name], same[name]) for name in same)
+    told = [record.getMessage() for record in caplog.records]
+    assert [limit in message for message in told] == [True, False]
