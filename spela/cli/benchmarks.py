@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +90,8 @@ def bench(
         raise ValueError(f"--json {json_file}: the folder {json_file.parent} does not exist")
     if json_file is not None and json_file.is_dir():
         raise ValueError(f"--json {json_file} is a folder: name a file")
+    if json_file is not None and not os.access(json_file.parent, os.W_OK):
+        raise ValueError(f"--json {json_file}: the folder {json_file.parent} cannot be written to")
     if model:
         if groups:
             raise ValueError(f"--model is one table: leave {' '.join(groups)} out")

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Dataset", "check_samples"]
+__all__ = ["Dataset", "check_samples", "check_values"]
 
 _MOST = 1e15  # sums of squares stay in float32, which norms of rows need
 
@@ -201,8 +201,27 @@ def check_samples(x: Tensor, where: str) -> None:
             f"{where} must be (N, F) or (N, C, H, W) with at least one sample, "
             f"got shape {tuple(x.shape)}"
         )
-    if x.dtype == torch.uint8:
-        return
+    if x.dtype == torch.float32:
+        check_values(x, where)
+
+
+def check_values(x: Tensor, where: str) -> None:
+    """Refuse values whose sums of squares float32 does not hold: norms of rows are such.
+
+    Args:
+        x: (N, ...) of floats.
+        where: Its name for messages.
+
+    Raises:
+        ValueError: NaN or Inf, or a largest value beyond 1e15 or below 1e-15.
+
+    Example:
+        >>> check_values(torch.tensor([[1e20, 2.0]]), "x")
+        Traceback (most recent call last):
+        ...
+        ValueError: x has a largest value of 1e+20, and sums of squares are float32 here: divide every \
+feature by its standard deviation
+    """
     # The extremes carry NaN and Inf along and need no temporary the size of the data.
     low, high = torch.aminmax(x)
     if bool(torch.isfinite(low) & torch.isfinite(high)):

@@ -74,6 +74,12 @@ def _load_npz(path: Path, split_seed: int) -> Dataset:
             f"{path} must hold train_x, train_y, test_x, test_y, or x and y; "
             f"it holds {printable(', '.join(keys)) or 'no array'}"
         )
+    halves = [key for names in _SPLIT_KEYS for key in names if key in keys]
+    if split is None and halves:
+        raise ValueError(
+            f"{path} holds x and y, a part of which would be the test, and also {', '.join(halves)}: "
+            f"leave these out, or name all four {', '.join(_SPLIT_KEYS[0])}"
+        )
     of_samples = ("x",) if split is None else (split[0], split[2])
     of_labels = ("y",) if split is None else (split[1], split[3])
     x = [as_samples(read_npz(path, key), f"{path}: {key}") for key in of_samples]

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from spela.data.arrays import as_samples
+from spela.data.dataset import check_samples
 from spela.data.idx import looks_like_idx, read_idx
 from spela.data.npz import npz_keys, read_npy, read_npz
 from spela.data.pictures import open_picture, warn_of_backgrounds
 from spela.files.text import printable
 
-__all__ = ["check_scale", "image_files", "read_inputs", "shows_images"]
+__all__ = ["check_scale", "image_files", "read_inputs", "shows_images", "takes_images"]
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def read_inputs(
         (N, *sample_shape), uint8 or float32; `prepare` makes network inputs of it.
 
     Raises:
-        ValueError: a missing, unreadable or empty file, a shape that does not fit, NaN or Inf.
+        ValueError: a missing, unreadable or empty file, a shape that does not fit, NaN, Inf or values that
+            a dataset could not have either.
     """
     shape = tuple(sample_shape)
     if not isinstance(path, (str, os.PathLike)):
@@ -99,7 +101,7 @@ def image_files(path: str | os.PathLike[str]) -> list[Path]:
     """The image files behind a path, in the order of the rows that `read_inputs` returns.
 
     Args:
-        path: one image file, or a folder (not searched below).
+        path: one image file, or a folder (not searched below; its hidden files are left out).
 
     Raises:
         ValueError: nothing there, or no PNG or JPEG file in it.
@@ -113,7 +115,10 @@ def image_files(path: str | os.PathLike[str]) -> list[Path]:
                 f"{path} is not a PNG or JPEG file; give images, or one file of other samples alone"
             )
         return [path]
-    files = sorted(file for file in path.iterdir() if _is_image(file))
+    # Hidden files of a picture's name are other systems' notes about it.
+    files = sorted(
+        file for file in path.iterdir() if _is_image(file) and not file.name.startswith(".")
+    )
     if not files:
         raise ValueError(f"{path} holds no PNG or JPEG file; give a folder of images")
     return files
@@ -129,12 +134,22 @@ def shows_images(path: Path) -> bool:
     return path.is_dir() or _is_image(path)
 
 
+def takes_images(sample_shape: Sequence[int]) -> bool:
+    """Whether a network for such samples can be given image files: of 1, 3 or 4 channels.
+
+    Example:
+        >>> takes_images((3, 32, 32)), takes_images((64,))
+        (True, False)
+    """
+    return len(sample_shape) == 3 and sample_shape[0] in _MODES
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _IMAGE_SUFFIXES
 
 
 def _read_images(files: list[Path], shape: tuple[int, ...]) -> Tensor:
-    if len(shape) != 3 or shape[0] not in _MODES:
+    if not takes_images(shape):
         raise ValueError(
             f"images need a network for (1, H, W), (3, H, W) or (4, H, W) samples, this one takes "
             f"{shape}; give an .npz or .npy file"
@@ -171,7 +186,8 @@ def _read_array(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, str]:
         )
     if suffix == ".npz":
         key = _choose_key(file)
-        if key != "x" and len(npz_keys(file)) > 1:
+        others = set(npz_keys(file)) - {key}
+        if others if key != "x" else others & set(_KEYS):
             _logger.warning("%s: only its %s is read", file, key)
         where, array = f"{file}: {key}", read_npz(file, key)
     elif suffix == ".npy":
@@ -184,10 +200,7 @@ def _read_array(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, str]:
             ".png, .jpg or a folder of images"
         )
     x = _fit(array, shape, where)
-    if x.dtype == torch.float32:
-        low, high = (float(value) for value in torch.aminmax(x))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{where} holds NaN or Inf; remove or replace them")
+    check_samples(x, where)
     return x, where
 
 

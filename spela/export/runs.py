@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from spela.choices import EXPORTS, FORMATS, OPSET
-from spela.experiments import build_network, build_optimizer
+from spela.experiments import build_network, build_optimizer, load_run
 from spela.export.inference import inference_program
 from spela.export.onnx_file import write_onnx
 from spela.export.program import Program
@@ -16,7 +16,7 @@ from spela.export.pte_file import write_pte
 from spela.export.train_step import train_step_program
 from spela.layers import Standardize
 from spela.network import SpelaSequential
-from spela.training import Checkpoint, RunFolder, read_checkpoint, restore
+from spela.training import Checkpoint, restore
 
 __all__ = ["export_run"]
 
@@ -64,7 +64,9 @@ def export_run(
         raise ValueError(f"{out} is a folder: give --out the name of a file")
     if not out.parent.is_dir():
         raise ValueError(f"cannot write {out}: give --out a file in a folder that exists")
-    _, checkpoint = read_checkpoint(RunFolder(path))
+    checkpoint = load_run(
+        path
+    ).checkpoint  # whose weights are those that the run's other files speak of
     program = _program(checkpoint, what, batch_size, untrained, weights_apart)
     if format == "onnx":
         write_onnx(program, out, opset=opset, weights_apart=weights_apart)

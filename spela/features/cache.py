@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spela.data import Dataset, PhotoSet, read_tensor_facts
-from spela.data.tensor_file import FEATURES_FORMAT, TENSOR_SUFFIX
+from spela.data.tensor_file import FEATURES_FORMAT, TENSOR_SUFFIX, read_tensor_dataset
 from spela.features.backbones import Backbone
 from spela.features.extract import Selection
 from spela.files.tensors import save_tensors
@@ -70,7 +70,7 @@ def describe(
 
 
 def is_cached(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether `path` already holds exactly these features.
+    """Whether `path` already holds exactly these features, undamaged.
 
     Args:
         path: Where they would be written.
@@ -85,6 +85,10 @@ def is_cached(path: Path, facts: dict[str, Any]) -> bool:
         return False
     held = read_tensor_facts(path)
     if held == facts:
+        try:
+            read_tensor_dataset(path)
+        except ValueError:
+            return False  # damaged since
         return True
     different = [name for name in facts if held.get(name) != facts[name]]
     raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from spela.data.inputs import takes_images
 from spela.experiments import LoadedRun, load_run
 from spela.experiments.unread import unread_settings
 from spela.files.text import printable
@@ -186,6 +187,7 @@ def as_markdown(card: Card) -> str:
     settings = [(k, str(v)) for k, v in _settings(card).items()]
     folder = printable(card.path)
     quoted = shlex.quote(folder)
+    samples = "image.png" if takes_images(card.run.checkpoint.sample_shape) else "samples.npz"
     limits = "\n".join(f"- {limit}" for limit in _limits(card))
     return f"""# Model card: {_cell(card.path.resolve().name)}
 
@@ -217,7 +219,7 @@ The checkpoint is safetensors: reading it runs no code.
 
 ```bash
 spela evaluate {quoted}
-spela predict {quoted} image.png
+spela predict {quoted} {samples}
 ```
 
 ```python

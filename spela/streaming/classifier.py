@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.data import as_tensor, check_scale, prepare
+from spela.data.dataset import check_values
 from spela.early_exit import ExitPolicy
 from spela.layers import LocalLayer, SpelaBlock
 from spela.layers.in_training import awake_parts
@@ -165,7 +166,7 @@ class StreamingClassifier:
         x = as_tensor(x, "x").detach()
         if x.ndim > 1:  # else the network says that there is no batch axis
             self.buffer.check_shape(x)
-            self._check_finite(x)
+            self._check_values(x)
             if len(self.buffer):
                 check_scale(x, self.buffer.x.dtype, "`x`")
         self.net.eval()
@@ -322,16 +323,18 @@ class StreamingClassifier:
                 f"{len(names)} labels"
             )
         self.buffer.check(x)
-        self._check_finite(x)
+        self._check_values(x)
         return x.to(self._device), names
 
-    def _check_finite(self, x: Tensor) -> None:
+    def _check_values(self, x: Tensor) -> None:
         seen = self._input(x)
         if not bool(torch.isfinite(seen).all()):
             dtype = str(seen.dtype).removeprefix("torch.")
             raise ValueError(
                 f"`x` has values that are NaN, Inf or beyond {dtype}: leave such samples out"
             )
+        if seen.numel() and seen.dtype != torch.float64:
+            check_values(seen, "`x`")
 
     def _train_mode(self) -> None:
         self.net.train()

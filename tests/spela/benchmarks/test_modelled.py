@@ -161,6 +161,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         assert error.count("\n") == 1
 
 
+def test_a_folder_that_cannot_be_written_to_is_said_before_measuring(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    assert _bench("--model", "--json", str(tmp_path / "b.json")) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "cannot be written to" in shown.err
+
+
 def test_an_allocation_is_no_launch() -> None:
     def step() -> None:
         torch.empty(3, device="meta").new_empty_strided((3,), (1,)).fill_(1.0)

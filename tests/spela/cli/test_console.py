@@ -251,3 +251,14 @@ def test_bar_and_curves_are_closed_where_a_run_breaks_off(
     code, _, error = call(*train, "--tensorboard", "--out", "run")
     assert (code, "start again with a lower --lr" in error) == (2, True)
     assert sorted(closed) == ["bar", "curves"]
+
+
+def test_a_closed_stream_ends_no_training(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell's `2>&-` leaves no stream at all."""
+    training = ("train", "--data", "digits", "--layers", "6", "--epochs", "1", "--out", "run")
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    code, _, _ = call(*training)
+    assert (sys.stdout, sys.stderr) == (None, None)
+    assert code == 0
+    assert Path("run/summary.json").exists()

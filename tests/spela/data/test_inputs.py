@@ -74,13 +74,25 @@ def test_axes_are_matched_to_the_network(tmp_path, array, shape, wanted):
         (GRAY, (41,), "or 41 values in each row"),
         (GRAY[:0], (1, 6, 7), "at least one sample"),
         (GRAY[:0, None], (1, 6, 7), "at least one sample"),
-        (np.array([[0.5, np.nan]]), (2,), "NaN or Inf"),
-        (np.array([[0.5, 1e300]]), (2,), "NaN or Inf"),
+        (np.array([[0.5, np.nan]]), (2,), "1 values that are NaN, Inf or beyond float32"),
+        (np.array([[0.5, 1e300]]), (2,), "1 values that are NaN, Inf or beyond float32"),
+        (np.array([[0.5, -1e20]]), (2,), r"a largest value of 1e\+20"),
         (np.array([[1, 2]]), (2,), "got int64"),
         (np.array([[1, {}]], object), (2,), "array of Python objects"),
         (np.float32(1), (2,), "got shape"),
     ],
-    ids=["size", "features", "empty", "no image", "nan", "overflow", "int", "objects", "scalar"],
+    ids=[
+        "size",
+        "features",
+        "empty",
+        "no image",
+        "nan",
+        "overflow",
+        "square",
+        "int",
+        "objects",
+        "scalar",
+    ],
 )
 def test_arrays_that_do_not_fit(tmp_path, array, shape, message):
     np.save(tmp_path / "in.npy", array, allow_pickle=True)
@@ -191,3 +203,17 @@ def test_which_of_several_arrays_is_read_is_said(tmp_path, caplog, more, said):
     np.savez(path, test_x=GRAY, **more)
     read_inputs(path, (1, 6, 7))
     assert ("only its test_x is read" in caplog.text) == said
+
+
+@pytest.mark.parametrize(("other", "said"), [("test_x", True), ("y", False)])
+def test_samples_beside_x_are_not_left_out_without_a_word(tmp_path, caplog, other, said):
+    path = tmp_path / "in.npz"
+    np.savez(path, x=GRAY, **{other: GRAY})
+    read_inputs(path, (1, 6, 7))
+    assert ("only its x is read" in caplog.text) == said
+
+
+def test_hidden_files_of_a_folder_are_left_out(tmp_path):
+    Image.fromarray(GRAY[0]).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(bytes(60))  # as another system leaves them
+    assert image_files(tmp_path) == [tmp_path / "a.png"]

@@ -225,6 +225,14 @@ def test_unknown_keys_are_listed(tmp_path):
         load_dataset(path)
 
 
+@pytest.mark.parametrize("names", [("test_x", "test_y"), ("x_test",)])
+def test_a_part_of_a_split_beside_x_and_y_is_refused(tmp_path, names):
+    path = tmp_path / "half.npz"
+    np.savez(path, x=TRAIN_X, y=TRAIN_Y, **dict.fromkeys(names, TRAIN_Y))
+    with pytest.raises(ValueError, match=f"also {', '.join(names)}: leave these out, or name all"):
+        load_dataset(path)
+
+
 def test_a_missing_path_a_text_file_and_an_empty_folder(tmp_path):
     with pytest.raises(ValueError, match=r"data file .*none\.npz does not exist"):
         load_dataset(tmp_path / "none.npz")

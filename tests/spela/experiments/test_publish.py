@@ -23,7 +23,7 @@ BEST, RIVAL = Row("best", "best", settings=SMALL), Row("backprop", "backprop", s
 
 @pytest.fixture(autouse=True)
 def small_experiments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Two experiments that share a run, a file of data, `few.npz`, and t-SNE of few samples, which is slow."""
+    """Two experiments that share a run, and a file of data, `few.npz`; t-SNE of few samples."""
     monkeypatch.setattr("spela.reports.geometry._SAMPLES", 20)
     small = {
         name: Experiment(name, "A test", ("digits",), rows)

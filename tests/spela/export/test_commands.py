@@ -63,6 +63,19 @@ def test_it_writes_one_file(what, format, trained, tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_weights_of_another_run_are_refused(trained, tmp_path, monkeypatch, capsys):
+    for seed in (1, 2):
+        _train(tmp_path / f"{seed}", layers=(6,), seed=seed)
+    Path(tmp_path / "2" / "checkpoint.safetensors").replace(
+        tmp_path / "1" / "checkpoint.safetensors"
+    )
+    for what in ("inference", "train-step"):
+        out = tmp_path / "net.pt2"
+        assert _spela(monkeypatch, "export", tmp_path / "1", "--what", what, "--out", out) == 2
+        assert "spela: error: " in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_weights_apart_are_a_second_file_that_the_command_names(
     trained, tmp_path, monkeypatch, capsys
 ):

@@ -141,6 +141,10 @@ def test_the_file_is_the_dataset_and_says_how_it_was_made(tmp_path: Path) -> Non
     assert describe(data, MEANS, 32, Selection())["seed"] is None
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         is_cached(tmp_path / "f.npz", facts)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 64
+    path.write_bytes(content)
+    assert not is_cached(path, facts)  # damaged: to be made again
 
 
 def _spela(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -51,6 +51,16 @@ def test_the_facts_are_those_of_the_run(trained):
         assert fact in text
 
 
+def test_the_model_card_names_files_that_the_network_can_be_given(trained, tmp_path):
+    assert f"spela predict '{trained}' image.png" in as_markdown(describe(trained))
+    data = load_dataset("digits").subset(train=200, test=50)
+    flat = {part: getattr(data, part).flatten(1) for part in ("train_x", "test_x")}
+    config = make_config("digits", layers=(6,), epochs=1)
+    run(config, dataclasses.replace(data, **flat), tmp_path / "flat")
+    page = as_markdown(describe(tmp_path / "flat"))
+    assert f"spela predict {tmp_path / 'flat'} samples.npz" in page
+
+
 def test_the_model_card_has_metrics_limits_and_how_to_load(trained):
     page = as_markdown(describe(trained))
     record = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])

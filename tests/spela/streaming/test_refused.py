@@ -49,6 +49,7 @@ def _bad(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 REFUSED: dict[str, tuple[Any, Any, str]] = {
     "nan": (_bad(torch.nan), NAMES, "NaN, Inf or beyond float32"),
+    "square beyond float32": (_bad(1e20), NAMES, "sums of squares are float32"),
     "another shape": (X[:, :4], ["new"] * 12, "pass all samples alike"),
     "another dtype": (X.double(), ["new"] * 12, "pass all samples alike"),
     "integers": (X.long(), ["new"] * 12, "pass all samples alike"),
