@@ -18,7 +18,7 @@ from spela.layers.hooks import hooked_input
 from spela.layers.modes import output_of
 from spela.layers.steps import check_step, learning, rates_kept, set_rates, unshared
 from spela.pretrained import Pretrained
-from spela_kernels.contracts import check_labels, check_target, check_tensors
+from spela_kernels.contracts import check_batch, check_labels, check_target, check_tensors
 from spela_kernels.precision import recordable
 
 __all__ = ["SpelaSequential"]
@@ -26,8 +26,16 @@ __all__ = ["SpelaSequential"]
 _FLOAT32 = torch.finfo(torch.float32).max
 
 
-def _check_least(modules: list[tuple[nn.Module, bool]], samples: int) -> None:
-    """Refuse, before any layer learns, one sample where a later layer compares the samples of a batch."""
+def check_least(modules: list[tuple[nn.Module, bool]], samples: int) -> None:
+    """Refuse, before any layer learns, one sample where a later layer compares the samples of a batch.
+
+    Args:
+        modules: Of a network, in order, and whether each is a SPELA layer.
+        samples: Of the smallest batch.
+
+    Raises:
+        ValueError: If it is one, and a layer cannot learn from one.
+    """
     if samples != 1:
         return
     for index, (module, is_local) in enumerate(modules):
@@ -66,6 +74,7 @@ def _sizes_given(samples: int, batch_sizes: Sequence[int]) -> list[int]:
 
 
 def _check_batch(x: Tensor) -> None:
+    check_batch(x)
     if x.dim() < 2:
         raise ValueError(f"`x` must be a batch (B, ...), got shape {tuple(x.shape)}: use x[None]")
 
@@ -191,7 +200,7 @@ class SpelaSequential(Pretrained):
         check_target(x, target)
         check_labels(target, modules[-1][0].num_classes)  # type: ignore[arg-type]
         unshared(self.local_layers)
-        _check_least(modules, len(x))
+        check_least(modules, len(x))
         for module, is_local in modules:
             if is_local:
                 loss, x = module.local_loss(x, target)  # type: ignore[operator]
@@ -233,7 +242,7 @@ class SpelaSequential(Pretrained):
         """
         modules, losses = list(self._checked()), []
         check_step([module for module, is_local in modules if is_local], optimizer)
-        _check_least(modules, len(x))
+        check_least(modules, len(x))
         x = hooked_input(self, x)
         done = self._chained(modules, x, target, optimizer, [len(x)], None)
         if done is not None:
@@ -301,7 +310,7 @@ class SpelaSequential(Pretrained):
         check_target(x, target)
         check_labels(target, self.local_layers[-1].num_classes)  # of all batches, before the first
         check_step([module for module, is_local in modules if is_local], optimizer)
-        _check_least(modules, min(sizes))
+        check_least(modules, min(sizes))
         if not self._forward_pre_hooks:
             done = self._chained(modules, x, target, optimizer, sizes, rates)
             if done is not None:

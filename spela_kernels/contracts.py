@@ -226,6 +226,23 @@ def check_projection(
     _check_range("groups", groups, vectors.shape[1], "groups")
 
 
+def check_batch(x: Tensor) -> None:
+    """Refuse an array or a list in place of a batch.
+
+    Args:
+        x: The batch.
+
+    Raises:
+        TypeError: If it is no tensor, or a sparse one.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"`x` must be a tensor, got {type(x).__name__}: use torch.as_tensor(x) with the layer's dtype"
+        )
+    if x.layout != torch.strided:
+        raise TypeError(f"`x` must be dense, got {x.layout}: use x.to_dense()")
+
+
 def check_tensors(x: Tensor, target: Tensor) -> None:
     """Refuse arrays and lists in place of a batch or its labels.
 
@@ -236,12 +253,7 @@ def check_tensors(x: Tensor, target: Tensor) -> None:
     Raises:
         TypeError: If one is no tensor, or the batch is a sparse one.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"`x` must be a tensor, got {type(x).__name__}: use torch.as_tensor(x) with the layer's dtype"
-        )
-    if x.layout != torch.strided:
-        raise TypeError(f"`x` must be dense, got {x.layout}: use x.to_dense()")
+    check_batch(x)
     if not isinstance(target, Tensor):
         raise TypeError(
             f"`target` must be a tensor of int64 class indices, got {type(target).__name__}: use "

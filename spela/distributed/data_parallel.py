@@ -7,6 +7,7 @@ batch, up to the rounding of sums in another order.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from spela.distributed.wrapped import refuse_hooks
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
 from spela.layers.modes import output_of
+from spela.layers.plain import parts_of
 from spela.layers.steps import check_step, learning, step_on
 from spela.network import SpelaSequential
 from spela_kernels.contracts import check_labels, check_target
@@ -65,7 +67,7 @@ class DataParallelSequential(SpelaSequential):
     """
 
     def __init__(self, net: SpelaSequential, ranks: Ranks) -> None:
-        super().__init__(*net)
+        super().__init__(OrderedDict(parts_of(net)))
         refuse_hooks(net)
         self.ranks = ranks
         self._joint = tuple(join_modules(self, ranks))

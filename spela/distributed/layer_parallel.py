@@ -7,6 +7,7 @@ layer sees the batches in one process's order and computes what it computes ther
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, NoReturn
 
 import torch
@@ -20,8 +21,10 @@ from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
 from spela.layers.in_training import drawing_parts
 from spela.layers.modes import output_of
+from spela.layers.plain import parts_of
 from spela.layers.steps import check_step, learning
-from spela.network import SpelaSequential
+from spela.network import SpelaSequential, check_least
+from spela.vectors import as_size
 from spela_kernels.contracts import check_labels, check_target
 
 __all__ = ["LayerParallelSequential"]
@@ -45,8 +48,8 @@ class LayerParallelSequential(SpelaSequential):
         As SpelaSequential; inputs matter on rank 0 only, elsewhere their number must be right.
 
     Raises:
-        ValueError: If there are more processes than SPELA layers, or the network has hooks of its own, which
-            this one would not have.
+        ValueError: If there are more processes than SPELA layers, a module is needed by two processes, or the
+            network has hooks of its own, which this one would not have.
 
     Source: TMLR 2025, Algorithm 1, has no update locking; Huang et al., "GPipe", NeurIPS 2019, for
     stages of contiguous layers.
@@ -66,12 +69,14 @@ class LayerParallelSequential(SpelaSequential):
         sample_shape: tuple[int, ...],
         in_flight: int = 4,
     ) -> None:
-        super().__init__(*net)
+        super().__init__(OrderedDict(parts_of(net)))
         refuse_hooks(net)
         self.ranks = ranks
         self._refuse_inner_draws()
+        in_flight = as_size("in_flight", in_flight)
         traces = trace(net, sample_shape)
         self.stages = stage_of_modules(net, traces, ranks.size)
+        self._refuse_tensors_in_two_stages()
         self._shapes = [t.shape for t in traces]
         first = self.stages.index(ranks.rank)
         dtype = next(net.parameters()).dtype
@@ -89,6 +94,17 @@ class LayerParallelSequential(SpelaSequential):
                 f"{drawing[0]} draws on one process alone, and the run would not be that of one process: "
                 "train without it, or, of an nn.Dropout, with --parallel data"
             )
+
+    def _refuse_tensors_in_two_stages(self) -> None:
+        """Refuse what two processes would both need: each holds its own stage alone."""
+        stages: dict[int, int] = {}
+        for (name, module), stage in zip(parts_of(self).items(), self.stages, strict=True):
+            for tensor in (*module.parameters(), *module.buffers()):
+                if stages.setdefault(id(tensor), stage) != stage:
+                    raise ValueError(
+                        f"module {name} has tensors of a module that another process holds: give it its own, "
+                        "or train with --parallel data"
+                    )
 
     @property
     def own_parameters(self) -> list[nn.Parameter]:
@@ -147,6 +163,8 @@ class LayerParallelSequential(SpelaSequential):
             ValueError: On a shape, device or label that does not fit.
             LostRankError: If a neighbour is gone.
         """
+        modules = list(self._checked())
+        check_least(modules, len(x))
         x = self._hooked(x)
         # All stages have the labels: one that alone found a wrong one would leave the others waiting.
         check_target(target.new_empty(len(x)), target)  # of `x` only the length matters everywhere
@@ -154,7 +172,7 @@ class LayerParallelSequential(SpelaSequential):
         own = (m for m, stage in zip(self, self.stages, strict=True) if stage == self.ranks.rank)
         check_step((m for m in own if isinstance(m, LocalLayer)), optimizer)
         losses: list[Tensor] = []
-        for index, (module, is_local) in enumerate(self._checked()):
+        for index, (module, is_local) in enumerate(modules):
             if self.stages[index] != self.ranks.rank:
                 self._skip(module, len(target), self._shapes[index])
                 if is_local:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from spela.export.program import (
     Program,
     batch_axis,
+    copied,
     example_batch,
     trace,
 )
@@ -89,8 +89,8 @@ def inference_program(
         A `Program` with the input `x` (B, *sample_shape), as `spela.data.prepare` makes it.
 
     Raises:
-        ValueError: If the batch size is not positive, the network has no parameters, or a subclass's
-            `forward` or a hook of the network itself would be left out.
+        ValueError: If the batch size is not positive, the network has no parameters or computes some from
+            others (pruning), or a subclass's `forward` or a hook of the network itself would be left out.
 
     Example:
         >>> from spela.layers import SpelaLinear
@@ -98,17 +98,16 @@ def inference_program(
         >>> inference_program(net, (4,)).outputs
         ('scores.1', 'scores.2')
     """
-    first = next(net.parameters(), None)
-    if first is None:
+    if next(net.parameters(), None) is None:
         raise ValueError("`net` has no parameters: there is nothing to export")
     known = isinstance(net, SpelaSequential)
     why = departure(net, SpelaSequential, learns=False) if known else ""
     if why:
         raise ValueError(f"`net` ({type(net).__name__}) {why}")
     axis = batch_axis(batch_size)
-    x = example_batch(sample_shape, batch_size, first)
+    x = example_batch(net, sample_shape, batch_size)
     with in_eval_mode(net), torch.no_grad():
-        module = _Scores(copy.deepcopy(net)).eval()  # with the weights of now
+        module = _Scores(copied(net)).eval()  # with the weights of now
         layers = len(module(x))
         weights = _weights(net) if weights_as_inputs else {}
         # A program without them has one argument, which `exported.module()(x)` gives it.

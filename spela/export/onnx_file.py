@@ -70,7 +70,8 @@ def write_onnx(
             f"{beside} is where the weights would go, and it is another program's or a run's: give the ONNX "
             "file another name"
         )
-    if any(value.dtype == torch.bfloat16 for value in program.defaults.values()):
+    weights = (*program.exported.state_dict.values(), *program.defaults.values())
+    if any(value.dtype == torch.bfloat16 for value in weights):
         raise ValueError(
             "weights in bfloat16 have no ONNX file here: call float() first, or write a pt2 file"
         )

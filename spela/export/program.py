@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-__all__ = ["Program", "batch_axis", "example_batch", "trace"]
+from spela.layers import SpelaBlock
+
+__all__ = ["Program", "batch_axis", "copied", "example_batch", "trace"]
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 # A traced batch of one would be taken for a constant; any other number stands for all.
 EXAMPLE_BATCH = 2
@@ -52,11 +57,33 @@ def batch_axis(batch_size: int | None) -> dict[int, Any] | None:
     return None
 
 
-def example_batch(sample_shape: tuple[int, ...], batch_size: int | None, like: Tensor) -> Tensor:
-    """A batch to trace with: (B, *sample_shape) of noise, in the dtype and on the device of `like`."""
+def example_batch(net: nn.Module, sample_shape: tuple[int, ...], batch_size: int | None) -> Tensor:
+    """A batch to trace with: (B, *sample_shape) on the network's device.
+
+    Noise in the dtype of its parameters; zeros where its first layer is a block of tokens.
+    """
     shape = (batch_size or EXAMPLE_BATCH, *sample_shape)
+    like = next(net.parameters())
+    first = next(net.children(), None)
+    if isinstance(first, SpelaBlock) and not first.sample_dtype.is_floating_point:
+        return torch.zeros(shape, dtype=first.sample_dtype, device=like.device)
     noise = torch.Generator().manual_seed(0)
     return torch.rand(shape, dtype=like.dtype, device="cpu", generator=noise).to(like.device)
+
+
+def copied(net: _Network) -> _Network:
+    """A copy of a network to trace: its weights are those of now.
+
+    Raises:
+        ValueError: If it has a weight that is computed from others.
+    """
+    try:
+        return copy.deepcopy(net)
+    except RuntimeError as error:
+        raise ValueError(
+            "`net` cannot be copied, as a weight of it is computed from others: call "
+            "torch.nn.utils.prune.remove or remove_weight_norm on its layers first"
+        ) from error
 
 
 def trace(function: nn.Module, given: tuple[Any, ...], axes: tuple[Any, ...]) -> ExportedProgram:
@@ -71,7 +98,10 @@ def trace(function: nn.Module, given: tuple[Any, ...], axes: tuple[Any, ...]) ->
         ValueError: In one line, if torch cannot trace it so.
     """
     try:
-        exported = torch.export.export(function, given, dynamic_shapes=axes).run_decompositions()
+        # A caller's autocast would leave its casts in the program.
+        with torch.autocast(given[0].device.type, enabled=False):
+            traced = torch.export.export(function, given, dynamic_shapes=axes)
+            exported = traced.run_decompositions()
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         hint = "" if axes[0] is None else " for any batch size; a fixed one may do"

@@ -7,7 +7,6 @@ The mathematics is the reference's; its updates in place act on copies, which tr
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from spela.export.inference import layer_scores
 from spela.export.program import (
     Program,
     batch_axis,
+    copied,
     example_batch,
     trace,
 )
@@ -176,14 +176,14 @@ def train_step_program(
     state = optimizer_state(optimizer, update, parameters) | statistics
     state = {name: value.clone() for name, value in state.items()}
     axis = batch_axis(batch_size)
-    x = example_batch(sample_shape, batch_size, next(net.parameters()))
+    x = example_batch(net, sample_shape, batch_size)
     target = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     with probing(net), torch.no_grad():
         shapes = _mask_shapes(net, x)
         masks = {name: torch.ones((len(x), *shape)).to(x) for name, shape in shapes.items()}
         training = {"training": torch.ones_like(target[0], dtype=torch.bool)} if statistics else {}
         exported = trace(
-            _Step(copy.deepcopy(net), update),  # what is frozen stays as it is now
+            _Step(copied(net), update),  # what is frozen stays as it is now
             (x, target, torch.tensor(0.1).to(x), {**training, **masks}, weights, state),
             (
                 axis,

@@ -33,7 +33,7 @@ class Update:
         """The state of a parameter before its first step: zeros."""
         if isinstance(self.rule, AdamRule):
             return {
-                f"{name}.step": torch.zeros((), device=parameter.device),
+                f"{name}.step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 f"{name}.exp_avg": torch.zeros_like(parameter, requires_grad=False),
                 f"{name}.exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
             }

@@ -305,6 +305,7 @@ class SpelaBlock(ProjectedLayer):
         """Forward and update in place, under `torch.no_grad` and `torch.inference_mode` too.
 
         No `.grad` is read or changed, and the optimizer's step hooks are called once: `spela.layers.steps`.
+        Where the body's backward fails, as for lack of memory, the projection of a fused step has moved.
 
         Args:
             x: The body's input.

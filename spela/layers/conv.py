@@ -265,7 +265,9 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
                 f"`x` {tuple(x.shape)} becomes a {pooled[0]} x {pooled[1]} map, but `output_size` is "
                 f"{self.output_size}: build the layer with output_size={pooled}"
             )
-        if self.norm is not None and self.norm.training and x.shape[0] * height * width == 1:
+        # A norm of another kind, as one over several processes' batches, counts for itself.
+        plain = type(self.norm) is nn.BatchNorm2d and self.norm.training
+        if plain and x.shape[0] * height * width == 1:
             raise ValueError(
                 "batch norm has one value a channel here: train on more than one sample, or call "
                 "eval() first"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spela.layers.contract import LocalLayer
 
@@ -58,8 +59,11 @@ def probing(net: nn.Module) -> Iterator[None]:
         >>> counted.calls
         tensor(0)
     """
-    # What was made in inference mode can be written into there alone, and counts no writes.
-    held = [(b, b.clone(), b._version) for b in net.buffers() if not b.is_inference()]
+    # What was made in inference mode can be written into there alone, and counts no writes; what is lazy is
+    # made by the first call.
+    held = [
+        (b, b.clone(), b._version) for b in net.buffers() if not is_lazy(b) and not b.is_inference()
+    ]
     registered = [(module, dict(module._buffers)) for module in net.modules()]
     try:
         with in_eval_mode(net):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spela_kernels.cosines import widened
 from spela_kernels.linear.steps import norm_fits, norm_rows
 
 __all__ = ["RowNorm", "Standardize"]
@@ -16,7 +17,7 @@ _ROWS = 4096  # samples at a time: bounds the temporaries
 
 
 class RowNorm(nn.Module):
-    """Scale each row to a fixed L2 norm: x / max(|x|, 1e-12) * norm, with |x| in the dtype of x.
+    """Scale each row to a fixed L2 norm: x / max(|x|, 1e-12) * norm, with |x| in at least float32.
 
     Args:
         norm: "unit" (norm 1: the `paper` recipe) or "rms" (norm sqrt(features), every feature of
@@ -46,8 +47,8 @@ class RowNorm(nn.Module):
         """Scale the rows of x."""
         if norm_fits(x):
             return norm_rows(x, self.length(x.shape[1]))
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-        return x * (self.length(x.shape[-1]) / length)
+        length = torch.linalg.vector_norm(widened(x), dim=-1, keepdim=True).clamp_min(1e-12)
+        return (x * (self.length(x.shape[-1]) / length)).to(x.dtype)
 
     def length(self, features: int) -> float:
         """What rows of so many features are scaled to."""
@@ -143,10 +144,18 @@ class Standardize(nn.Module):
 
         Raises:
             TypeError: If x is not floating point, as pixels in uint8, which `fit` takes as 0..1.
+            ValueError: If it has other axes, or another number of features or channels.
         """
+        if x.dim() != 1 + len(self.sample_shape) or x.shape[1] != self.sample_shape[0]:
+            raise ValueError(
+                f"`x` must be (B, {', '.join(map(str, self.sample_shape))}), got {tuple(x.shape)}"
+            )
         if not x.is_floating_point():
             raise TypeError(f"`x` is {x.dtype}: convert it, pixels by x.float() / 255")
-        return (x - self.mean) / self.deviation
+        deviation = self.deviation
+        if deviation.dtype == torch.float16:  # where a small deviation became 0 when it was cast
+            deviation = deviation.masked_fill(deviation == 0, 1.0)
+        return (x - self.mean) / deviation
 
     def extra_repr(self) -> str:
         """The samples' shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -258,3 +259,21 @@ def test_a_label_that_is_no_class_is_found_before_a_norm_remembers_the_batch(met
         getattr(net, method)(torch.randn(3, 4), torch.tensor([0, 7, 1]), *rest)
     assert net[0].num_batches_tracked == 0
     assert net[0].running_mean.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_zeros_stay_zeros_in_16_bits(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=dtype)
+    for norm, expected in (("unit", [0.6, 0.8]), ("rms", [0.6 * 2**0.5, 0.8 * 2**0.5])):
+        y = RowNorm(norm)(x)
+        assert y.dtype == dtype
+        assert torch.equal(y, torch.tensor([[0.0, 0.0], expected], dtype=dtype))
+
+
+def test_an_array_is_refused_in_place_of_a_batch_that_is_to_be_classified() -> None:
+    net = _net()
+    for method in (net.predict, net.predict_detailed):
+        with pytest.raises(
+            TypeError, match=r"`x` must be a tensor, got ndarray: use torch\.as_tensor"
+        ):
+            method(np.zeros((2, 12), np.float32))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spela import Frozen, SpelaBlock, SpelaLinear, SpelaSequential
+from spela import Frozen, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
 from spela.data import load_dataset
 from spela.distributed import (
     DataParallelSequential,
@@ -385,3 +387,69 @@ def test_any_error_of_rank_0_is_told_to_the_ranks_that_wait(error: type[Exceptio
     with pytest.raises(error, match="no such thing"):
         Telling(0, 2, torch.device("cpu"), 60.0).from_main(fails)
     assert [list(json.loads(message)) for message in told] == [["error"]]
+
+
+def test_names_of_a_named_network_stay() -> None:
+    for form in (
+        lambda net: DataParallelSequential(net, ALONE),
+        lambda net: LayerParallelSequential(net, ALONE, (4,)),
+    ):
+        net = SpelaSequential(OrderedDict(fc=SpelaLinear(4, 8, 3), out=SpelaLinear(8, 8, 3)))
+        keys = list(net.state_dict())
+        assert list(form(net).state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    ("make", "samples", "match"),
+    [
+        (
+            lambda: (
+                SpelaLinear(4, 8, 3),
+                SpelaBlock(nn.Linear(8, 8), 3, torch.ones(2, 8), similarity=0.5),
+            ),
+            1,
+            "batches of at least 2",
+        ),
+        (lambda: (SpelaLinear(4, 8, 5), SpelaLinear(8, 8, 3)), 2, "classes"),
+    ],
+    ids=["one sample", "classes"],
+)
+def test_layers_apart_refuse_before_one_learns(
+    make: Callable[[], tuple[nn.Module, ...]], samples: int, match: str
+) -> None:
+    net = LayerParallelSequential(SpelaSequential(*make()), ALONE, (4,))
+    before = net[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=match):
+        net.local_step(
+            torch.randn(samples, 4), torch.arange(samples), LocalSGD(net.parameters(), lr=1.0)
+        )
+    assert torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_module_that_two_processes_need_is_refused(rank: int) -> None:
+    shared = Frozen(nn.Linear(8, 8))
+    net = SpelaSequential(
+        SpelaLinear(4, 8, 3), shared, SpelaLinear(8, 8, 3), shared, SpelaLinear(8, 8, 3)
+    )
+    with pytest.raises(
+        ValueError, match="module 3 has tensors of a module that another process holds"
+    ):
+        LayerParallelSequential(net, Ranks(rank, 2, torch.device("cpu"), 5.0), (4,))
+    assert not any(parameter.is_meta for parameter in net.parameters())
+    LayerParallelSequential(net, ALONE, (4,))
+    with pytest.raises(ValueError, match="`in_flight` must be"):
+        LayerParallelSequential(net, ALONE, (4,), in_flight=0)
+
+
+def test_a_part_of_one_sample_has_the_joint_batchs_statistics() -> None:
+    """Maps of one pixel: what counts is the joint batch, here of two on two processes."""
+    torch.manual_seed(0)
+    layer = SpelaConv2d(2, 4, 3, 3, (1, 1), pool=None)
+    ranks = Twice(0, 2, torch.device("cpu"), 60.0)
+    (norm,) = join_modules(layer, ranks)
+    norm.share = ranks.share(2)
+    assert layer(torch.randn(2, 2, 3, 3)[norm.share.rows]).shape == (1, 4, 1, 1)
+    norm.share = ALONE.share(1)
+    with pytest.raises(ValueError, match="one value a channel"):
+        layer(torch.randn(1, 2, 3, 3))

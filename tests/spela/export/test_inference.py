@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, convert
+from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential, convert
 from spela.baselines import (
     BackpropSequential,
     DeeplySupervisedSequential,
@@ -176,3 +176,30 @@ def test_what_cannot_be_traced_for_any_batch_is_one_line_and_a_fixed_batch_does(
     x = torch.randn(4, 3, 4, 4)
     found = session_of(inference_program(net, (3, 4, 4), batch_size=4)).run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found[0]), net.layer_scores(x)[0].detach())
+
+
+def test_a_network_of_tokens_is_exported(session_of):
+    torch.manual_seed(0)
+    tokens = torch.randint(10, (3, 5))
+    net = SpelaSequential(SpelaBlock(nn.Embedding(10, 8), 3, tokens)).eval()
+    session = session_of(inference_program(net, (5,)))
+    (scores,) = session.run(None, {"x": tokens.numpy()})
+    torch.testing.assert_close(torch.from_numpy(scores), net(tokens), rtol=0, atol=1e-5)
+
+
+def test_autocast_leaves_no_cast_in_a_program():
+    net = SpelaSequential(SpelaLinear(4, 8, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        program = inference_program(net, (4,))
+        assert torch.is_autocast_enabled("cpu")
+    assert not [node for node in program.exported.graph.nodes if "_to_copy" in str(node.target)]
+
+
+def test_bfloat16_and_pruned_weights_are_a_value_error(tmp_path):
+    net = SpelaSequential(SpelaLinear(4, 8, 3))
+    with pytest.raises(ValueError, match="bfloat16 have no ONNX file"):
+        write_onnx(inference_program(net.bfloat16(), (4,)), tmp_path / "b.onnx")
+    nn.utils.prune.l1_unstructured(net[0], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"prune\.remove"):
+        inference_program(net, (4,))
+    assert list(tmp_path.iterdir()) == []

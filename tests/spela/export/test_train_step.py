@@ -347,3 +347,13 @@ def test_the_exported_adam_has_the_optimizers_betas_and_eps() -> None:
         net.local_step(x, target, local)
     for name, parameter in net.named_parameters():
         torch.testing.assert_close(weights[name], parameter.detach(), rtol=0, atol=1e-5)
+
+
+def test_counts_are_float32_whatever_torchs_default_dtype():
+    net = SpelaSequential(SpelaLinear(4, 8, 3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        program = train_step_program(net, LocalAdam(net.parameters()), (4,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert program.defaults["0.weight.step"].dtype == torch.float32

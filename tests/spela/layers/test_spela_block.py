@@ -634,3 +634,14 @@ def test_a_block_in_16_bits_takes_torch_s_step(kind: str) -> None:
     assert not torch.equal(block.projection, before)
     for name, value in block.state_dict().items():
         assert torch.equal(value, twin.state_dict()[name]), name
+
+
+def test_a_lazy_body_is_made_by_the_sample() -> None:
+    body = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    block = SpelaBlock(body, 3, torch.randn(2, 1, 6, 6))
+    assert block.output_shape == (4, 4, 4)
+    assert (body[1].running_mean == 0).all()
+    loss, _ = block.local_step(
+        torch.randn(5, 1, 6, 6), torch.arange(5) % 3, LocalSGD(block.parameters(), lr=0.1)
+    )
+    assert loss.isfinite()

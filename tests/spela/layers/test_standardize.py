@@ -110,3 +110,20 @@ def test_pixels_are_refused_where_they_would_be_taken_on_another_scale() -> None
         ):
             call(pixels)
     assert scale(pixels.float() / 255).std(correction=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_samples_of_another_shape_are_refused() -> None:
+    images = Standardize((3, 8, 8)).fit(torch.randn(10, 3, 8, 8))
+    assert images(torch.randn(2, 3, 9, 7)).shape == (2, 3, 9, 7)  # channels are what is scaled
+    for shape in ((3, 1, 8, 8), (3, 8, 8), (2, 3)):
+        with pytest.raises(ValueError, match=r"`x` must be \(B, 3, 8, 8\), got"):
+            images(torch.randn(shape))
+    with pytest.raises(ValueError, match=r"`x` must be \(B, 4\), got \(3, 1\)"):
+        Standardize((4,)).fit(torch.randn(9, 4))(torch.randn(3, 1))
+
+
+def test_a_deviation_that_half_precision_lacks_divides_nothing() -> None:
+    x = torch.randn(50, 2) * torch.tensor([1.0, 1e-9])
+    scaled = Standardize((2,)).fit(x).half()(x.half())
+    assert scaled.isfinite().all()
+    assert (scaled[:, 1] == 0).all()
