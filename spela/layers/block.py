@@ -367,9 +367,10 @@ class SpelaBlock(ProjectedLayer):
     def extra_repr(self) -> str:
         """The head's sizes."""
         projection = None if self.projection is None else self.projection.shape[2]
+        scale = f", scale={self.scale}" if self.objective == "softmax" else ""
         return (
             f"num_classes={self.num_classes}, readout={self.readout}, projection={projection}, "
-            f"objective={self.objective}"
+            f"objective={self.objective}{scale}"
         )
 
 

@@ -264,7 +264,10 @@ class SpelaLinear(LocalLayer, nn.Linear):
 
     def extra_repr(self) -> str:
         """nn.Linear's line, then what makes this layer a SPELA layer."""
+        leaky = self.activation == "leaky_relu"
+        slope = f", negative_slope={self.negative_slope}" if leaky else ""
+        scale = f", scale={self.scale}" if self.objective == "softmax" else ""
         return (
             f"{nn.Linear.extra_repr(self)}, num_classes={self.num_classes}, "
-            f"activation={self.activation}, objective={self.objective}"
+            f"activation={self.activation}{slope}, objective={self.objective}{scale}"
         )

@@ -16,6 +16,10 @@ __all__ = ["RowNorm", "Standardize"]
 _ROWS = 4096  # samples at a time: bounds the temporaries
 
 
+def _no_float(x: Tensor) -> TypeError:
+    return TypeError(f"`x` is {x.dtype}: convert it, pixels by x.float() / 255")
+
+
 class RowNorm(nn.Module):
     """Scale each row to a fixed L2 norm: x / max(|x|, 1e-12) * norm, with |x| in at least float32.
 
@@ -44,9 +48,15 @@ class RowNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the rows of x."""
+        """Scale the rows of x.
+
+        Raises:
+            TypeError: If x is not floating point.
+        """
         if norm_fits(x):
             return norm_rows(x, self.length(x.shape[1]))
+        if not x.is_floating_point():
+            raise _no_float(x)
         length = torch.linalg.vector_norm(widened(x), dim=-1, keepdim=True).clamp_min(1e-12)
         return (x * (self.length(x.shape[-1]) / length)).to(x.dtype)
 
@@ -151,7 +161,7 @@ class Standardize(nn.Module):
                 f"`x` must be (B, {', '.join(map(str, self.sample_shape))}), got {tuple(x.shape)}"
             )
         if not x.is_floating_point():
-            raise TypeError(f"`x` is {x.dtype}: convert it, pixels by x.float() / 255")
+            raise _no_float(x)
         deviation = self.deviation
         if deviation.dtype == torch.float16:  # where a small deviation became 0 when it was cast
             deviation = deviation.masked_fill(deviation == 0, 1.0)

@@ -115,7 +115,8 @@ class ClassTable:
         if len(self.labels) + len(new) > self.max_classes:
             raise ValueError(
                 f"label {new[self.max_classes - len(self.labels)]!r} is one class too many: the "
-                f"network was built for {self.max_classes}; build it with a larger num_classes"
+                f"network was built for {self.max_classes}; build it with a larger num_classes, or go on "
+                "with an empty memory: StreamingClassifier(stream.net, labels=stream.labels, max_classes=...)"
             )
         for name in new:
             self._index[name] = len(self.labels)

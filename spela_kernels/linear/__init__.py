@@ -1,4 +1,9 @@
-"""The SPELA linear layer: reference, back-ends and public functions."""
+"""The SPELA linear layer: reference, back-ends and public functions.
+
+To read how it runs on a GPU: `reference.py` says what is computed, `kernels.py` in which launches;
+`gpu/formulas.py` and `gpu/loads.py` hold what the kernels call, `update_kernel.py` and `gpu/updates.py` the
+last launch; `launch.py` gives them their buffers and `configs.py` their tiles.
+"""
 
 from spela_kernels.linear.functional import (
     linear_adam_,

@@ -7,7 +7,7 @@ A layer step is three launches:
     update    dW = dz^T x with dz rebuilt from y tile by tile; its epilogue stores or applies the gradient
 
 Nothing is accumulated across programs, so every run gives the same bits. The mean's 1/B is applied to
-dW and not to dz: dz / B would underflow in fp16. Addresses are formed in int64.
+dW and not to dz: dz / B would underflow in fp16. Addresses of matrices are formed in int64.
 
 ALIGN_I and ALIGN_O promise that rows along I (of x, W and its state) and along O (of y, z, V) start and
 end on multiples of that many elements; the `// ALIGN * ALIGN` below hands the promise to the compiler,

@@ -183,6 +183,7 @@ def launch_update(
     rule, lr, number = (None, None, None) if step is None else (step.rule, step.lr, step.number)
     weight_state = first[0] if second[0] is None else second[0]
     bias_state = first[1] if second[1] is None else second[1]
+    # Beside dz the kernel reads no y; a pointer it has to have.
     y, z = (projected.y, projected.z) if rows.dz is None else (rows.dz, None)
 
     def arguments(config: UpdateConfig) -> tuple[object, ...]:

@@ -35,6 +35,7 @@ def _load_dz(
         label, valid = load_labels(target_ptr, stride_t, offs_b, B, C)
         inverse = inverse_norm(tl.load(norm_ptr + offs_b, mask=mask_b, other=0.0))
         cosine = tl.load(cosine_ptr + offs_b, mask=mask_b, other=0.0)
+        # As in `finalise`, with its factors 1/|y| taken in: dy = pull v - drift y.
         pull = tl.where(valid, label_derivative(cosine, OBJECTIVE) * inverse, 0.0)
         drift = tl.where(valid, pull * cosine * inverse, 0.0)
         y = tl.load(y_ptr + offs_b.to(tl.int64)[:, None] * stride_yb + columns * stride_yo,

@@ -277,3 +277,18 @@ def test_an_array_is_refused_in_place_of_a_batch_that_is_to_be_classified() -> N
             TypeError, match=r"`x` must be a tensor, got ndarray: use torch\.as_tensor"
         ):
             method(np.zeros((2, 12), np.float32))
+
+
+def test_pixels_are_refused_with_a_way_out() -> None:
+    pixels = torch.zeros(2, 12, dtype=torch.uint8)
+    net = SpelaSequential(RowNorm(), SpelaLinear(12, 8, 3))
+    with pytest.raises(
+        TypeError, match=r"`x` is torch.uint8: convert it, pixels by x.float\(\) / 255"
+    ):
+        net.predict(pixels)
+
+
+def test_a_layers_line_says_what_its_gradient_depends_on() -> None:
+    assert "negative_slope=0.001, objective=log)" in repr(SpelaLinear(4, 8, 3))
+    line = repr(SpelaLinear(4, 8, 3, activation="gelu", objective="softmax"))
+    assert "activation=gelu, objective=softmax, scale=20.0)" in line

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.errors import OutOfResources
@@ -17,6 +19,7 @@ from triton.runtime.errors import OutOfResources
 import spela_kernels as sk
 from spela_kernels.gpu import launching
 from spela_kernels.gpu.fallback import warn_of_fallback
+from spela_kernels.gpu.formulas import acos
 from spela_kernels.linear import parity as linear
 from spela_kernels.linear.types import NO_BUFFERS, Parameters
 from spela_kernels.projection import parity as projection
@@ -313,3 +316,17 @@ def test_a_projection_too_large_for_a_kernel_runs_on_the_reference(
     assert all(torch.equal(kernel[name], same[name]) for name in same)
     told = [record.getMessage() for record in caplog.records]
     assert [limit in message for message in told] == [True, False]
+
+
+@triton.jit
+def _acos_kernel(c_ptr, y_ptr, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, acos(tl.load(c_ptr + offs)))
+
+
+def test_acos_is_as_close_as_it_says() -> None:
+    c = torch.linspace(-1, 1, 1 << 17)
+    found = torch.empty_like(c)
+    _acos_kernel[(128,)](c, found, BLOCK=1024)
+    error = (found.double() - c.double().acos()).abs()
+    assert error.max() <= 3.4e-7
