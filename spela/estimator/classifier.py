@@ -90,7 +90,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             with Laplace smoothing (`spela/estimator/calibration.py`): on the part held out by early_stopping;
             without it on the training samples, which makes probabilities too sure; in partial_fit on the last
             1,000 samples, scored before they were learnt.
-        net_: The trained `SpelaSequential`.
+        net_: The trained `SpelaSequential`, in float64 where the device has it: a row's answer then does not
+            depend on the rows beside it. Call `copy.deepcopy(net_).float()` to give it float32.
         optimizer_: Its `LocalAdam`.
         scaler_: The StandardScaler of the features, or None.
         encoder_: The LabelEncoder of the labels.
