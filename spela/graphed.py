@@ -137,6 +137,7 @@ class GraphedStep:
 
     Raises:
         ValueError: When called: as `local_step`, or if a graph is required and cannot be had.
+        TypeError: If `net` is no nn.Module.
 
     Example:
         >>> from spela.layers import SpelaLinear

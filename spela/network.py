@@ -18,10 +18,10 @@ from spela.layers.hooks import hooked_input
 from spela.layers.modes import output_of
 from spela.layers.steps import check_step, learning, rates_kept, set_rates, unshared
 from spela.pretrained import Pretrained
-from spela_kernels.contracts import check_batch, check_labels, check_target, check_tensors
+from spela_kernels.contracts import check_dense, check_labels, check_target, check_tensors
 from spela_kernels.precision import recordable
 
-__all__ = ["SpelaSequential"]
+__all__ = ["SpelaSequential", "check_least"]
 
 _FLOAT32 = torch.finfo(torch.float32).max
 
@@ -52,7 +52,7 @@ def _batch_sizes(samples: int, batch_size: int | Sequence[int]) -> list[int]:
     except TypeError:
         return _sizes_given(samples, batch_size)  # type: ignore[arg-type]
     if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}")
+        raise ValueError(f"`batch_size` must be at least 1, got {size}")
     full, rest = divmod(samples, size)
     return [size] * full + [rest] * (rest > 0 or full == 0)
 
@@ -67,14 +67,14 @@ def _sizes_given(samples: int, batch_sizes: Sequence[int]) -> list[int]:
     wrong = [size for size in sizes if size < 1]
     if wrong or not sizes or sum(sizes) != samples:
         raise ValueError(
-            f"batch sizes must be at least 1 and {samples} together, the number of samples; got "
+            f"`batch_size` must be numbers of at least 1, and {samples} together, the number of samples; got "
             + (str(wrong[0]) if wrong else f"{sum(sizes)} together")
         )
     return sizes
 
 
 def _check_batch(x: Tensor) -> None:
-    check_batch(x)
+    check_dense(x)
     if x.dim() < 2:
         raise ValueError(f"`x` must be a batch (B, ...), got shape {tuple(x.shape)}: use x[None]")
 
@@ -193,6 +193,7 @@ class SpelaSequential(Pretrained):
         Raises:
             ValueError: On a shape, device or label that does not fit, if two layers share a parameter, or
                 one sample meets a similarity loss.
+            TypeError: If one is no tensor, or dtypes do not fit.
         """
         check_tensors(x, target)
         modules, losses = list(self._checked()), []
@@ -370,6 +371,7 @@ class SpelaSequential(Pretrained):
         Raises:
             ValueError: If x is no batch, or a policy does not have one threshold for each SPELA layer but the
                 last.
+            TypeError: If x is no tensor, or the threshold neither a number nor a policy.
 
         Example:
             >>> from spela.layers import SpelaLinear
@@ -398,6 +400,7 @@ class SpelaSequential(Pretrained):
 
         Raises:
             ValueError: As `predict`.
+            TypeError: As `predict`.
 
         Source: TMLR 2025: every layer can classify, so inference may stop at any of them.
 

@@ -18,6 +18,7 @@ from spela_kernels.objectives import get_objective
 
 __all__ = [
     "Settings",
+    "check_dense",
     "check_labels",
     "check_linear",
     "check_negative_slope",
@@ -226,7 +227,7 @@ def check_projection(
     _check_range("groups", groups, vectors.shape[1], "groups")
 
 
-def check_batch(x: Tensor) -> None:
+def check_dense(x: Tensor) -> None:
     """Refuse an array or a list in place of a batch.
 
     Args:
@@ -253,7 +254,7 @@ def check_tensors(x: Tensor, target: Tensor) -> None:
     Raises:
         TypeError: If one is no tensor, or the batch is a sparse one.
     """
-    check_batch(x)
+    check_dense(x)
     if not isinstance(target, Tensor):
         raise TypeError(
             f"`target` must be a tensor of int64 class indices, got {type(target).__name__}: use "

@@ -191,7 +191,7 @@ def update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]) -> N
 
 
 def fused_update_(parameter: Tensor, gradient: Tensor, step: Step[Tensor | None]) -> None:
-    """`update_` in one operator on the CPU: plain SGD, and Adam by torch's fused kernel.
+    """`update_` in one operator: plain SGD, and Adam by torch's fused kernel, on GPUs too.
 
     Args:
         parameter, gradient, step: As in `update_`, which runs for other rules, where dtypes or strides differ

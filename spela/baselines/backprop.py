@@ -45,10 +45,15 @@ class BackpropSequential(nn.Sequential):
         check_target(x, target)
         check_step([self], optimizer)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        last = self[-1] if len(self) else None
+        if isinstance(last, nn.Linear):  # before a norm on the way takes note of the batch
+            check_labels(target, last.out_features)
         with torch.enable_grad():
             logits = self(x)
             check_labels(target, logits.shape[1])
             loss = nn.functional.cross_entropy(logits, target)
+        if not trained:
+            return loss.detach().reshape(1)
         found = torch.autograd.grad(loss, trained, allow_unused=True)
         step_on(optimizer, ((p, g) for p, g in zip(trained, found, strict=True) if g is not None))
         return loss.detach().reshape(1)

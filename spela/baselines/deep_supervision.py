@@ -64,6 +64,8 @@ class DeeplySupervisedSequential(SpelaSequential):
         with torch.enable_grad():
             losses = self.local_losses(x, target)
             total = losses.sum()
+        if not trained:
+            return losses.detach()
         found = torch.autograd.grad(total, trained, allow_unused=True)
         step_on(optimizer, ((p, g) for p, g in zip(trained, found, strict=True) if g is not None))
         return losses.detach()

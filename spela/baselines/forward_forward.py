@@ -130,7 +130,10 @@ class ForwardForwardSequential(RivalSequential):
 
         Raises:
             ValueError: If there is no room for the labels.
+            TypeError: If x is not floating point.
         """
+        if not x.is_floating_point():
+            raise TypeError(f"`x` is {x.dtype}: convert it, pixels by x.float() / 255")
         x = x.flatten(1)
         if x.shape[1] <= self.num_classes:
             raise ValueError(

@@ -11,10 +11,10 @@ from spela.conversion.steps import Step, trace_steps
 from spela.conversion.weights import draw_if_zero, simplex
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 
-__all__ = ["Objective", "by_layers"]
+__all__ = ["LayerSettings", "by_layers"]
 
 
-class Objective(NamedTuple):
+class LayerSettings(NamedTuple):
     """What the converted layers learn by."""
 
     num_classes: int
@@ -25,7 +25,7 @@ class Objective(NamedTuple):
     generator: torch.Generator | None
 
 
-def by_layers(model: nn.Module, x: Tensor, settings: Objective) -> list[nn.Module]:
+def by_layers(model: nn.Module, x: Tensor, settings: LayerSettings) -> list[nn.Module]:
     """The modules of a network of layers.
 
     Args:
@@ -59,7 +59,7 @@ def by_layers(model: nn.Module, x: Tensor, settings: Objective) -> list[nn.Modul
     return modules
 
 
-def _linear(steps: list[Step], settings: Objective) -> tuple[nn.Module, int]:
+def _linear(steps: list[Step], settings: LayerSettings) -> tuple[nn.Module, int]:
     """The SpelaLinear of the first module, with the next one's activation where it has that one."""
     source: Any = steps[0].module
     activation, slope, used = None, 0.0, 1
@@ -109,7 +109,7 @@ def _activation(module: nn.Module) -> tuple[str | None, float]:
     return simple.get(kind), slope
 
 
-def _convolution(steps: list[Step], settings: Objective) -> tuple[nn.Module, int]:
+def _convolution(steps: list[Step], settings: LayerSettings) -> tuple[nn.Module, int]:
     """The SpelaConv2d of the first module and of the batch norm, LeakyReLU and pool right after it."""
     source: Any = steps[0].module
     following = [step.module for step in steps[1:]]

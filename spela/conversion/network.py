@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spela.conversion.blocks import by_blocks
-from spela.conversion.layers import Objective, by_layers
+from spela.conversion.layers import LayerSettings, by_layers
 from spela.layers import Frozen
 from spela.layers.modes import output_of, probing
 from spela.network import SpelaSequential
@@ -48,7 +48,8 @@ def convert(
     class vectors, in [-1, 1]. Where the last Linear has no activation and `num_classes` outputs, its class
     vectors are the simplex on the output axes, e_k - 1/C, and the cosines order the classes as the logits do:
     `net.predict(x)` is the argmax of `model(x)` until the network is trained. Anywhere else the answers have
-    to be learnt. A last Linear of zeros has no direction to start from: its copy is drawn anew.
+    to be learnt. A Linear of zeros, weights and bias, has no direction to start from: its copy is drawn anew,
+    unless it is frozen.
 
     Args:
         model: nn.Sequential, nested ones included; it is copied and stays as it is. Whatever a type
@@ -115,7 +116,9 @@ def convert(
     else:
         conv_scale = 60.0 if conv_scale is None else conv_scale
         symmetric_dim = 16 if symmetric_dim is None else symmetric_dim
-        settings = Objective(num_classes, objective, scale, conv_scale, symmetric_dim, generator)
+        settings = LayerSettings(
+            num_classes, objective, scale, conv_scale, symmetric_dim, generator
+        )
         modules = by_layers(model, x, settings)
     # Last: it is the caller's own module that stops learning.
     front = [] if frozen is None else [Frozen(frozen)]

@@ -17,8 +17,13 @@ def simplex(num_classes: int) -> Tensor:
 
 
 def draw_if_zero(linear: nn.Linear, generator: torch.Generator | None) -> None:
-    """Weights of zeros give rows without direction, from which nothing is learnt: start as nn.Linear does."""
-    if not linear.weight.is_meta and not linear.weight.any():
+    """Zeros alone give rows without direction, from which nothing is learnt: start as nn.Linear does.
+
+    A bias is a direction, and what is frozen needs none.
+    """
+    if linear.weight.is_meta or not linear.weight.requires_grad:
+        return
+    if not linear.weight.any() and (linear.bias is None or not linear.bias.any()):
         bound = linear.in_features**-0.5
         where = "cpu" if generator is None else generator.device
         draw = torch.empty(linear.weight.shape, dtype=torch.float32, device=where)

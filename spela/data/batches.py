@@ -32,13 +32,12 @@ class Batches:
         shuffle: draw a new order for every iteration.
         generator: where the order comes from; required with shuffle. A CPU generator gives the
             same order on every device.
-        drop_last: leave a shorter last batch out.
         augment: what is done to each batch of raw samples before it is converted; None: nothing.
 
     Raises:
         TypeError: x or y is not a tensor, or batch_size no whole number.
-        ValueError: unequal lengths or devices, no samples, batch_size below 1, shuffle without a
-            generator, or drop_last that leaves no batch.
+        ValueError: unequal lengths or devices, no samples, batch_size below 1, or shuffle without a
+            generator.
 
     Example:
         >>> x, y = torch.arange(5.0)[:, None], torch.arange(5)
@@ -54,7 +53,6 @@ class Batches:
         *,
         shuffle: bool,
         generator: torch.Generator | None = None,
-        drop_last: bool = False,
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
@@ -71,23 +69,16 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if shuffle and generator is None:
             raise ValueError(_NO_GENERATOR)
-        if drop_last and batch_size > len(y):
-            raise ValueError(
-                f"drop_last leaves no batch: batch_size is {batch_size} for {len(y)} samples; "
-                "use a smaller batch_size"
-            )
         self.x = x
         self.y = y
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.generator = generator
-        self.drop_last = drop_last
         self.augment = augment
 
     def __len__(self) -> int:
         """The number of batches in one epoch."""
-        full, rest = divmod(len(self.y), self.batch_size)
-        return full if self.drop_last or rest == 0 else full + 1
+        return -(-len(self.y) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Drawn here and not at the first batch, so that the order of draws is that of iter() calls.
@@ -101,11 +92,11 @@ class Batches:
         return order.to(self.y.device)
 
     def _shuffled(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in order.split(self.batch_size)[: len(self)]:
+        for index in order.split(self.batch_size):
             yield self._inputs(gather(self.x, index)), gather(self.y, index)
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for start in range(0, len(self.y), self.batch_size):
             stop = start + self.batch_size
             yield self._inputs(self.x[start:stop]), self.y[start:stop]
 

@@ -102,15 +102,12 @@ def load_dataset(
 def load_images(
     name_or_path: str | os.PathLike[str],
     data_root: str | os.PathLike[str] | None = None,
-    *,
-    download: bool = True,
 ) -> Dataset | PhotoSet:
     """Load a dataset as `load_dataset` does, but leave photos of many sizes in their files.
 
     Args:
         name_or_path: as for `load_dataset`.
         data_root: the folder for datasets; None for `default_data_root()`.
-        download: download a named dataset that is not there.
 
     Returns:
         A `PhotoSet`, whose images are read at the size that is asked for; else the `Dataset`.
@@ -120,8 +117,8 @@ def load_images(
     """
     source = _SOURCES.get(_canonical(os.fspath(name_or_path)))
     if source is None or source.photos is None:
-        return load_dataset(name_or_path, data_root, download=download)
-    return source.photos(_folder(source, _root(data_root), download))
+        return load_dataset(name_or_path, data_root)
+    return source.photos(_folder(source, _root(data_root), download=True))
 
 
 def _load(source: Source, data_root: Path, download: bool) -> Dataset:

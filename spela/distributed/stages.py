@@ -11,7 +11,7 @@ from torch import nn
 from spela.cutting import split_evenly
 from spela.early_exit.costs import count_multiply_adds
 from spela.layers import LocalLayer
-from spela.layers.modes import in_eval_mode
+from spela.layers.modes import probing
 
 __all__ = ["Trace", "stage_of_modules", "trace"]
 
@@ -41,7 +41,7 @@ def trace(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Trace]:
     """
     x = next(net.parameters()).new_zeros((1, *sample_shape))
     found = []
-    with in_eval_mode(net):
+    with probing(net):
         for module in net:
             shape = tuple(x.shape[1:])
             cost, x = count_multiply_adds(module, x)

@@ -1,6 +1,6 @@
 """Answers before the last layer: when a layer is sure enough, and what the layers cost."""
 
-from spela.early_exit.costs import LayerCost, layer_costs
+from spela.early_exit.costs import LayerCost, layer_costs, multiply_adds
 from spela.early_exit.policy import (
     ExitPolicy,
     Prediction,
@@ -8,7 +8,6 @@ from spela.early_exit.policy import (
     exit_thresholds,
     margin_and_label,
     mean_multiply_adds,
-    multiply_adds,
 )
 
 __all__ = [

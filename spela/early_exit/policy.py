@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spela.early_exit.costs import LayerCost, layer_costs, multiply_adds
+from spela.early_exit.costs import LayerCost, layer_costs
 from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
 from spela.layers.modes import in_eval_mode, output_of
@@ -29,7 +29,6 @@ __all__ = [
     "exit_thresholds",
     "margin_and_label",
     "mean_multiply_adds",
-    "multiply_adds",
 ]
 
 CALIBRATION_BATCH = 1000
@@ -90,7 +89,7 @@ def exit_thresholds(exit_threshold: float | ExitPolicy | None, layers: int) -> t
         layers: Number of SPELA layers.
 
     Raises:
-        ValueError: If a policy has another number of thresholds, or the number is NaN.
+        ValueError: If a policy has another number of thresholds, or the number is NaN (of several layers).
         TypeError: If it is no number and no policy.
 
     Example:
@@ -281,6 +280,7 @@ def calibrate_thresholds(
             f"`x` and `y` must be tensors, got {type(x).__name__} and {type(y).__name__}: use "
             "torch.as_tensor"
         )
+    max_loss = _number("max_loss", max_loss)
     if not 0 <= max_loss <= 1:
         raise ValueError(f"`max_loss` must be a share in 0..1, such as 0.002, got {max_loss}")
     if len(x) == 0 or y.shape != (len(x),):
@@ -291,6 +291,8 @@ def calibrate_thresholds(
     last_layer = list(net)[-1] if len(net) else None
     if not isinstance(last_layer, LocalLayer):
         raise ValueError(f"`net` must end in a SPELA layer, got {type(last_layer).__name__}")
+    if y.dtype != torch.int64:
+        raise TypeError(f"`y` must be int64 class indices, got {y.dtype}: use y.long()")
     check_target(x, y)
     check_labels(y, last_layer.num_classes)
     costs = layer_costs(net, tuple(x.shape[1:]), x.dtype)

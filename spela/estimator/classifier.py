@@ -33,7 +33,13 @@ from spela.estimator.parameters import (
     input_share,
     layer_sizes,
 )
-from spela.estimator.rows import check_range, features_as_given, held_out, labels_as_given
+from spela.estimator.rows import (
+    check_range,
+    classes_as_given,
+    features_as_given,
+    held_out,
+    labels_as_given,
+)
 from spela.optim import LocalAdam
 from spela_kernels.precision import without_inference
 
@@ -207,8 +213,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             ValueError: If a parameter or the data does not fit, or classes are missing or other ones.
         """
         check_parameters(self)
-        if isinstance(classes, set | frozenset):  # which NumPy takes for one object
-            classes = list(classes)
+        if classes is not None:
+            classes = classes_as_given(classes)
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-__all__ = ["LARGEST", "check_range", "features_as_given", "held_out", "labels_as_given"]
+__all__ = [
+    "LARGEST",
+    "check_range",
+    "classes_as_given",
+    "features_as_given",
+    "held_out",
+    "labels_as_given",
+]
 
 LARGEST = float(np.finfo(np.float32).max)
 # A layer's norm is a sum of squares of sums of features: from about 1e18 on it overflows float32, all
@@ -93,12 +100,37 @@ def labels_as_given(y: Any) -> Any:
         ...
         ValueError: y has masked labels, which would count as classes: remove those samples
     """
+    if getattr(y, "ndim", 0) == 2 and hasattr(y, "iloc") and y.shape[1] == 1:
+        y = y.iloc[:, 0]  # a frame of one column
     if np.ma.is_masked(y):
         raise ValueError("y has masked labels, which would count as classes: remove those samples")
     own = getattr(getattr(y, "dtype", None), "numpy_dtype", None)  # of pandas' Int64
     if getattr(own, "kind", "") in ("b", "i", "u") and not y.isna().any():
         return y.to_numpy(own)
     return y
+
+
+def classes_as_given(classes: Any) -> Any:
+    """The classes of a `partial_fit`, as `labels_as_given` takes labels; sets and keys become lists.
+
+    Args:
+        classes: Whatever was given.
+
+    Raises:
+        ValueError: If they are masked, or have more than one axis.
+
+    Example:
+        >>> classes_as_given({7: "seven"}.keys())
+        [7]
+    """
+    classes = labels_as_given(classes)
+    if not hasattr(classes, "__array__"):
+        classes = list(classes)
+    if np.ndim(classes) != 1:
+        raise ValueError(
+            f"classes must be (C,), the labels of all classes, got {np.shape(classes)}"
+        )
+    return classes
 
 
 def held_out(

@@ -24,7 +24,7 @@ from spela.layers import (
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam, LocalSGD
 from spela.training import RunConfig, parse_groups
-from spela.vectors import Groups, class_grouping, most_groups
+from spela.vectors import Groups, class_grouping
 from spela_kernels.activations import get_activation
 
 __all__ = ["build_network", "build_optimizer", "least_weights", "network_for"]
@@ -83,9 +83,9 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
 
     Raises:
         ValueError: If convolutions are asked for samples that are no images, or too small ones; or if a
-            layer has no room for as many class vectors.
+            size is 1.
     """
-    _check_room(config, num_classes)
+    _check_sizes(config)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw before they are drawn anew
         net = _learning_part(config, sample_shape, num_classes)
     if config.standardize:
@@ -135,17 +135,12 @@ def _learning_part(config: RunConfig, sample_shape: tuple[int, ...], num_classes
     return SpelaSequential(*modules)
 
 
-def _check_room(config: RunConfig, num_classes: int) -> None:
-    """One dimension has two directions: more class vectors would coincide."""
-    groups = most_groups(parse_groups(config.groups, num_classes), num_classes)
-    rooms = [("layers", size, num_classes) for size in config.layers]
-    rooms += [("symmetric_dim", config.symmetric_dim, groups) for _ in config.channels]
-    for name, size, vectors in rooms:
-        if config.method == "spela" and size == 1 and vectors > 2:
-            raise ValueError(
-                f"{name} 1 has room for 2 classes or groups of classes, and there are {vectors}: use "
-                "2 or more"
-            )
+def _check_sizes(config: RunConfig) -> None:
+    """In one dimension no direction can turn."""
+    dims = (config.symmetric_dim,) if config.channels else ()
+    for name, sizes in (("layers", config.layers), ("symmetric_dim", dims)):
+        if config.method == "spela" and 1 in sizes:
+            raise ValueError(f"{name} 1 has no direction to turn: use 2 or more")
 
 
 def least_weights(config: RunConfig, sample_shape: tuple[int, ...]) -> int:

@@ -95,6 +95,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
 
     Raises:
         ValueError: If a size is not positive, a name is unknown, or a grouping or `vectors` does not fit.
+        TypeError: If a size is no integer, `vectors` no tensor of floats, or a grouping not int64.
 
     Source: the authors' CNN notebooks.
 

@@ -11,9 +11,7 @@ from spela.layers.contract import FusedOptimizer, LocalLayer
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import hold_vectors, place_vectors, set_values
 from spela.layers.steps import learning, owns, step_by_gradient
-from spela.vectors import (
-    as_size,
-)
+from spela.vectors import as_size
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
 from spela_kernels.contracts import check_negative_slope, check_scale, check_tensors
@@ -56,6 +54,7 @@ class SpelaLinear(LocalLayer, nn.Linear):
 
     Raises:
         ValueError: If a size is not positive, a name is unknown or `vectors` has the wrong shape.
+        TypeError: If a size is no integer, or `vectors` no tensor of floats.
 
     Source: TMLR 2025, Section 3.
 
@@ -92,14 +91,15 @@ class SpelaLinear(LocalLayer, nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         in_features = as_size("in_features", in_features)
-        out_features = as_size(
-            "out_features", out_features, least=2
-        )  # one has no direction to turn
+        # One has no direction to turn.
+        out_features = as_size("out_features", out_features, least=2)
         num_classes = as_size("num_classes", num_classes, least=2)
         if init not in INITS:
             raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")
         if bias_init not in BIAS_INITS:
-            raise ValueError(f"`bias_init` must be zeros or uniform, got {bias_init!r}")
+            raise ValueError(
+                f"`bias_init` must be one of {', '.join(BIAS_INITS)}, got {bias_init!r}"
+            )
         get_activation(activation)
         get_objective(objective)
         check_scale(scale)

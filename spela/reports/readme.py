@@ -21,6 +21,8 @@ _HEADER = (
     "| ahead of rival |",
     "|---|---|---|---|---|---|---|---|---|",
 )
+# Behind the seeds of a row that only the page has.
+_UNRECORDED = "†"
 _SUMMARY_HEADER = (
     "| experiment: row | data | test accuracy of each layer, % | published (measured*), % | ahead of rival |",
     "|---|---|---|---|---|",
@@ -32,15 +34,18 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
 
     Args:
         tables: From `read_tables`.
-        before: The table so far. Its rows that `tables` has no figures of stay as they are, and so do those
-            of more seeds or with a rival where ours has none, so that results of several machines and
-            folders come together; rows that are not among the main ones are dropped.
+        before: The table so far. Its rows that `tables` has no figures of stay, and so do those of more seeds
+            or with a rival where ours has none, so that results of several machines and folders come
+            together; a dagger behind their seeds says that the experiment's table does not have them. Rows
+            that are not among the main ones are dropped.
 
     Returns:
         Lines without a final newline, in the registry's order. Rows without figures are left out: the
         report says why.
     """
     lines = {_key(line): line for line in before.splitlines() if line.startswith("| ")}
+    read = {table["experiment"] for table in tables}
+    lines = {key: _marked(line) if key[0] in read else line for key, line in lines.items()}
     for line in _lines(tables):
         if not _says_more(lines.get(_key(line), ""), line):
             lines[_key(line)] = line
@@ -85,6 +90,14 @@ def _key(line: str) -> tuple[str, str, str]:
     return experiment, row, data
 
 
+def _marked(line: str) -> str:
+    parts = line.split("|")
+    if len(parts) <= 5:  # no line of ours
+        return line
+    parts[5] = f" {parts[5].strip().rstrip(_UNRECORDED)}{_UNRECORDED} "
+    return "|".join(parts)
+
+
 def _says_more(line: str, than: str) -> bool:
     """Whether a line is of more seeds than another, or has a rival where the other has none."""
     (seeds, rival), (other_seeds, other_rival) = map(_seeds_and_rival, (line, than))
@@ -93,8 +106,8 @@ def _says_more(line: str, than: str) -> bool:
 
 def _seeds_and_rival(line: str) -> tuple[int, str]:
     parts = [part.strip() for part in line.split("|")]
-    whole = len(parts) == len(_HEADER[1].split("|")) and parts[5].isdigit()
-    return (int(parts[5]), parts[9]) if whole else (0, "")
+    seeds = parts[5].rstrip(_UNRECORDED) if len(parts) == len(_HEADER[1].split("|")) else ""
+    return (int(seeds), parts[9]) if seeds.isdigit() else (0, "")
 
 
 def _main_rows() -> list[tuple[str, str]]:

@@ -92,6 +92,8 @@ class StreamingClassifier:
         replay = operator.index(replay)  # NumPy's integers too; a file keeps it
         if replay < 0:
             raise ValueError(f"`replay` must be 0 or more, got {replay}")
+        if operator.index(memory) < 0:
+            raise ValueError(f"`memory` must be 0 or more, got {memory}")
         self.generator = torch.Generator().manual_seed(operator.index(seed))
         self.buffer = ReplayBuffer(memory, policy, generator=self.generator)
         self.replay = replay

@@ -275,6 +275,11 @@ class RunConfig:
             raise ValueError(
                 f"method {self.method} changes its input itself or takes blocks alone: leave standardize out"
             )
+        if self.input_dropout > 0 and self.method == "ff":
+            raise ValueError(
+                "method ff writes the label into its input, which dropout would take out: leave "
+                "input_dropout out"
+            )
         if self.binarise and (self.method != "spela" or self.channels):
             raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
 

@@ -100,6 +100,7 @@ class Trainer:
     Raises:
         ValueError: If `graph` is unknown or on without a GPU, if images are to be augmented and samples are
             none, or a last batch of one sample meets a similarity loss.
+        TypeError: If `net` is no nn.Module.
         TrainingDivergedError: From `fit`, naming the layer, when a loss is no longer finite.
         OSError: From `fit`, when the folder cannot be written; the last checkpoint stays whole.
     """
@@ -115,7 +116,7 @@ class Trainer:
         graph: str = "auto",
     ) -> None:
         if not isinstance(net, nn.Module):
-            raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
+            raise TypeError(f"`net` must be an nn.Module, got {type(net).__name__}")
         check_graph_mode(graph, dataset.train_x.device)
         if (
             config.similarity > 0

@@ -141,8 +141,8 @@ def symmetric_vectors(
     num_vectors, dim = _checked_request(num_vectors, dim, generator, dtype)
     if dim == 1 and num_vectors > 2:
         raise ValueError(
-            "Expected argument `num_vectors` to be at most 2 when `dim` is 1, because only +1 and "
-            f"-1 exist there and more would coincide, but got {num_vectors}; use `dim` of 2 or more"
+            f"`num_vectors` must be at most 2 where `dim` is 1 (+1 and -1 are all), got {num_vectors}: "
+            "use a `dim` of 2 or more"
         )
     if like is not None:
         vectors = _same_geometry(_checked_like(like, num_vectors), like.dtype, dim, generator)
@@ -194,10 +194,7 @@ def random_vectors(
         vectors = torch.empty(shape, dtype=torch.float64, device="cpu")
         vectors.uniform_(-1.0, 1.0, generator=generator)
     else:
-        raise ValueError(
-            "Expected argument `distribution` to be one of 'gaussian', 'uniform' "
-            f"but got {distribution!r}"
-        )
+        raise ValueError(f"`distribution` must be 'gaussian' or 'uniform', got {distribution!r}")
     return unit_rows(vectors).to(dtype)
 
 
@@ -216,8 +213,8 @@ def check_vector_kind(kind: str | Tensor) -> None:
         ValueError: If it is unknown.
     """
     if isinstance(kind, str) and kind not in VECTOR_KINDS:
-        known = ", ".join(repr(name) for name in VECTOR_KINDS)
-        raise ValueError(f"Expected argument `kind` to be one of {known} but got {kind!r}")
+        known = ", ".join(VECTOR_KINDS)
+        raise ValueError(f"unknown kind of `vectors` {kind!r}: use one of {known}")
 
 
 def class_vectors(
@@ -297,8 +294,7 @@ def coulomb_energy(vectors: Tensor) -> Tensor:
     """
     if vectors.dim() != 2:
         raise ValueError(
-            "Expected argument `vectors` to have shape (N, d) but got shape "
-            f"{tuple(vectors.shape)}; reshape h x w matrices to rows of h * w"
+            f"`vectors` must be (N, d), got {tuple(vectors.shape)}: reshape h x w matrices to rows of h * w"
         )
     return torch.pdist(vectors.to(torch.float64)).reciprocal().sum()
 
@@ -383,11 +379,10 @@ def _checked_request(
     """The two sizes as Python ints."""
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(
-            "Expected argument `generator` to be a CPU generator but got one on "
-            f"{generator.device}; use torch.Generator()"
+            f"`generator` must be a CPU generator, got one on {generator.device}: use torch.Generator()"
         )
     if not dtype.is_floating_point:
-        raise TypeError(f"Expected argument `dtype` to be a floating point dtype but got {dtype}")
+        raise TypeError(f"`dtype` must be a floating point dtype, got {dtype}")
     return as_size("num_vectors", num_vectors), as_size("dim", dim)
 
 
@@ -395,19 +390,18 @@ def _checked_like(like: Tensor, num_vectors: int) -> Tensor:
     """Return ``like`` as float64 unit rows on the CPU."""
     if not isinstance(like, Tensor) or not like.is_floating_point():
         kind = like.dtype if isinstance(like, Tensor) else type(like).__name__
-        raise TypeError(f"Expected argument `like` to be a floating point Tensor but got {kind}")
+        raise TypeError(f"`like` must be a floating point tensor, got {kind}")
     if like.dim() != 2 or like.shape[0] != num_vectors or like.shape[1] < 1:
         raise ValueError(
-            f"Expected argument `like` to have shape ({num_vectors}, d0), one row for each of "
-            f"`num_vectors`, but got shape {tuple(like.shape)}"
+            f"`like` must be ({num_vectors}, d0), one row for each of `num_vectors`, got {tuple(like.shape)}"
         )
     rows = like.detach().to(device="cpu", dtype=torch.float64)
     if not bool(rows.isfinite().all()):
-        raise ValueError("Expected argument `like` to be finite but got NaN or Inf in it")
+        raise ValueError("`like` must be finite, got NaN or Inf in it")
     zero = (rows == 0).all(dim=1).nonzero().flatten().tolist()
     if zero:
         raise ValueError(
-            f"Expected argument `like` to have non-zero rows but got zeros in row {zero[0]}; "
-            "pass the unit class vectors of another layer"
+            f"`like` must have no row of zeros, got one in row {zero[0]}: pass the unit class vectors of "
+            "another layer"
         )
     return directions_of(rows)

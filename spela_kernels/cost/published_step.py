@@ -94,8 +94,6 @@ def published_projection_step(
     vectors: Tensor,
     groups: Tensor,
     target: Tensor,
-    *,
-    lr: float = 0.1,
 ) -> Callable[[], Tensor]:
     """One step of a grouped projection through autograd and torch.optim.SGD, objective `mse`.
 
@@ -107,7 +105,6 @@ def published_projection_step(
         vectors: (K, G, d) unit group vectors.
         groups: (K, C) int64, each class's group.
         target: (B,) int64 labels.
-        lr: Learning rate.
 
     Returns:
         A function that takes one step and returns the loss () from before it.
@@ -122,7 +119,7 @@ def published_projection_step(
     """
     z = z.detach().requires_grad_()
     projection = projection.detach().requires_grad_()
-    rival = torch.optim.SGD([projection], lr=lr, foreach=True)
+    rival = torch.optim.SGD([projection], lr=0.1, foreach=True)
     kernel = torch.arange(len(groups), device=groups.device)
 
     def step() -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.gpu.tiles import count_tiles
 
 __all__ = [
     "LaunchCost",
@@ -20,7 +21,6 @@ __all__ = [
     "loop_waits",
     "product",
     "read",
-    "tiles",
     "write",
 ]
 
@@ -105,14 +105,9 @@ class StepCost:
         return total
 
 
-def tiles(size: int, block: int) -> int:
-    """Tiles that cover an axis."""
-    return -(-size // block)
-
-
 def covered(size: int, block: int) -> int:
     """Elements of the tiles that cover an axis."""
-    return tiles(size, block) * block
+    return count_tiles(size, block) * block
 
 
 def read(tensor: str, size: int, visits: int = 1, window: int = 0) -> Traffic:
@@ -130,7 +125,7 @@ def loop_waits(iterations: int, num_stages: int, chain: int = 1) -> int:
 
     With stages, the loads of all but one of them are in flight together.
     """
-    return tiles(iterations, max(num_stages - 1, 1)) * chain
+    return count_tiles(iterations, max(num_stages - 1, 1)) * chain
 
 
 def fp32_product(arch: Architecture) -> str:

@@ -95,7 +95,8 @@ def choose_library(
         names: Who can, of `LIBRARIES`.
 
     Returns:
-        One of `names`: the pinned library if it can, else the first of them.
+        One of `names`: the pinned library if it can, else the first of them; where none is pinned, the one
+        that measured fastest, kept for later processes.
 
     Raises:
         ValueError: If SPELA_CPU_GEMM names no library.

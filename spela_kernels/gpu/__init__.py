@@ -1,3 +1,6 @@
-"""What all Triton kernels share. Without Triton, `architectures.py`, `graphs.py` and `tiles.py` import."""
+"""What all Triton kernels share.
+
+Without Triton, `architectures.py`, `graphs.py`, `interpreting.py` and `tiles.py` import.
+"""
 
 __all__ = []

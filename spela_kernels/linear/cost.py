@@ -18,10 +18,10 @@ from spela_kernels.cost.traffic import (
     loop_waits,
     product,
     read,
-    tiles,
     write,
 )
 from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.gpu.tiles import count_tiles
 from spela_kernels.linear.configs import (
     FinaliseConfig,
     ForwardConfig,
@@ -92,7 +92,7 @@ def _class_columns(step: Step) -> int:
 
 def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
-    tiles_b, tiles_o = tiles(p.batch, config.block_b), tiles(p.outputs, config.block_o)
+    tiles_b, tiles_o = count_tiles(p.batch, config.block_b), count_tiles(p.outputs, config.block_o)
     rows, columns = min(config.block_b, p.batch), min(config.block_o, p.outputs)
     sums = (1 + _class_columns(step)) * _FP32
     vectors = step.vector_rows * columns * w
@@ -120,8 +120,8 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
     programs = config.programs(p)
     flops = 2 * programs * config.block_b * config.block_o * depth
     # Bias and label come during the loop, then the label's vector or those of all classes.
-    waits = tiles(p.classes, config.block_c) if p.all_classes else 1
-    waits += loop_waits(tiles(p.inputs, config.block_i), config.num_stages)
+    waits = count_tiles(p.classes, config.block_c) if p.all_classes else 1
+    waits += loop_waits(count_tiles(p.inputs, config.block_i), config.num_stages)
     return LaunchCost("forward", programs, flops, product(s, arch), tuple(traffic), waits)
 
 
@@ -129,7 +129,7 @@ def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architect
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
     stores_dz = config.stores_dz
     programs = config.programs(p)
-    tiles_b = tiles(p.batch, config.block_b)
+    tiles_b = count_tiles(p.batch, config.block_b)
     tiles_o = programs // tiles_b
     columns = _class_columns(step)
     rows = min(config.block_b, p.batch)
@@ -160,8 +160,8 @@ def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architect
             traffic.append(read("z", p.batch * p.outputs * s))
         flops = 2 * config.block_b * config.block_o * covered(p.classes, config.block_c) * programs
     # Squares, the label, dots of each block of classes; with dL/dz the dots again with V, then y.
-    blocks = tiles(p.classes, config.block_c) if p.all_classes else 1
-    blocks_t = tiles(partials, config.block_t)
+    blocks = count_tiles(p.classes, config.block_c) if p.all_classes else 1
+    blocks_t = count_tiles(partials, config.block_t)
     waits = blocks_t + 1 + blocks * blocks_t
     if stores_dz:
         waits += blocks * (blocks_t + 1) + 1
@@ -171,7 +171,7 @@ def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architect
 
 def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
-    tiles_o, tiles_i = tiles(p.outputs, config.block_o), tiles(p.inputs, config.block_i)
+    tiles_o, tiles_i = count_tiles(p.outputs, config.block_o), count_tiles(p.inputs, config.block_i)
     programs = config.programs(p)
     columns, inputs = min(config.block_o, p.outputs), min(config.block_i, p.inputs)
     shared = (p.batch * (1 + step.keeps_input) * s + step.vector_rows * w) * columns
@@ -208,7 +208,7 @@ def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
             traffic += [read(f"{name}.{moment}", state), write(f"{name}.{moment}", state)]
     flops = 2 * programs * config.block_o * config.block_i * covered(p.batch, config.block_b)
     # Label and then vector, or dz alone; after them the parameters.
-    iterations = tiles(p.batch, config.block_b)
+    iterations = count_tiles(p.batch, config.block_b)
     waits = loop_waits(iterations, config.num_stages, chain=1 if p.all_classes else 2) + 1
     return LaunchCost("update", programs, flops, product(s, arch), tuple(traffic), waits)
 
@@ -231,7 +231,7 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
         [128, 2, 416]
     """
     forward = pick_forward(step.problem, arch)[0]
-    partials = tiles(step.problem.outputs, forward.block_o)
+    partials = count_tiles(step.problem.outputs, forward.block_o)
     all_classes = (
         step.problem.all_classes
     )  # with a learnt slope, dL/dz is stored for the others too

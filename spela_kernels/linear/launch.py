@@ -18,6 +18,7 @@ from torch import Tensor
 from spela_kernels.activations import get_activation
 from spela_kernels.gpu.architectures import Architecture
 from spela_kernels.gpu.launching import architecture_of, launch, strides, vector_width
+from spela_kernels.gpu.tiles import count_tiles
 from spela_kernels.gpu.updates import step_arguments
 from spela_kernels.linear.configs import (
     FinaliseConfig,
@@ -88,7 +89,7 @@ class Plan:
 
 
 def _padded(size: int) -> int:
-    return -(-size // 16) * 16
+    return 16 * count_tiles(size, 16)
 
 
 def _dots_strides(squares: Tensor, dots: Tensor) -> tuple[int, int, int]:
@@ -105,7 +106,7 @@ def launch_forward(plan: Plan) -> Projected:
 
     def partials(config: ForwardConfig) -> tuple[Tensor, Tensor]:
         # Rows and classes are padded to whole sectors: wide loads, and no sector shared by two tiles.
-        shape = (-(-problem.outputs // config.block_o), _padded(problem.batch))  # (T, >= B)
+        shape = (count_tiles(problem.outputs, config.block_o), _padded(problem.batch))  # (T, >= B)
         classes = (_padded(problem.classes),) if plan.all_classes else ()
         return (
             x.new_empty(shape, dtype=torch.float32),

@@ -18,10 +18,10 @@ from spela_kernels.cost.traffic import (
     loop_waits,
     product,
     read,
-    tiles,
     write,
 )
 from spela_kernels.gpu.architectures import Architecture
+from spela_kernels.gpu.tiles import count_tiles
 from spela_kernels.projection.configs import (
     ClassesConfig,
     ForwardConfig,
@@ -102,7 +102,7 @@ class Step:
 
 def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.itemsize, step.problem.itemsize
-    tiles_b, rows = tiles(p.batch, config.block_b), min(config.block_b, p.batch)
+    tiles_b, rows = count_tiles(p.batch, config.block_b), min(config.block_b, p.batch)
     programs = config.programs(p)
     # Row tiles run fastest: P_k and its vectors come round with the next program, labels with the
     # next kernel.
@@ -133,8 +133,8 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
         ]
     flops = 2 * programs * config.block_b * config.block_e * depth
     # Label, group, vector; or the vectors of all groups.
-    waits = tiles(p.groups, config.block_g) if step.all_classes else 3
-    waits += loop_waits(tiles(p.size, config.block_d), config.num_stages)
+    waits = count_tiles(p.groups, config.block_g) if step.all_classes else 3
+    waits += loop_waits(count_tiles(p.size, config.block_d), config.num_stages)
     return LaunchCost("forward", programs, flops, product(s, arch), tuple(traffic), waits)
 
 
@@ -151,13 +151,13 @@ def _classes(step: Step, config: ClassesConfig) -> LaunchCost:
         write("q", p.batch * p.classes * _FP32),
     )
     # The label, and for each block of kernels groups and then cosines.
-    waits = 1 + loop_waits(tiles(p.kernels, config.block_k), config.num_stages, chain=2)
+    waits = 1 + loop_waits(count_tiles(p.kernels, config.block_k), config.num_stages, chain=2)
     return LaunchCost("classes", p.batch, 0, "fp32", traffic, waits)
 
 
 def _gradient(step: Step, config: GradientConfig, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.itemsize, step.problem.itemsize
-    tiles_b, rows = tiles(p.batch, config.block_b), min(config.block_b, p.batch)
+    tiles_b, rows = count_tiles(p.batch, config.block_b), min(config.block_b, p.batch)
     programs = config.programs(p)
     # Row tiles run fastest: a kernel's vectors come round with the next program, q with the next kernel.
     shared = p.classes * _INDEX + min(p.groups, p.classes) * p.dim * w
@@ -174,14 +174,14 @@ def _gradient(step: Step, config: GradientConfig, arch: Architecture) -> LaunchC
     )
     flops = 2 * programs * config.block_b * config.block_e * covered(p.classes, config.block_c)
     # p and its norm, and for each block of classes groups and then vectors.
-    waits = 1 + loop_waits(tiles(p.classes, config.block_c), config.num_stages, chain=2)
+    waits = 1 + loop_waits(count_tiles(p.classes, config.block_c), config.num_stages, chain=2)
     # q U is multiplied in fp32 whatever the element size.
     return LaunchCost("gradient", programs, flops, fp32_product(arch), traffic, waits)
 
 
 def _update(step: Step, config: UpdateConfig, shares: int, arch: Architecture) -> LaunchCost:
     p, s, w = step.problem, step.itemsize, step.problem.itemsize
-    tiles_b, tiles_d = tiles(p.batch, config.block_b), tiles(p.size, config.block_d)
+    tiles_b, tiles_d = count_tiles(p.batch, config.block_b), count_tiles(p.size, config.block_d)
     programs, columns = config.programs(p), min(config.block_d, p.size)
     # Tiles along D run fastest: dp's rows come round with the next program.
     state = w + step.moments * step.state_itemsize
@@ -189,7 +189,7 @@ def _update(step: Step, config: UpdateConfig, shares: int, arch: Architecture) -
     traffic = [
         # For dz and again for dP.
         read("dp", step.rows * p.dim * s, 2 * tiles_d, program),
-        read("z", step.rows * p.size * s, tiles(p.dim, config.block_e), program),
+        read("z", step.rows * p.size * s, count_tiles(p.dim, config.block_e), program),
         # For the dz of each row tile and once more for the step.
         read("projection", step.elements * w, tiles_b + 1, program),
         write("projection", step.elements * w),
@@ -206,7 +206,7 @@ def _update(step: Step, config: UpdateConfig, shares: int, arch: Architecture) -
     dz = covered(p.batch, config.block_b) * config.block_d * covered(p.dim, config.block_e)
     flops = 2 * 2 * programs * dz
     # Operands of both products, and before each step the parameters.
-    tiles_e = tiles(p.dim, config.block_e)
+    tiles_e = count_tiles(p.dim, config.block_e)
     waits = 2 * loop_waits(tiles_b * tiles_e, config.num_stages) + tiles_e
     return LaunchCost("update", programs, flops, product(s, arch), tuple(traffic), waits)
 

@@ -231,3 +231,27 @@ def test_starts_are_drawn_in_their_bounds_and_fill_them() -> None:
         (hidden.bias, 1 / math.sqrt(25)),
     ):
         assert 0.99 * bound < float(drawn.detach().abs().max()) <= bound
+
+
+def test_a_label_of_no_class_moves_no_statistics_of_backprop() -> None:
+    net = BackpropSequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="target"):
+        net.local_step(
+            torch.rand(4, 6), torch.full((4,), 3), torch.optim.SGD(net.parameters(), 0.1)
+        )
+    assert net[1].num_batches_tracked == 0
+    assert not net[1].running_mean.any()
+
+
+def test_a_frozen_network_gives_its_loss_and_stays() -> None:
+    net = BackpropSequential(nn.Linear(6, 3)).requires_grad_(False)
+    before = net[0].weight.clone()
+    loss = net.local_step(torch.rand(4, 6), TARGET[:4], torch.optim.SGD(net.parameters(), 0.1))
+    assert loss.isfinite().all()
+    assert torch.equal(net[0].weight, before)
+
+
+def test_forward_forward_refuses_pixels_beside_its_label() -> None:
+    net = ForwardForwardSequential(RowNorm(), ForwardForwardLayer(8, 16), num_classes=3)
+    with pytest.raises(TypeError, match=r"`x` is torch.uint8: convert it, pixels by x.float"):
+        net.predict(torch.zeros(2, 8, dtype=torch.uint8))

@@ -192,7 +192,7 @@ def test_early_exit_that_costs_time_says_so(call: Call, monkeypatch: pytest.Monk
     ("arguments", "message"),
     [
         (["predict", "run", "nothere"], "nothere does not exist: give an image, a folder"),
-        (["train", "--layers", "1"], "layers 1 has room for 2 classes"),
+        (["train", "--layers", "1"], "layers 1 has no direction to turn: use 2 or more"),
         (
             [
                 "train",
@@ -205,9 +205,12 @@ def test_early_exit_that_costs_time_says_so(call: Call, monkeypatch: pytest.Monk
                 "--symmetric-dim",
                 "1",
             ],
-            "symmetric_dim 1 has room for 2 classes",
+            "symmetric_dim 1 has no direction to turn",
         ),
-        (["train", "--layers", "1", "--vectors", "gaussian"], "layers 1 has room for 2 classes"),
+        (
+            ["train", "--layers", "1", "--vectors", "gaussian"],
+            "layers 1 has no direction to turn: use 2 or more",
+        ),
     ],
 )
 def test_messages_speak_of_what_the_user_gave(

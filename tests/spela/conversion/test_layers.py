@@ -421,3 +421,21 @@ def test_a_network_without_memory_is_converted() -> None:
     for more in ({}, {"blocks": 2}):
         net = spela.convert(model, 3, x, **more)
         assert all(parameter.is_meta for parameter in net.parameters())
+
+
+def test_weights_of_zeros_are_kept_where_a_bias_is_a_direction_or_nothing_learns() -> None:
+    x = torch.rand(6, 12)
+    for layer, frozen in ((0, False), (2, False), (0, True), (2, True)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        nn.init.zeros_(model[layer].weight)
+        if frozen:
+            nn.init.zeros_(model[layer].bias)
+            model[layer].requires_grad_(False)
+        net = spela.convert(model, 3, x).eval()
+        h = x
+        for module in net:
+            h = module(h)
+        torch.testing.assert_close(h, model(x))
+    nn.init.zeros_(model[2].weight.requires_grad_())
+    assert spela.convert(model, 3, x)[-1].weight.any()  # weights and bias of zeros: drawn anew

@@ -17,23 +17,13 @@ def _data(count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in-order", "shuffled"])
 @pytest.mark.parametrize(
-    ("count", "size", "drop_last", "lengths"),
-    [
-        (10, 4, False, [4, 4, 2]),
-        (10, 4, True, [4, 4]),
-        (10, 5, False, [5, 5]),
-        (10, 5, True, [5, 5]),
-        (10, 1, False, [1] * 10),
-        (10, 10, True, [10]),
-        (3, 50, False, [3]),
-    ],
+    ("count", "size", "lengths"),
+    [(10, 4, [4, 4, 2]), (10, 5, [5, 5]), (10, 1, [1] * 10), (10, 10, [10]), (3, 50, [3])],
     ids=str,
 )
-def test_sizes_and_every_sample_once(shuffle, count, size, drop_last, lengths):
+def test_sizes_and_every_sample_once(shuffle, count, size, lengths):
     x, y = _data(count)
-    batches = Batches(
-        x, y, size, shuffle=shuffle, generator=epoch_generator(0, 0), drop_last=drop_last
-    )
+    batches = Batches(x, y, size, shuffle=shuffle, generator=epoch_generator(0, 0))
     seen = list(batches)
     assert [len(labels) for _, labels in seen] == lengths
     assert len(batches) == len(lengths)
@@ -94,10 +84,9 @@ def test_strided_samples():
         ({"x": torch.zeros(0, 2), "y": torch.zeros(0)}, "at least one"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"shuffle": True}, "needs a generator"),
-        ({"batch_size": 11, "drop_last": True}, "leaves no batch"),
         ({"y": torch.zeros(10, device="meta")}, "one device"),
     ],
-    ids=["lengths", "y-axes", "empty", "size-0", "no-generator", "no-batch", "devices"],
+    ids=["lengths", "y-axes", "empty", "size-0", "no-generator", "devices"],
 )
 def test_wrong_arguments(arguments, message):
     x, y = _data()

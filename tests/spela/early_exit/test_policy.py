@@ -280,3 +280,9 @@ def test_what_is_no_number_is_no_threshold(threshold: object) -> None:
 def test_a_single_number_is_no_policy() -> None:
     with pytest.raises(TypeError, match=r"one number a layer, got 0\.3: as exit_threshold"):
         ExitPolicy(0.3)  # type: ignore[arg-type]
+
+
+def test_a_limit_that_is_no_number_is_named(trained: SpelaSequential) -> None:
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    with pytest.raises(TypeError, match="`max_loss` must be numbers"):
+        calibrate_thresholds(trained, x, y, "a tenth")  # type: ignore[arg-type]

@@ -326,3 +326,30 @@ def test_numbers_beyond_float32_are_refused() -> None:
 def test_importing_spela_does_not_import_scikit_learn() -> None:
     code = "import sys, spela; assert 'sklearn' not in sys.modules; spela.SpelaClassifier()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("how", ["series", "frame", "classes"])
+def test_whole_numbers_of_pandas_stay_apart_however_they_come(how: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y = load_iris(return_X_y=True)
+    ids = pandas.Series(y, dtype="Int64") + 2**53  # neighbours are one number as floats
+    model = SpelaClassifier(max_iter=2, random_state=0)
+    if how == "classes":
+        model.partial_fit(x, ids, classes=ids.unique())
+    else:
+        model.fit(x, ids if how == "series" else pandas.DataFrame({"y": ids}))
+    assert model.classes_.tolist() == [2**53, 2**53 + 1, 2**53 + 2]
+    booleans = pandas.Series(y > 0, dtype="boolean")
+    model = SpelaClassifier(random_state=0).partial_fit(x, booleans, classes=booleans.unique())
+    assert model.classes_.tolist() == [False, True]
+    assert model.classes_.dtype == bool
+
+
+def test_classes_may_be_any_labels_of_one_axis() -> None:
+    x, y = load_iris(return_X_y=True)
+    model = SpelaClassifier(random_state=0).partial_fit(
+        x, y, classes=dict.fromkeys(range(3)).keys()
+    )
+    assert model.classes_.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"classes must be \(C,\).*got \(3, 1\)"):
+        SpelaClassifier().partial_fit(x, y, classes=[[0], [1], [2]])

@@ -57,3 +57,8 @@ def test_every_setting_can_be_replaced() -> None:
 
 def test_a_whole_number_is_a_learning_rate() -> None:
     assert make_config("digits", lr=1).lr == 1
+
+
+def test_dropout_does_not_meet_the_label_that_forward_forward_writes() -> None:
+    with pytest.raises(ValueError, match="leave input_dropout out"):
+        make_config("digits", "ff", input_dropout=0.5)

@@ -179,7 +179,7 @@ def test_arrays_where_tensors_are_wanted_are_named() -> None:
         calibrate_thresholds(_net(), X.numpy(), y)
     with pytest.raises(TypeError, match=r"`x` and `y` must be tensors, got Tensor and list"):
         calibrate_thresholds(_net(), X, y.tolist())
-    with pytest.raises(TypeError, match="`target` must be int64 class indices"):
+    with pytest.raises(TypeError, match="`y` must be int64 class indices"):
         calibrate_thresholds(_net(), X, y.int())
     with pytest.raises(
         TypeError, match="`scores` and `target` must be tensors, got ndarray and Tensor"
