@@ -64,9 +64,8 @@ def export_run(
         raise ValueError(f"{out} is a folder: give --out the name of a file")
     if not out.parent.is_dir():
         raise ValueError(f"cannot write {out}: give --out a file in a folder that exists")
-    checkpoint = load_run(
-        path
-    ).checkpoint  # whose weights are those that the run's other files speak of
+    # Whose weights are those that the run's other files speak of.
+    checkpoint = load_run(path).checkpoint
     program = _program(checkpoint, what, batch_size, untrained, weights_apart)
     if format == "onnx":
         write_onnx(program, out, opset=opset, weights_apart=weights_apart)

@@ -266,9 +266,14 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
                 f"`x` {tuple(x.shape)} becomes a {pooled[0]} x {pooled[1]} map, but `output_size` is "
                 f"{self.output_size}: build the layer with output_size={pooled}"
             )
-        # A norm of another kind, as one over several processes' batches, counts for itself.
-        plain = type(self.norm) is nn.BatchNorm2d and self.norm.training
-        if plain and x.shape[0] * height * width == 1:
+        # A norm with a forward of its own, as one over several processes' batches, counts for itself.
+        norm = self.norm
+        if (
+            norm is not None
+            and norm.training
+            and type(norm).forward is nn.BatchNorm2d.forward
+            and x.shape[0] * height * width == 1
+        ):
             raise ValueError(
                 "batch norm has one value a channel here: train on more than one sample, or call "
                 "eval() first"

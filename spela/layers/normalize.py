@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spela_kernels.cosines import widened
 from spela_kernels.linear.steps import norm_fits, norm_rows
 
 __all__ = ["RowNorm", "Standardize"]
@@ -21,7 +20,8 @@ def _no_float(x: Tensor) -> TypeError:
 
 
 class RowNorm(nn.Module):
-    """Scale each row to a fixed L2 norm: x / max(|x|, 1e-12) * norm, with |x| in at least float32.
+    """Scale each row to a fixed L2 norm: x / max(|x|, 1e-12) * norm, with |x| in the dtype of x, of
+    float16 in float32, as 1e-12 is 0 there.
 
     Args:
         norm: "unit" (norm 1: the `paper` recipe) or "rms" (norm sqrt(features), every feature of
@@ -57,7 +57,8 @@ class RowNorm(nn.Module):
             return norm_rows(x, self.length(x.shape[1]))
         if not x.is_floating_point():
             raise _no_float(x)
-        length = torch.linalg.vector_norm(widened(x), dim=-1, keepdim=True).clamp_min(1e-12)
+        wide = x.float() if x.dtype == torch.float16 else x
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min(1e-12)
         return (x * (self.length(x.shape[-1]) / length)).to(x.dtype)
 
     def length(self, features: int) -> float:
