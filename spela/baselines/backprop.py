@@ -46,12 +46,11 @@ class BackpropSequential(nn.Sequential):
         check_step([self], optimizer)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         last = self[-1] if len(self) else None
-        known = isinstance(last, nn.Linear)
-        if known:  # before a norm on the way takes note of the batch
+        if isinstance(last, nn.Linear):  # before a norm on the way takes note of the batch
             check_labels(target, last.out_features)
         with torch.enable_grad():
             logits = self(x)
-            if not known:
+            if not isinstance(last, nn.Linear):
                 check_labels(target, logits.shape[1])
             loss = nn.functional.cross_entropy(logits, target)
         if not trained:
