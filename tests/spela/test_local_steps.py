@@ -167,9 +167,9 @@ def test_dropout_draws_as_step_by_step(
     [
         (torch.tensor([0, 1, 5]), {}, "must hold labels 0..4, got 5"),
         (torch.tensor([0, 1]), {}, "one label per sample"),
-        (torch.tensor([0, 1, 2]), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (torch.tensor([0, 1, 2]), {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         (torch.tensor([0, 1, 2]), {"batch_size": [2, 2]}, "3 together.* got 4 together"),
-        (torch.tensor([0, 1, 2]), {"batch_size": [3, 0]}, "at least 1 and 3 together.* got 0"),
+        (torch.tensor([0, 1, 2]), {"batch_size": [3, 0]}, "at least 1, and 3 together.* got 0"),
         (torch.tensor([0, 1, 2]), {"batch_size": []}, "got 0 together"),
         (torch.tensor([0, 1, 2]), {"rates": [0.1]}, "2 steps need as many rates, got 1"),
         (torch.tensor([0, 1, 2]), {"rates": [0.1, -1.0]}, "finite in float32 and >= 0, got -1"),

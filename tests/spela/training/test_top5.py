@@ -69,7 +69,7 @@ def test_biases_start_as_the_recipe_says() -> None:
     assert float(head[-1].weight.detach().std()) == pytest.approx(math.sqrt(2 / 2048), rel=0.05)
     assert head[-1].weight.abs().max() > math.sqrt(6 / 2048)  # normal, not uniform
     assert head[-1].bias.all()
-    with pytest.raises(ValueError, match="`bias_init` must be zeros or uniform"):
+    with pytest.raises(ValueError, match="`bias_init` must be one of zeros, uniform"):
         SpelaLinear(4, 4, 2, bias_init="ones")
 
 
