@@ -147,11 +147,13 @@ def test_the_code_of_the_documentation_runs(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported)
     page = (ROOT / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
     blocks = [part.split("```")[0] for part in page.split("```python")[1:]]
-    assert len(blocks) == 2
-    scopes: list[dict[str, object]] = [{}, {}]
-    for block, scope in zip(blocks, scopes, strict=True):
-        exec(block, scope)
-    assert scopes[0]["labels"].shape == (5,)  # type: ignore[attr-defined]
+    answers, own, steps = blocks
+    scope: dict[str, object] = {}
+    exec(answers, scope)
+    assert scope["labels"].shape == (5,)  # type: ignore[attr-defined]
+    exec(own, {})
+    capsys.readouterr()
+    exec(steps, {})
     shown = capsys.readouterr().out.splitlines()
     first, last = (sum(map(float, line.strip("[]").split())) for line in (shown[0], shown[-1]))
     assert last < first  # the losses of one batch, ten steps on
