@@ -109,13 +109,13 @@ def exit_thresholds(exit_threshold: float | ExitPolicy | None, layers: int) -> t
     return (*exit_threshold.thresholds, -math.inf)
 
 
-def _number(name: str, value: object) -> float:
+def _number(
+    name: str, value: object, such: str = "numbers, such as 0.3 or ExitPolicy((0.3, 0.2))"
+) -> float:
     if not isinstance(value, (str, bytes, bool)):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what follows says it
             return float(value)  # type: ignore[arg-type]
-    raise TypeError(
-        f"`{name}` must be numbers, such as 0.3 or ExitPolicy((0.3, 0.2)), got {value!r}"
-    )
+    raise TypeError(f"`{name}` must be {such}, got {value!r}")
 
 
 def margin_and_label(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,7 +264,7 @@ def calibrate_thresholds(
     Raises:
         ValueError: If there are no samples, numbers differ, a label is no class, max_loss is no share, or the
             network does not end in a SPELA layer.
-        TypeError: If inputs and labels are no tensors, or the labels not int64.
+        TypeError: If inputs and labels are no tensors, the labels not int64, or `max_loss` no number.
 
     Example:
         >>> from spela.layers import SpelaLinear
@@ -280,7 +280,7 @@ def calibrate_thresholds(
             f"`x` and `y` must be tensors, got {type(x).__name__} and {type(y).__name__}: use "
             "torch.as_tensor"
         )
-    max_loss = _number("max_loss", max_loss)
+    max_loss = _number("max_loss", max_loss, "a number, such as 0.002")
     if not 0 <= max_loss <= 1:
         raise ValueError(f"`max_loss` must be a share in 0..1, such as 0.002, got {max_loss}")
     if len(x) == 0 or y.shape != (len(x),):

@@ -144,3 +144,15 @@ def test_deep_supervision_takes_blocks_alone_and_checks_before_it_moves() -> Non
         net.local_step(x, target + 1, torch.optim.SGD(net.parameters(), lr=0.1))
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_frozen_network_gives_its_losses_and_stays() -> None:
+    net = _supervised(2).requires_grad_(False)
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    losses = net.local_step(
+        torch.randn(4, *net[0].sample_shape),
+        torch.tensor([0, 1, 0, 1]),
+        torch.optim.SGD(net.parameters(), 0.1),
+    )
+    assert losses.shape == (2,)
+    assert all(torch.equal(value, before[name]) for name, value in net.named_parameters())

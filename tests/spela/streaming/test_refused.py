@@ -191,3 +191,8 @@ def test_arrays_where_tensors_are_wanted_are_named() -> None:
     assert as_tensor(tensor, "x") is tensor
     with pytest.raises(ValueError, match="x has masked values, which would count as numbers"):
         as_tensor(np.ma.masked_less(X.numpy(), 0), "x")
+
+
+def test_a_memory_below_none_is_named_as_it_was_given() -> None:
+    with pytest.raises(ValueError, match="`memory` must be 0 or more, got -1"):
+        StreamingClassifier(_net(), memory=-1)
