@@ -149,10 +149,7 @@ def test_deep_supervision_takes_blocks_alone_and_checks_before_it_moves() -> Non
 def test_a_frozen_network_gives_its_losses_and_stays() -> None:
     net = _supervised(2).requires_grad_(False)
     before = {name: value.clone() for name, value in net.named_parameters()}
-    losses = net.local_step(
-        torch.randn(4, *net[0].sample_shape),
-        torch.tensor([0, 1, 0, 1]),
-        torch.optim.SGD(net.parameters(), 0.1),
-    )
-    assert losses.shape == (2,)
+    x = torch.randn(4, *net[0].sample_shape, dtype=net[0].sample_dtype)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    assert net.local_step(x, torch.tensor([0, 1, 0, 1]), optimizer).shape == (2,)
     assert all(torch.equal(value, before[name]) for name, value in net.named_parameters())

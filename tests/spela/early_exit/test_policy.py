@@ -284,5 +284,5 @@ def test_a_single_number_is_no_policy() -> None:
 
 def test_a_limit_that_is_no_number_is_named(trained: SpelaSequential) -> None:
     x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
-    with pytest.raises(TypeError, match="`max_loss` must be a number, such as 0.002"):
+    with pytest.raises(TypeError, match=r"`max_loss` must be a number, such as 0\.002"):
         calibrate_thresholds(trained, x, y, "a tenth")  # type: ignore[arg-type]
