@@ -238,7 +238,7 @@ def _entry(group: list[Job], options: Options) -> dict[str, Any]:
         "seeds": [summary["seed"] for summary in summaries],
         "status": status,
         "reason": reasons[0] if reasons else group[0].problem if status == "skipped" else "",
-        **(_figures(row, data_label(config.data), summaries) if summaries else {}),
+        **(_figures(row, config, summaries) if summaries else {}),
     }
 
 
@@ -259,8 +259,12 @@ def _percent(values: list[float]) -> dict[str, Any]:
     return mean_and_deviation([100 * value for value in values])
 
 
-def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    depth = len(summaries[0]["test_accuracy"])
+def _by_seed(values: list[float]) -> dict[str, Any]:
+    return {**_percent(values), "by_seed": [100 * value for value in values]}
+
+
+def _figures(row: Row, config: RunConfig, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    data, depth = data_label(config.data), len(summaries[0]["test_accuracy"])
     published = _by_number(row.published.get(data, {}), depth)
     others = _by_number(row.measured.get(data, {}), depth)
     result: dict[str, Any] = {}
@@ -271,7 +275,7 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
     accuracy = []
     for layer in range(depth):
         values = [summary["test_accuracy"][layer] for summary in summaries]
-        figure = {**_percent(values), "by_seed": [100 * value for value in values]}
+        figure = _by_seed(values)
         theirs = published.get(layer + 1, others.get(layer + 1))
         if theirs is not None:
             ours = (like_theirs[layer] if like_theirs else figure)["mean"]
@@ -280,10 +284,12 @@ def _figures(row: Row, data: str, summaries: list[dict[str, Any]]) -> dict[str, 
         accuracy.append(figure)
     result |= {
         "accuracy": accuracy,
-        "vote": _percent([summary["vote_accuracy"] for summary in summaries]),
         "seconds_per_epoch": mean_and_deviation([s["seconds_per_epoch"] for s in summaries]),
         "parameters": summaries[0]["parameters"],
     }
+    # Forward-Forward's scores are sums over layers already.
+    if depth > 1 and config.method != "ff":
+        result["vote"] = _by_seed([summary["vote_accuracy"] for summary in summaries])
     if all(summary.get("peak_memory_bytes") for summary in summaries):
         result["peak_memory_bytes"] = max(summary["peak_memory_bytes"] for summary in summaries)
     return result
@@ -305,16 +311,20 @@ def _by_number(figures: Mapping[int, Figure], depth: int) -> dict[int, Figure]:
 
 
 def _compare_with_rivals(rows: list[dict[str, Any]]) -> None:
-    """Last layer against the rival's, in points, seed by seed: a seed draws the same samples for both."""
+    """Last layer, and all layers, against the rival's last, seed by seed: a seed draws the same samples."""
     found = {(row["row"], row["data"]): row for row in rows if "accuracy" in row}
     for row in rows:
         rival = found.get((row["rival"], row["data"]))
         if rival is None or "accuracy" not in row:
             continue
-        ours, theirs = (
-            dict(zip(r["seeds"], r["accuracy"][-1]["by_seed"], strict=True)) for r in (row, rival)
-        )
-        shared = [seed for seed in ours if seed in theirs]
-        if shared:
-            row["rival_accuracy"] = mean_and_deviation([theirs[seed] for seed in shared])["mean"]
-            row["rival_difference"] = mean_and_deviation([ours[s] - theirs[s] for s in shared])
+        theirs = dict(zip(rival["seeds"], rival["accuracy"][-1]["by_seed"], strict=True))
+        shared = [seed for seed in row["seeds"] if seed in theirs]
+        if not shared:
+            continue
+        row["rival_accuracy"] = mean_and_deviation([theirs[seed] for seed in shared])["mean"]
+        answers = {"rival_difference": row["accuracy"][-1]}
+        if "vote" in row:
+            answers["rival_vote_difference"] = row["vote"]
+        for name, figure in answers.items():
+            ours = dict(zip(row["seeds"], figure["by_seed"], strict=True))
+            row[name] = mean_and_deviation([ours[seed] - theirs[seed] for seed in shared])

@@ -75,15 +75,21 @@ def difference_text(row: dict[str, Any]) -> str:
         row: An entry of a table.
 
     Returns:
-        Such as "+0.10 ± 0.12"; empty where there is no rival.
+        Such as "+0.10 ± 0.12, all layers +0.31 ± 0.05": of the last layer, and of all together where there
+        are several; empty where there is no rival.
     """
-    found = row.get("rival_difference")
-    if found is None:
+    if "rival_difference" not in row:
         return ""
-    text = f"{found['mean']:+.2f}" + ("" if found["sd"] is None else f" ± {found['sd']:.2f}")
-    count = found["n"]
+    text = _signed(row["rival_difference"])
+    if "rival_vote_difference" in row:
+        text += f", all layers {_signed(row['rival_vote_difference'])}"
+    count = row["rival_difference"]["n"]
     some = f" ({count} seed{'s' if count > 1 else ''})"
     return text if count == row["accuracy"][-1]["n"] else text + some
+
+
+def _signed(found: dict[str, Any]) -> str:
+    return f"{found['mean']:+.2f}" + ("" if found["sd"] is None else f" ± {found['sd']:.2f}")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -99,8 +105,6 @@ def cells(row: dict[str, Any]) -> list[str]:
     accuracy = row["accuracy"]
     epochs = f"{row['epochs']}" + (f" + {row['head_epochs']}" if row["head_epochs"] else "")
     has_published = any("published" in figure for figure in accuracy)
-    # Forward-Forward's scores are sums over layers already.
-    several = len(accuracy) > 1 and row["method"] != "ff"
     memory = row.get("peak_memory_bytes")
     seconds = row["seconds_per_epoch"]["mean"]
     return [
@@ -109,7 +113,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         epochs,
         str(accuracy[0]["n"]),
         by_layer(accuracy, lambda f: deviation_text(f["mean"], f["sd"])),
-        deviation_text(row["vote"]["mean"], row["vote"]["sd"]) if several else "",
+        deviation_text(row["vote"]["mean"], row["vote"]["sd"]) if "vote" in row else "",
         _second_reading(row),
         by_layer(accuracy, _published) if has_published else "",
         by_layer(accuracy, _difference) if has_published else "",

@@ -17,15 +17,16 @@ __all__ = ["MAIN", "SUMMARY", "check_pages", "main_table", "summary_table", "upd
 MAIN = ("<!-- results:begin -->", "<!-- results:end -->")
 SUMMARY = ("<!-- summary:begin -->", "<!-- summary:end -->")
 _HEADER = (
-    "| experiment | row | data | epochs | seeds | layers, % | published (measured*), % | difference "
-    "| ahead of rival |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| experiment | row | data | epochs | seeds | layers, % | all layers, % | published (measured*), % "
+    "| difference | ahead of rival |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 )
 # Behind the seeds of a row that only the page has.
 _UNRECORDED = "†"
 _SUMMARY_HEADER = (
-    "| experiment: row | data | test accuracy of each layer, % | published (measured*), % | ahead of rival |",
-    "|---|---|---|---|---|",
+    "| experiment: row | data | test accuracy of each layer, % | of all layers, % | published (measured*), % "
+    "| ahead of rival |",
+    "|---|---|---|---|---|---|",
 )
 
 
@@ -64,9 +65,9 @@ def summary_table(table: str) -> str:
         Lines without a final newline, in the order that they are declared in.
 
     Example:
-        >>> line = "| mlp | best | mnist | 20 | 3 | 98.21 / 98.66 |  |  | +0.05 (backprop 98.61) |"
+        >>> line = "| mlp | best | mnist | 20 | 3 | 98.2 / 98.7 | 98.7 |  |  | +0.1 (backprop 98.6) |"
         >>> print(summary_table(line).splitlines()[2])
-        | mlp: best | mnist, 20 epochs, 3 seeds | 98.21 / 98.66 |  | +0.05 (backprop 98.61) |
+        | mlp: best | mnist, 20 epochs, 3 seeds | 98.2 / 98.7 | 98.7 |  | +0.1 (backprop 98.6) |
     """
     lines = {_key(line): line for line in table.splitlines()}
     chosen = [(name, *pair) for name, found in EXPERIMENTS.items() for pair in found.headline]
@@ -75,12 +76,12 @@ def summary_table(table: str) -> str:
 
 
 def _summary_line(line: str) -> str:
-    _, experiment, row, data, epochs, seeds, layers, published, _, ahead, _ = (
+    _, experiment, row, data, epochs, seeds, layers, vote, published, _, ahead, _ = (
         part.strip() for part in line.split("|")
     )
     counts = [(epochs, "epoch"), (seeds, "seed")]
     settings = [f"{n} {unit}{'s' * (n != '1')}" for n, unit in counts if n]
-    values = (f"{experiment}: {row}", ", ".join([data, *settings]), layers, published, ahead)
+    values = (f"{experiment}: {row}", ", ".join([data, *settings]), layers, vote, published, ahead)
     return "| " + " | ".join(values) + " |"
 
 
@@ -107,7 +108,7 @@ def _says_more(line: str, than: str) -> bool:
 def _seeds_and_rival(line: str) -> tuple[int, str]:
     parts = [part.strip() for part in line.split("|")]
     seeds = parts[5].rstrip(_UNRECORDED) if len(parts) == len(_HEADER[1].split("|")) else ""
-    return (int(seeds), parts[9]) if seeds.isdigit() else (0, "")
+    return (int(seeds), parts[10]) if seeds.isdigit() else (0, "")
 
 
 def _main_rows() -> list[tuple[str, str]]:
@@ -127,11 +128,11 @@ def _lines(tables: list[dict[str, Any]]) -> list[str]:
         for row in table["rows"]:
             if "accuracy" not in row:
                 continue
-            name, data, epochs, seeds, layers, _, _, published, difference, rival, ahead, *_ = (
+            name, data, epochs, seeds, layers, vote, _, published, difference, rival, ahead, *_ = (
                 cells(row)
             )
             against = f"{ahead} ({rival})" if ahead else ""
-            values = (name, data, epochs, seeds, layers, published, difference, against)
+            values = (name, data, epochs, seeds, layers, vote, published, difference, against)
             lines.append(f"| {table['experiment']} | " + " | ".join(values) + " |")
         lines += _exit_summary(table)
     return lines
@@ -210,6 +211,6 @@ def _exit_summary(table: dict[str, Any]) -> list[str]:
         time = change_text(1 - sum(c["ms"] / c["full_ms"] for c in mine) / count, "less", "more")
         what = f"{saved} multiply-adds, {time} time, {lost:+.2f} points"
         lines.append(
-            f"| {table['experiment']} | {row}, calibrated | {data} | | {count} | {what} | | | |"
+            f"| {table['experiment']} | {row}, calibrated | {data} | | {count} | {what} | | | | |"
         )
     return lines

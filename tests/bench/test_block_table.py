@@ -33,5 +33,6 @@ def test_a_line_is_printed_for_every_row(capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().out.splitlines()[-2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in cells] == ["blocks=2", "recipe=backprop"]
-    assert [len(row[2].split()) for row in cells] == [2, 1]
-    assert all(0 <= float(row[1]) <= 100 and float(row[3]) > 0 for row in cells)
+    assert [len(row[3].split()) for row in cells] == [2, 1]
+    assert all(0 <= float(row[1]) <= 100 and float(row[4]) > 0 for row in cells)
+    assert cells[1][1] == cells[1][2] == cells[1][3]  # one output is all there is

@@ -87,6 +87,11 @@ def test_table_holds_means_deviations_and_differences(
     assert (last["published"], last["is_published"]) == (50.0, False)
     ahead = [a - b for a, b in zip(last["by_seed"], theirs["accuracy"][-1]["by_seed"], strict=True)]
     assert ours["rival_difference"] == mean_and_deviation(ahead)
+    together = [100 * run["vote_accuracy"] for run in runs]
+    assert ours["vote"] == {**mean_and_deviation(together), "by_seed": together}
+    ahead = [a - b for a, b in zip(together, theirs["accuracy"][-1]["by_seed"], strict=True)]
+    assert ours["rival_vote_difference"] == mean_and_deviation(ahead)
+    assert "vote" not in theirs  # one output
     assert ours["rival_accuracy"] == pytest.approx(theirs["accuracy"][-1]["mean"])
     assert json.loads((options.out / "mlp.json").read_text()) == table
 
@@ -119,7 +124,8 @@ def test_only_seeds_that_both_have_are_compared(
     second = ours["accuracy"][-1]["by_seed"][1] - theirs["accuracy"][-1]["by_seed"][1]
     assert row["rival_difference"] == {"mean": second, "sd": None, "n": 1}
     assert row["rival_accuracy"] == theirs["accuracy"][-1]["by_seed"][1]
-    assert cells(row)[10] == f"{second:+.2f} (1 seed)"
+    vote = ours["vote"]["by_seed"][1] - theirs["accuracy"][-1]["by_seed"][1]
+    assert cells(row)[10] == f"{second:+.2f}, all layers {vote:+.2f} (1 seed)"
     assert cells(ours)[10].startswith(f"{ours['rival_difference']['mean']:+.2f} ± ")
     shutil.rmtree(tmp_path / "copy" / "runs" / ours["runs"][1])
     row = build_table(EXPERIMENT, Options(tmp_path / "copy", (0, 1)), plan(EXPERIMENT, options))[

@@ -96,7 +96,7 @@ def test_a_table_that_was_not_rebuilt_reaches_no_page(tmp_path: Path) -> None:
     edited = re.sub(r'"mean": [0-9.]+', '"mean": 99.99', table.read_text())
     table.write_text(edited)
     page = tmp_path / "accuracy.md"
-    line = "| mlp | tmlr 1024,10 | digits | 1 | 1 | 80.00 | | | |"
+    line = "| mlp | tmlr 1024,10 | digits | 1 | 1 | 80.00 | | | | |"
     text = f"<!-- results:begin -->\n{line}\n<!-- results:end -->\n"
     page.write_text(text)
     # No run of 200 epochs is there, and memory has no rows: neither call makes this table anew.
@@ -108,12 +108,12 @@ def test_a_table_that_was_not_rebuilt_reaches_no_page(tmp_path: Path) -> None:
 def test_rows_measured_elsewhere_stay(tmp_path: Path) -> None:
     options = Options(tmp_path, seeds=(0,), data=("digits",), epochs=1, rows="tmlr 1024,10")
     reproduce(EXPERIMENTS["mlp"], options)
-    rest = "20 | 3 | 90.00 | | | |"
+    rest = "20 | 3 | 90.00 | | | | |"
     stays = [f"| mlp | best | mnist | {rest}", f"| mlp | tmlr 1024,10 | mnist | {rest}"]
     late = f"| early-exit | best, calibrated | mnist | {rest}"
     gone = [
         f"| mlp | a row of long ago | mnist | {rest}",
-        "| mlp | tmlr 1024,10 | digits | 20 | 1 | 90.00 | | | |",
+        "| mlp | tmlr 1024,10 | digits | 20 | 1 | 90.00 | | | | |",
     ]
     page = tmp_path / "accuracy.md"
     page.write_text(
@@ -133,9 +133,12 @@ def test_a_row_of_the_page_stays_where_it_says_more(tmp_path: Path) -> None:
     assert line.endswith("|  |")  # no rival
     tables = read_tables(options, ["mlp"])
     start = "| mlp | tmlr 1024,10 | digits | 20"
-    more, rival = f"{start} | 3 | 90.00 | | | |", f"{start} | 1 | 90.00 | | | +1.00 (backprop) |"
+    more, rival = (
+        f"{start} | 3 | 90.00 | | | | |",
+        f"{start} | 1 | 90.00 | | | | +1.00 (backprop) |",
+    )
     for before, kept in (
-        (f"{start} | 2 | 90.00 | | | |", line),
+        (f"{start} | 2 | 90.00 | | | | |", line),
         (more, more.replace("| 3 |", "| 3† |")),
         (rival, rival.replace("| 1 |", "| 1† |")),
     ):
@@ -149,7 +152,7 @@ def test_the_readme_shows_the_headline_rows_of_the_page(
     out, page, readme = tmp_path / "out", tmp_path / "accuracy.md", tmp_path / "README.md"
     options = Options(out, seeds=(0,), data=("digits",), epochs=1, rows="base*")
     reproduce(EXPERIMENTS["ablation"], options)
-    rest = "20 | 3 | 90.00 / 91.00 | 89.00 | +1.00 | +2.00 (backprop 89.00)"
+    rest = "20 | 3 | 90.00 / 91.00 | 90.50 | 89.00 | +1.00 | +2.00 (backprop 89.00)"
     page.write_text(
         f"<!-- results:begin -->\n| mlp | best | mnist | {rest} |\n| mlp | tmlr 1024,10 | mnist | {rest} |\n"
         "<!-- results:end -->\n"
@@ -180,7 +183,9 @@ def test_the_readme_shows_the_headline_rows_of_the_page(
     assert (before, after) == ("before\n", "\nafter\n")
     (line,) = table.strip().splitlines()[2:]
     settings = "mnist, 20 epochs, 3 seeds"
-    assert line == (f"| mlp: best | {settings} | 90.00 / 91.00 | 89.00 | +2.00 (backprop 89.00) |")
+    assert line == (
+        f"| mlp: best | {settings} | 90.00 / 91.00 | 90.50 | 89.00 | +2.00 (backprop 89.00) |"
+    )
 
 
 def test_a_page_is_checked_before_anything_runs(
@@ -325,7 +330,7 @@ def test_measured_parts_are_drawn(tmp_path: Path) -> None:
     assert "| 2 x 64 | spela | 1.0 | 0.50 | 1.0 | 1.00 | 1.50 | 0.50 |" in markdown.read_text()
     shown = main_table([exits]).splitlines()[2:]
     assert shown == [
-        f"| early-exit | best, calibrated | {data} | | 1 | {change} points | | | |"
+        f"| early-exit | best, calibrated | {data} | | 1 | {change} points | | | | |"
         for data, change in (
             ("digits", "40 % fewer multiply-adds, 25 % less time, -0.10"),
             ("mnist", "23 % more multiply-adds, 25 % more time, -10.00"),

@@ -17,7 +17,7 @@ def _all_rows() -> list[str]:
             data = FEATURES if experiment.data == ("features",) else row.data or experiment.data
             suffixes = ("", ", calibrated") if experiment.measure == "exits" else ("",)
             lines += [
-                f"| {name} | {row.name}{suffix} | {label} | 20 | 3 | 90.00 |  |  |  |"
+                f"| {name} | {row.name}{suffix} | {label} | 20 | 3 | 90.00 |  |  |  |  |"
                 for suffix in suffixes
                 for label in data
             ]
