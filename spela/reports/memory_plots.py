@@ -18,7 +18,9 @@ Rows = list[dict[str, Any]]
 
 
 def against_memory(rows: Rows) -> Figure:
-    """Last layer's accuracy against a step's peak memory: a named point a row, SPELA's joined by a line.
+    """Accuracy against a step's peak memory: a named point a row, SPELA's joined by a line.
+
+    The last layer's; a hollow point at the same memory is what all layers together answer.
 
     Args:
         rows: Of a table, with `peak_memory_bytes`.
@@ -42,6 +44,14 @@ def against_memory(rows: Rows) -> Figure:
             label=label,
             **style,
         )
+        together = [row for row in mine if "vote" in row]
+        axes.plot(
+            [row["peak_memory_bytes"] / 1e6 for row in together],
+            [row["vote"]["mean"] for row in together],
+            **(style | {"linestyle": "", "markerfacecolor": "none"}),
+        )
+    if any("vote" in row for row in rows):
+        axes.plot([], [], "ok", markerfacecolor="none", label="hollow: all layers together")
     most = max(row["peak_memory_bytes"] for row in rows) / 1e6
     axes.set_xlim(0, 1.05 * most)
     axes.set_xlabel("peak memory of a training step, MB")

@@ -67,8 +67,8 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
                 figures.append(
                     (
                         f"{name}-{data}-{panel}-memory",
-                        f"{data}, {panel}: last layer against a training step's peak memory beside weights, "
-                        "optimizer state and batch; mean and deviation over seeds",
+                        f"{data}, {panel}: last layer, and all together, against a training step's peak "
+                        "memory beside weights, optimizer state and batch; mean and deviation over seeds",
                         against_memory(chosen),
                     )
                 )

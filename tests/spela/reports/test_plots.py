@@ -56,6 +56,21 @@ def test_points_of_memory_are_named_once_and_apart() -> None:
     assert axes.get_ylabel() == f"test accuracy, % (axis starts at {start:g})"
 
 
+def test_what_all_layers_answer_together_is_a_hollow_point() -> None:
+    rows = [
+        _row("backprop", [81.0], peak_memory_bytes=96e6),
+        _row("layers", [76.0, 80.9], peak_memory_bytes=5e7, series="SPELA", vote={"mean": 82.8}),
+    ]
+    figure = against_memory(rows)
+    hollow = [
+        line
+        for line in figure.axes[0].get_lines()
+        if line.get_markerfacecolor() == "none" and len(line.get_xdata())
+    ]
+    assert [line.get_xydata().tolist() for line in hollow] == [[[50.0, 82.8]]]
+    assert _legend(figure) == ["hollow: all layers together", "SPELA"]
+
+
 def test_a_series_is_one_line_in_all_panels_and_named_once() -> None:
     def panel(names: str) -> list[dict[str, Any]]:
         return [_row(name, [80.0 + x], x=x, series=name) for name in names for x in (1, 2)]
