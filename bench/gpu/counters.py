@@ -74,19 +74,22 @@ def measure(rows: Rows, setting: Setting) -> None:
     cache = torch.cuda.get_device_properties(0).L2_cache_size if gpu is None else gpu.cache_bytes
     expected = expected_launches(architecture_of(torch.device(setting.device)))
     counted = _counted(rows, setting, [launch.name for _, launch in expected])
+    problem = ""
     for index, (name, launch) in enumerate(expected):
         found = dict(counted[index]) if index < len(counted) else {}
         kernel = found.pop("kernel", None)
         if kernel is not None and kernel != f"{launch.name}_kernel":
-            raise SystemExit(
-                f"launch {index} is {kernel}, the cost model expects {launch.name}_kernel"
-            )
+            problem = f"launch {index} is {kernel}, the cost model expects {launch.name}_kernel"
+            rows.note(f"{problem}: no counters from there on.")
+            found, counted = {}, counted[:index]
         modelled = launch.device_bytes(cache)
         cells: dict[str, Any] = {"case": name, "kernel": launch.name, "modelled_mb": modelled / 1e6}
         if found:
             moved = found.pop("read_bytes", 0.0) + found.pop("written_bytes", 0.0)
             cells |= {"counted_mb": moved / 1e6, "of_model": moved / modelled, **found}
         rows.add("counters", **cells)
+    if problem:
+        raise SystemExit(problem)
 
 
 def _counted(rows: Rows, setting: Setting, names: list[str]) -> list[dict[str, Any]]:

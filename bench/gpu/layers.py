@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 
-from bench.gpu.meters import Step, Times, add_times, copy_gbs, find_card, flush_buffer, tf32
+from bench.gpu.meters import (
+    Step,
+    Times,
+    add_times,
+    copy_gbs,
+    find_card,
+    flush_buffer,
+    release_memory,
+    tf32,
+)
 from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
 from spela_kernels.backend import use_backend
@@ -157,7 +166,7 @@ def _linear(
 
         with tf32(fast):
             add_times(rows, "layers", cells, make, flush, setting, further)
-    torch.cuda.empty_cache()
+    release_memory()
 
 
 def _projection(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "copy_gbs",
     "find_card",
     "flush_buffer",
+    "release_memory",
     "tf32",
     "times_of",
     "warm_us",
@@ -119,6 +120,12 @@ def copy_gbs(setting: Setting) -> float:
     )
     us = warm_us(lambda: target.copy_(source), setting.pick(10, 1))
     return 2 * 4 * half / us / 1e3
+
+
+def release_memory() -> None:
+    """Give cached memory back; torch up to 2.11 cannot any more once a capture was invalidated."""
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 @contextmanager

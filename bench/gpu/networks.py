@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from bench.gpu.meters import Times, add_times, find_card, flush_buffer, tf32
+from bench.gpu.meters import Times, add_times, find_card, flush_buffer, release_memory, tf32
 from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
 from spela.benchmarks.network import (
@@ -28,6 +28,7 @@ from spela_kernels.linear.cost import Step
 __all__ = ["compulsory_bytes", "measure", "promises"]
 
 Optimizer = Callable[..., torch.optim.Optimizer]
+_COMPILED = ("backprop_compiled",)  # for which there may be no time left
 # Rivals whose products torch makes, once more with TF32.
 _TF32 = ("floor", "backprop_fused")
 # Calls of `GraphedStep`: their time is in the column of eager ones.
@@ -96,34 +97,41 @@ def _graphed(case: NetworkCase, optimizer: Optimizer) -> Callable[[], object]:
 
 
 def measure(rows: Rows, setting: Setting) -> None:
-    """Parity first, then every variant, then the goals."""
+    """Parity first, then every variant; last what has to be compiled, and the goals."""
     gpu, flush = find_card(), flush_buffer(setting)
-    for case in setting.pick(NETWORK_CASES, _TINY):
-        case = replace(case, device=setting.device)
+    cases = [replace(case, device=setting.device) for case in setting.pick(NETWORK_CASES, _TINY)]
+    found: dict[str, dict[str, Times]] = {case.name: {} for case in cases}
+
+    def add(case: NetworkCase, name: str, fast: bool) -> None:
+        cells = {"network": case.name, "variant": name + ", tf32" * fast}
+        roofline = _roofline(case, name, gpu)
+        with tf32(fast):
+            times = add_times(
+                rows, "networks", cells, lambda: VARIANTS[name](case), flush, setting, lambda _: roofline
+            )  # fmt: skip
+        if times is not None and not fast:
+            found[case.name][name] = times
+
+    for case in cases:
         try:
             check_parity(case)
         except Exception as error:  # whatever a GPU raises belongs in the report
             rows.failed("parity", error, case=case.name)
-        found: dict[str, Times] = {}
-        for name, fast in [
-            *((name, False) for name in VARIANTS),
-            *((name, True) for name in _TF32),
-        ]:
-            figures = _roofline(case, name, gpu)
-            with tf32(fast):
-                times = add_times(
-                    rows, "networks", {"network": case.name, "variant": name + ", tf32" * fast},
-                    lambda name=name, case=case: VARIANTS[name](case), flush, setting,
-                    lambda t, figures=figures: figures,
-                )  # fmt: skip
-            if times is not None and not fast:
-                found[name] = times
+        for name in VARIANTS:
+            if name not in _COMPILED:
+                add(case, name, False)
+        for name in _TF32:
+            add(case, name, True)
         for name, optimizer in _GRAPHED.items():
             add_times(
                 rows, "networks", {"network": case.name, "variant": name},
                 lambda case=case, optimizer=optimizer: _graphed(case, optimizer), flush, setting,
                 capture=False,
             )  # fmt: skip
-        for row in promises(case, found, None if gpu is None else gpu.bandwidth):
+        release_memory()
+    for case in cases:
+        for name in _COMPILED:
+            add(case, name, False)
+        for row in promises(case, found[case.name], None if gpu is None else gpu.bandwidth):
             rows.add("goals", **row)
-        torch.cuda.empty_cache()
+        release_memory()

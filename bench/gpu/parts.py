@@ -34,39 +34,38 @@ PARTS: dict[str, Part] = {
     for part in (
         Part("card", "bench.gpu.card:measure", 60, 0, "The card, the driver and the versions."),
         Part(
-            "tests", "bench.gpu.marked_tests:measure", 150, 0,
+            "tests", "bench.gpu.marked_tests:measure", 210, 0,
             "All tests marked gpu, on many processes; those that only print a speed are left out.",
         ),
         Part(
-            "sanitizers", "bench.gpu.sanitizers:measure", 150, 0,
+            "sanitizers", "bench.gpu.sanitizers:measure", 210, 0,
             "memcheck and racecheck of compute-sanitizer over the parity cases of both ops.",
             interpreted=True,
         ),
         Part(
-            "training-cpu", "bench.gpu.training:on_the_cpu", 150, 0,
+            "training-cpu", "bench.gpu.training:on_the_cpu", 210, 0,
             "The runs of the part training on this machine's CPU, for their accuracy.",
         ),
         Part(
-            "selftest", "bench.gpu.selftest:measure", 120, 1,
-            "What `python -m spela_kernels.selftest` checks and measures: verdicts, failures, figures.",
-            interpreted=True,
-        ),
-        Part(
-            "networks", "bench.gpu.networks:measure", 100, 2,
+            "networks", "bench.gpu.networks:measure", 110, 1,
             "A training step of whole networks. Microseconds: eager is one call after the other; replayed is "
             "a CUDA graph; cold is a replay after the L2 cache was overwritten. GraphedStep is timed as it "
             "is called, its replay and what it copies in. The roofline is what the step's compulsory bytes "
             "take at the published bandwidth.",
         ),
         Part(
-            "layers", "bench.gpu.layers:measure", 70, 3,
+            "layers", "bench.gpu.layers:measure", 70, 2,
             "A layer's step, SGD with the log objective, and a projection's. Times as for networks; modelled "
             "is the cost model's time for the cold replay; shares are of a copy's measured bandwidth, of the "
             "published bandwidth and of the published peak of the products.",
             interpreted=True,
         ),
         Part(
-            "training", "bench.gpu.training:on_the_gpu", 70, 4,
+            "counters", "bench.gpu.counters:measure", 40, 3,
+            "Hardware counters of each kernel by ncu, beside the bytes of the cost model.",
+        ),
+        Part(
+            "training", "bench.gpu.training:on_the_gpu", 60, 4,
             "Short runs, with the CPU's seeds and data; accuracy by layer in %, and its difference.",
         ),
         Part(
@@ -74,8 +73,10 @@ PARTS: dict[str, Part] = {
             "Peak memory of a step above what stays, and time: against depth, in blocks, of convolutions.",
         ),
         Part(
-            "counters", "bench.gpu.counters:measure", 40, 6,
-            "Hardware counters of each kernel by ncu, beside the bytes of the cost model.",
+            "selftest", "bench.gpu.selftest:measure", 40, 6,
+            "What `python -m spela_kernels.selftest` checks and measures, most of it in other parts too: "
+            "verdicts, failures, figures.",
+            interpreted=True,
         ),
     )
 }  # fmt: skip

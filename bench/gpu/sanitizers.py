@@ -16,10 +16,13 @@ from spela_kernels.proof.parity import OPS
 __all__ = ["findings", "measure"]
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LIMIT = 140.0  # of each, side by side; the part's own is a little longer
+_LIMIT = 200.0  # of each, side by side; the part's own is a little longer
 _ERROR = re.compile(
     r"^=+ (?:Invalid|Out-of-range|Misaligned|Error|Warning: Race|Race|Program hit).*$", re.M
 )
+# A driver's call that answers with an error, as one that asks whether a pointer is the GPU's, is no fault of
+# a kernel; a launch that fails raises in Python besides.
+_OPTIONS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
 _SUMMARY = re.compile(r"^=+ (?:ERROR|RACECHECK) SUMMARY:.*$", re.M)
 
 
@@ -53,9 +56,10 @@ def measure(rows: Rows, setting: Setting) -> None:
     if setting.dry_run:  # the command that the tool would watch, once and alone
         jobs = {("no tool", "linear"): [*own, "--op", "linear", "--first", "1"]}
     else:
+        watch = [str(tool), "--error-exitcode", "9", "--tool"]
         jobs = {
-            (check, op): [str(tool), "--tool", check, "--error-exitcode", "9", *own, "--op", op]
-            for check in ("memcheck", "racecheck")
+            (check, op): [*watch, check, *options, *own, "--op", op]
+            for check, options in _OPTIONS.items()
             for op in OPS
         }
     commands = {

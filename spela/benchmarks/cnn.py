@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spela.baselines import BackpropSequential
+from spela.benchmarks.backprop import backprop_step
 from spela.layers import SpelaConv2d
 from spela.network import SpelaSequential
 from spela.optim import LocalAdam
@@ -101,10 +101,10 @@ def _backprop(case: CnnCase) -> Step:
                 nn.MaxPool2d(_POOL),
             ]
         output = nn.Linear(last * side**2, _CLASSES)
-    net = BackpropSequential(*modules, nn.Flatten(), output).to(case.device)
+    net = nn.Sequential(*modules, nn.Flatten(), output).to(case.device)
     x, target = case.data()
     optimizer = torch.optim.AdamW(net.parameters(), lr=_LR, fused=True)
-    return lambda: net.local_step(x, target, optimizer)
+    return backprop_step(net, x, target, optimizer)
 
 
 def _floor(case: CnnCase) -> Step:

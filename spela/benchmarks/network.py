@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spela.baselines import BackpropSequential
 from spela.benchmarks.adam import capturable_adam
+from spela.benchmarks.backprop import backprop_step
 from spela.benchmarks.clock import interleaved_medians
 from spela.layers import SpelaLinear
 from spela.network import SpelaSequential
@@ -126,10 +126,10 @@ def _backprop(case: NetworkCase, compiled: bool = False, fused: bool | None = No
         for i, o in zip(case.sizes[:-1], case.sizes[1:], strict=True):
             modules += [nn.Linear(i, o), nn.LeakyReLU(1e-3)]
         modules.append(nn.Linear(case.sizes[-1], case.classes))
-    net = BackpropSequential(*modules).to(case.device)
+    net = nn.Sequential(*modules).to(case.device)
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, fused=fused)
     if not compiled:
-        return lambda: net.local_step(x, target, optimizer)
+        return backprop_step(net, x, target, optimizer)
     # Of this shape alone: after another one torch would compile for all.
     forward = torch.compile(
         lambda x, target: nn.functional.cross_entropy(net(x), target), dynamic=False

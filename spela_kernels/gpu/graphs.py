@@ -17,13 +17,17 @@ _MODE = "Synchronization debug mode"  # of another, about the mode itself
 
 
 def capture(
-    run: Callable[[], _Result], device: torch.device | None = None
+    run: Callable[[], _Result],
+    device: torch.device | None = None,
+    stream: torch.cuda.Stream | None = None,
 ) -> tuple[Callable[[], None], _Result]:
     """Capture what a function launches; nothing is computed yet.
 
     Args:
         run: Has run before, so that all is compiled, and must not wait for the GPU.
         device: Where it launches; None: the current GPU.
+        stream: To capture on, of that GPU: what `torch.compile` made has to have run on the same one; None: a
+            new one.
 
     Returns:
         The replay, which makes the same launches on the same memory, on the current stream; and what `run`
@@ -38,7 +42,10 @@ def capture(
     with torch.cuda.device(device):
         # The current stream is put back here, which torch does not do after a failed capture. The other one
         # is of this GPU, where torch's own is of whichever came first. Threads that pin batches may go on.
-        current, side = torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.Stream()
+        current, side = (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            stream or torch.cuda.Stream(),
+        )
         with current, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             result = run()
     return graph.replay, result

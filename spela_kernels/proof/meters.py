@@ -64,4 +64,4 @@ def replayed(step: Callable[[], object]) -> Callable[[], None]:
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
-    return capture(step)[0]
+    return capture(step, stream=side)[0]

@@ -255,6 +255,15 @@ def test_counters_are_read_and_set_beside_the_model(
     assert "counted_mb" not in counted(_csv(launches[0]))[1]  # ncu was stopped after the first
     with pytest.raises(SystemExit, match="launch 0 is update_kernel"):
         counted(_csv(*reversed(launches)))
+    # The launches before the odd one keep their counters, and those behind it the model's bytes.
+    rows = Rows(tmp_path / "odd")
+    odd = _csv(*launches[:2], launches[0], *launches[2:])
+    monkeypatch.setattr(counters, "_counted", lambda *_: counters.read_counters(odd))
+    with stand_in.cuda_on_the_cpu(), pytest.raises(SystemExit, match="launch 2 is forward_kernel"):
+        counters.measure(rows, DRY)
+    found = [row for row in read_rows(rows.path) if row["table"] == "counters"]
+    assert ["counted_mb" in row for row in found] == [True] * 2 + [False] * (len(launches) - 2)
+    assert all(row["modelled_mb"] > 0 for row in found)
 
 
 def test_sanitizers_errors_are_counted() -> None:
