@@ -32,7 +32,7 @@ def test_product(
     weight = start.clone()
 
     def update() -> torch.Tensor:
-        add_product_(weight, dz, x, beta=1.0, alpha=-1e-6)
+        add_product_(weight, dz, x, beta=1.0, alpha=-1e-3)
         return weight
 
     run = {

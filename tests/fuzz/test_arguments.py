@@ -58,7 +58,7 @@ def _call(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str])
         patch.setattr("spela.cli.running.train_run", _only_build)
         patch.setattr("spela.data.registry.download_into", _refuse)
         for group in GROUPS:  # minutes each
-            patch.setitem(GROUPS, group, lambda quick: [])
+            patch.setitem(GROUPS, group, lambda quick, device: [])
         patch.setenv("SPELA_DATA_ROOT", str(place / "none"))
         os.chdir(place)
         try:
@@ -72,6 +72,9 @@ def _call(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str])
         lines = [line for line in error.splitlines() if line.startswith("spela: error: ")]
         assert len(lines) == 1, (arguments, error)
         assert "Traceback" not in error
+        # Of a call that is wrong in our own code, which the command line takes for a user's mistake.
+        assert "positional argument" not in error, (arguments, error)
+        assert "unexpected keyword" not in error, (arguments, error)
 
 
 def _refuse(*_: object) -> None:

@@ -27,9 +27,10 @@ TARGET = torch.tensor([0, 1, 2, 0, 1, 2, 2])
 @pytest.fixture(autouse=True)
 def _double() -> object:
     torch.manual_seed(0)
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(before)
 
 
 def _compare(found: list[tuple[Tensor, Tensor]], loss: Tensor) -> None:

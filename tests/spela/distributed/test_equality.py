@@ -63,9 +63,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for rank in range(2)
     ]
-    for process in processes:
-        _, error = process.communicate()
-        assert process.returncode == 0, error
+    try:
+        for process in processes:
+            _, error = process.communicate(timeout=400)
+            assert process.returncode == 0, error
+    finally:
+        for process in processes:
+            process.kill()
     return out
 
 

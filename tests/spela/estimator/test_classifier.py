@@ -98,12 +98,11 @@ def test_scores_and_probabilities_agree(
 def test_early_stopping_keeps_the_best_epoch(digits: Split) -> None:
     x, _, y, _ = digits
     model = SpelaClassifier(
-        early_stopping=True, n_iter_no_change=3, max_iter=60, learning_rate=0.05, random_state=1
+        early_stopping=True, n_iter_no_change=3, max_iter=60, learning_rate=0.2, random_state=3
     ).fit(x, y)
     history = model.validation_scores_
     assert model.n_iter_ == len(history) < 60
-    best = int(np.argmax(history))
-    assert best < len(history) - 1 or history[-1] == max(history)
+    assert history[-1] < max(history)  # or the weights would be the last epoch's anyway
     from spela.estimator.rows import held_out
 
     _, part, _, labels = held_out(x, y, 0.1, model.seed_)

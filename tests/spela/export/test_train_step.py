@@ -350,10 +350,10 @@ def test_the_exported_adam_has_the_optimizers_betas_and_eps() -> None:
 
 
 def test_counts_are_float32_whatever_torchs_default_dtype():
-    net = SpelaSequential(SpelaLinear(4, 8, 3))
+    net, before = SpelaSequential(SpelaLinear(4, 8, 3)), torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         program = train_step_program(net, LocalAdam(net.parameters()), (4,))
     finally:
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(before)
     assert program.defaults["0.weight.step"].dtype == torch.float32

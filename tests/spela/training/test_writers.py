@@ -165,11 +165,13 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(data: Dataset, tmp_path:
     out = tmp_path / "run"
     run(CONFIG, data, out)
     (out / ".lock").unlink()
-    for path in (tmp_path, *tmp_path.parents):
-        if path == Path("/") or path.stat().st_uid != os.geteuid():
-            break
-        path.chmod(path.stat().st_mode | 0o055)
-    out.chmod(0o555)
+    modes = {out: out.stat().st_mode}
+    if os.geteuid() == 0:  # the other user that root becomes has to come as far as the folder
+        modes |= {
+            path: path.stat().st_mode
+            for path in (tmp_path, *tmp_path.parents)
+            if path.stat().st_mode & 0o055 != 0o055
+        }
     code = """
 import os, sys
 from spela.training import RunFolder
@@ -183,10 +185,15 @@ try:
 except OSError as error:
     print(error)
 """
-    shown = subprocess.run(
-        [sys.executable, "-c", code, str(out)], capture_output=True, text=True, timeout=120
-    )
-    out.chmod(0o755)
+    try:
+        for path, mode in modes.items():
+            path.chmod(0o555 if path == out else mode | 0o055)
+        shown = subprocess.run(
+            [sys.executable, "-c", code, str(out)], capture_output=True, text=True, timeout=120
+        )
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
     assert shown.stdout == f"1\ncannot write to {out}: Permission denied\n", shown.stderr
 
 

@@ -220,13 +220,15 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @needs_build
 def test_threads_do_not_change_a_bit() -> None:
     before, results = torch.get_num_threads(), []
-    for count in (1, 2, 3):
-        weight, dz, x = _tensors(50, 96, 128)
-        torch.set_num_threads(count)
-        y = linear(x, weight, None, 0.5)
-        sgd_product_(weight, dz, x, beta=1.0, alpha=-0.5)
-        results.append(torch.cat([weight.flatten(), y.flatten()]))
-    torch.set_num_threads(before)
+    try:
+        for count in (1, 2, 3):
+            weight, dz, x = _tensors(50, 96, 128)
+            torch.set_num_threads(count)
+            y = linear(x, weight, None, 0.5)
+            sgd_product_(weight, dz, x, beta=1.0, alpha=-0.5)
+            results.append(torch.cat([weight.flatten(), y.flatten()]))
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

@@ -129,10 +129,12 @@ def test_threads_do_not_change_a_bit(objective: str) -> None:
     y = torch.randn(420, 333, generator=g)
     vectors = torch.nn.functional.normalize(torch.randn(7, 333, generator=g), dim=1)
     target, before, steps = torch.randint(7, (420,), generator=g), torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        steps.append(step_rows(y, vectors, target, Settings("leaky_relu", 0.1, objective)))
-    torch.set_num_threads(before)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            steps.append(step_rows(y, vectors, target, Settings("leaky_relu", 0.1, objective)))
+    finally:
+        torch.set_num_threads(before)
     for step in steps[1:]:
         assert all(torch.equal(a, b) for a, b in zip(step[:3], steps[0][:3], strict=True))
 
