@@ -1,8 +1,8 @@
 """`python -m bench.distributed_table`: training steps in one process and in two, samples/s and memory a rank.
 
-Variants take turns over the rounds, in processes of their own; figures are medians. Losses are compared
-before a speed is printed: layer-parallel must give one process's to the bit (one thread each), the others to
-rounding. Memory is read from /proc: Linux only.
+Variants take turns over the rounds, in processes of their own; speeds are medians, memory the first round's.
+The first round's losses are compared before a speed is printed: layer-parallel must give one process's to
+the bit (one thread each), the others to rounding. Memory is read from /proc: Linux only.
 """
 
 from __future__ import annotations

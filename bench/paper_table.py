@@ -90,7 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = "".join(
         f"{data.name}, by layer | best epoch | on training images | " for data in sets
     )
-    print(f"784-1000-34, {options.epochs} epochs, seed 0\n\n| settings | {columns}".rstrip())
+    print(
+        f"1000-34 and {options.epochs} epochs unless a row says otherwise, seed 0\n\n"
+        f"| settings | {columns}".rstrip()
+    )
     print(f"|---|{'---|---|---|' * len(sets)}", flush=True)
     for row in options.rows:
         figures = " ".join(_figures(row, data, options.epochs) for data in sets)

@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _only_build(config: Any, dataset: Any, *rest: Any) -> None:
+def _only_build(config: Any, dataset: Any, *rest: Any, **options: Any) -> None:
     """In place of training: what is left of it is the network's size."""
     if config.data not in ("digits", "tiny.npz"):
         return

@@ -92,7 +92,9 @@ def test_memory_against_depth(device: str) -> None:
     peak = {(p["method"], p["depth"]): p["peak_bytes"] for p in points}
     assert peak["spela", 16] < 1.1 * peak["spela", 2]
     assert peak["backprop", 16] > 3 * peak["backprop", 2]
-    sizes = [("resnet", 16, 16)]
+    assert peak["spela", 16] < peak["both", 16] < peak["backprop", 16]
+    # A GPU's convolutions have memory of their own besides, of which a large batch makes little.
+    sizes = [("resnet", 16, 16 if device == "cpu" else 128)]
     points = block_points(sizes, counts=[1, 3], pixels=16, least=1, device=device)
     peak = {p["method"]: p["peak_bytes"] for p in points}
     assert peak["3 blocks"] < peak["1 block"]
