@@ -1,6 +1,6 @@
 """A pretrained network learns on a few images block by block: less memory than backprop, its own heads.
 
-    pip install "torch-spela[transfer]"      # EfficientNet-Lite0, trained on ImageNet
+    pip install -e ".[transfer]"             # EfficientNet-Lite0, trained on ImageNet
     python examples/finetune_blocks.py --data cifar10 --data-root ROOT [--blocks 3] [--images 1000]
 
 Prints test accuracy and a step's peak memory with the body frozen, in blocks and end to end.

@@ -48,6 +48,9 @@ class Device:
             raise SystemExit(
                 f"{file} takes {inputs['x'][0]} samples a call: export it without --batch-size"
             )
+        if self.shapes["x"] != [1, 8, 8]:
+            taken = ", ".join(map(str, self.shapes["x"]))
+            raise SystemExit(f"{file} takes samples of ({taken}), and the digits are (1, 8, 8)")
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.carried: dict[str, np.ndarray] = {}  # empty: the file's own weights
         self.random = np.random.default_rng(seed)

@@ -276,14 +276,22 @@ def check_target(x: Tensor, target: Tensor) -> None:
     if x.shape[0] == 0:
         raise ValueError("there are no rows: a batch needs at least one sample")
     if target.dim() != 1 or target.shape[0] != x.shape[0]:
-        one_hot = ": use target.argmax(dim=1)" if target.dim() == 2 else ""
         raise ValueError(
-            f"`target` must be one label per sample, ({x.shape[0]},), got {tuple(target.shape)}{one_hot}"
+            f"`target` must be one label per sample, ({x.shape[0]},), got {tuple(target.shape)}"
+            f"{_way_out(target)}"
         )
     if target.dtype != torch.int64:
         raise TypeError(f"`target` must be int64 class indices, got {target.dtype}: use .long()")
     if target.device != x.device:
         raise ValueError(f"`target` is on {target.device} but `x` on {x.device}: move one")
+
+
+def _way_out(target: Tensor) -> str:
+    if target.dim() != 2:
+        return ""
+    if target.shape[1] == 1:  # whose argmax is 0 everywhere
+        return ": use target.squeeze(1)"
+    return ": of one-hot rows use target.argmax(dim=1); soft labels, and several a sample, are not learnt"
 
 
 def check_labels(target: Tensor, num_classes: int) -> None:

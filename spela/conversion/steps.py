@@ -90,7 +90,9 @@ def trace_steps(model: nn.Module, x: Tensor) -> list[Step]:
             out = module(x)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{step} does not take an input {tuple(x.shape)}: {reason}") from error
+            raise ValueError(
+                f"{step} does not take an input {tuple(x.shape)} of {x.dtype}: {reason}"
+            ) from error
         if not isinstance(out, Tensor):
             raise ValueError(
                 f"{step} returns more than a tensor: build it with return_indices=False"

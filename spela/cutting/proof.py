@@ -38,7 +38,7 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
             y = model(x.clone())
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(
-                f"{type(model).__name__} does not take an input {tuple(x.shape)}: "
+                f"{type(model).__name__} does not take an input {tuple(x.shape)} of {x.dtype}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
     return check_readable(y, type(model).__name__)

@@ -120,7 +120,9 @@ def image_files(path: str | os.PathLike[str]) -> list[Path]:
         file for file in path.iterdir() if _is_image(file) and not file.name.startswith(".")
     )
     if not files:
-        raise ValueError(f"{path} holds no PNG or JPEG file; give a folder of images")
+        raise ValueError(
+            f"{path} holds no PNG or JPEG file; give a folder of images (subfolders are not read)"
+        )
     return files
 
 

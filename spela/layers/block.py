@@ -191,7 +191,7 @@ class SpelaBlock(ProjectedLayer):
         """The body's output.
 
         Raises:
-            TypeError: If x is pixels in uint8 and the body cannot work with them.
+            TypeError: If the body cannot work with x, whose dtype is not its weights'.
             Exception: What the body raises of another input that does not fit it.
         """
         try:
@@ -199,13 +199,25 @@ class SpelaBlock(ProjectedLayer):
                 return run_checkpointed(self.body, x)
             y: Tensor = self.body(x)
         except RuntimeError as error:
-            if x.dtype != torch.uint8:
+            first = str(error).splitlines()[0]
+            why = self._other_dtype(x, first)
+            if not why:
                 raise
             raise TypeError(
-                f"the body ({type(self.body).__name__}) cannot work with `x` of {x.dtype}: convert "
-                f"pixels by x.float() / 255 ({str(error).splitlines()[0]})"
+                f"the body ({type(self.body).__name__}) cannot work with `x` of {x.dtype}: {why} ({first})"
             ) from error
         return y
+
+    def _other_dtype(self, x: Tensor, error: str) -> str:
+        """What to do about an input in another dtype than the body's weights; empty where that is not it."""
+        if not isinstance(x, Tensor):
+            return ""
+        if x.dtype == torch.uint8:
+            return "convert pixels by x.float() / 255"
+        weights = next((p for p in self.body.parameters() if p.is_floating_point()), None)
+        if weights is None or weights.dtype == x.dtype or "type" not in error:
+            return ""
+        return f"its weights are {weights.dtype}, convert one"
 
     def head_input(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `spela_kernels.projection_forward` takes for outputs (B, ...) of this block: one kernel's map.

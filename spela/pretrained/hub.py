@@ -28,9 +28,7 @@ def _library(wanted: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError:
-        raise ValueError(
-            f'{wanted} needs huggingface_hub: pip install "torch-spela[hub]"'
-        ) from None
+        raise ValueError(f"{wanted} needs huggingface_hub: pip install huggingface_hub") from None
     return huggingface_hub
 
 

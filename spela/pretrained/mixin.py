@@ -73,7 +73,7 @@ class Pretrained(nn.Sequential):
 
         Args:
             pretrained_model_name_or_path: A folder, or owner/name of a repository on the Hub, which needs
-                the extra `hub` (pip install "torch-spela[hub]").
+                the package huggingface_hub.
             device: Where to put it; None: the CPU.
             revision: Branch, tag or commit of a repository.
             cache_dir: Where downloads are kept; None: huggingface_hub's own cache.

@@ -29,7 +29,7 @@ class TensorBoardListener:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError(
-                "--tensorboard needs the package tensorboard: pip install 'torch-spela[tensorboard]'"
+                "--tensorboard needs the package tensorboard: pip install tensorboard"
             ) from None
         self._open = partial(SummaryWriter, str(folder))
         self.writer: Any = None

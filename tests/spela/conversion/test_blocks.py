@@ -115,7 +115,10 @@ def test_checkpointing_keeps_the_inputs_of_a_blocks_own_parts() -> None:
         ({"blocks": 2, "conv_scale": 30.0}, "`conv_scale` is of SpelaConv2d"),
         ({"cut": "0", "symmetric_dim": 8}, "`symmetric_dim` is of SpelaConv2d"),
         ({"blocks": 2, "sample_input": [[1.0]]}, "`sample_input` must be a tensor"),
-        ({"blocks": 2, "sample_input": torch.ones(2, 5)}, r"does not take an input \(2, 5\)"),
+        (
+            {"blocks": 2, "sample_input": torch.ones(2, 5)},
+            r"does not take an input \(2, 5\) of torch.float32",
+        ),
     ],
 )
 def test_what_blocks_do_not_take(settings: dict[str, Any], message: str) -> None:

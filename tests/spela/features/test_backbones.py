@@ -20,7 +20,7 @@ from spela.features.backbones import weights_hash
 
 needs_lite = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite_pytorch") is None,
-    reason='needs pip install "torch-spela[transfer]"',
+    reason='needs pip install -e ".[transfer]"',
 )
 
 

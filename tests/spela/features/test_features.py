@@ -156,7 +156,7 @@ def _spela(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 @pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite_pytorch") is None,
-    reason='needs pip install "torch-spela[transfer]"',
+    reason='needs pip install -e ".[transfer]"',
 )
 def test_features_train_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

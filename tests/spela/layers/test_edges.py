@@ -83,6 +83,12 @@ LABELS = {
     "bool": (TARGET.bool(), TypeError, "int64 class indices, got torch.bool"),
     "float": (TARGET.float(), TypeError, "int64 class indices, got torch.float32"),
     "one-hot": (torch.eye(3)[TARGET], ValueError, r"one label per sample.*target.argmax\(dim=1\)"),
+    "soft": (
+        torch.full((6, 3), 1 / 3),
+        ValueError,
+        "one label per sample.*soft labels, and several",
+    ),
+    "a column": (TARGET[:, None], ValueError, r"got \(6, 1\): use target.squeeze\(1\)$"),
     "0-d": (TARGET[0], ValueError, r"one label per sample, \(6,\), got \(\)"),
     "too many": (TARGET.repeat(2), ValueError, r"one label per sample, \(6,\), got \(12,\)"),
 }

@@ -610,6 +610,10 @@ def test_pixels_as_whole_numbers_are_refused_with_what_to_do(checkpoint: bool) -
     for run in (block, lambda x: block.local_step(x, target, optimizer)):
         with pytest.raises(TypeError, match=r"torch\.uint8: convert pixels by x\.float\(\) / 255"):
             run(pixels)
+        for other in (torch.float32, torch.int64):
+            expected = rf"`x` of {other}: its weights are {x.dtype}, convert one"
+            with pytest.raises(TypeError, match=expected):
+                run(x.to(other))
     torch.testing.assert_close(block.state_dict(), before, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="channels"):  # of another fault, what the body says
         block(x[:, :2])
