@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential, convert
 from spela.baselines import (
@@ -199,7 +200,7 @@ def test_bfloat16_and_pruned_weights_are_a_value_error(tmp_path):
     net = SpelaSequential(SpelaLinear(4, 8, 3))
     with pytest.raises(ValueError, match="bfloat16 have no ONNX file"):
         write_onnx(inference_program(net.bfloat16(), (4,)), tmp_path / "b.onnx")
-    nn.utils.prune.l1_unstructured(net[0], "weight", 0.5)
+    prune.l1_unstructured(net[0], "weight", 0.5)
     with pytest.raises(ValueError, match=r"prune\.remove"):
         inference_program(net, (4,))
     assert list(tmp_path.iterdir()) == []
