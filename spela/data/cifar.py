@@ -185,10 +185,8 @@ def _source(layout: _Layout) -> Source:
         read=read,
         fetch=fetch,
         folder=binary.folder,
-        files=(
-            *binary.files,
-            f"(the binary version, {_URL}/{binary.archive}; or torchvision's {python.folder} beside it)",
-        ),
+        files=binary.files,
+        note=f"the binary version, {_URL}/{binary.archive}; or torchvision's {python.folder} beside it",
     )
 
 

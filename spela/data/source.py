@@ -34,6 +34,7 @@ class Source:
         fetch: downloads into an empty folder, laid out like a data root; None if embedded.
         folder: where under the data root the files belong, for messages.
         files: the files' names, for messages; those that `find` looks for come last in a download.
+        note: what a message says of them besides.
         photos: that folder -> the images as files, where they have many sizes; None: `read` has them as
             they are.
     """
@@ -44,11 +45,13 @@ class Source:
     fetch: Callable[[Path], None] | None = None
     folder: str = ""
     files: tuple[str, ...] = ()
+    note: str = ""
     photos: Callable[[Path], PhotoSet] | None = None
 
     def placement(self, data_root: Path) -> str:
         """Which files to put where: the end of a message about missing data."""
-        return f"put {', '.join(self.files)} into {data_root / self.folder}"
+        note = f" ({self.note})" if self.note else ""
+        return f"put {', '.join(self.files)}{note} into {data_root / self.folder}"
 
 
 def default_data_root() -> Path:
