@@ -135,12 +135,10 @@ def checked_checkpoint(
     if checkpoint.data_digest == dataset.digest:  # its file may have been moved
         config = replace(config, data=checkpoint.config.data)
     saved, asked = asdict(checkpoint.config), asdict(config)
-    longer = extend and _is_longer(config, checkpoint)
-    changed = (
-        []
-        if longer
-        else [f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k]]
-    )
+    free = ("epochs", "head_epochs") if extend and _only_adds_epochs(config, checkpoint) else ()
+    changed = [
+        f"{k} {saved[k]!r} -> {asked[k]!r}" for k in saved if saved[k] != asked[k] and k not in free
+    ]
     if changed:
         raise ValueError(
             f"{folder.path} was started with other settings ({', '.join(changed)}): resume with the same "
@@ -154,12 +152,11 @@ def checked_checkpoint(
     return checkpoint
 
 
-def _is_longer(config: RunConfig, checkpoint: Checkpoint) -> bool:
-    """Whether settings differ from a checkpoint's by epochs that come after those it has done."""
+def _only_adds_epochs(config: RunConfig, checkpoint: Checkpoint) -> bool:
+    """Whether the epochs of settings are a checkpoint's and some that come after those it has done."""
     saved = checkpoint.config
     return (
-        config == replace(saved, epochs=config.epochs, head_epochs=config.head_epochs)
-        and config.epochs >= saved.epochs
+        config.epochs >= saved.epochs
         and config.head_epochs >= saved.head_epochs
         and (config.head_epochs > 0) == (saved.head_epochs > 0)
         and (config.epochs == saved.epochs or checkpoint.epoch <= saved.epochs)

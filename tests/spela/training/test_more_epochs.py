@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,8 +148,11 @@ def test_what_is_no_longer_run_is_refused(
 ) -> None:
     run(_config(**before), data, tmp_path / "run")
     held = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(ValueError, match="was started with other settings"):
+    with pytest.raises(ValueError, match="was started with other settings") as refused:
         run(_config(**{**before, **after}), data, tmp_path / "run", resume=True, extend=extend)
+    # More epochs alone would be taken: they are not what is wrong.
+    named = re.findall(r"[(,] ?(\w+) \S+ ->", str(refused.value))
+    assert named == (["lr"] if "lr" in after else list(after))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == held
 
 
