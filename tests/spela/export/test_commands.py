@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spela import SpelaLinear, SpelaSequential
 from spela.cli import main
 from spela.data import load_dataset
 from spela.experiments import make_config, run
+from spela.export import train_step_program, write_onnx
+from spela.optim import LocalSGD
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -192,3 +195,15 @@ def test_foreseen_errors_are_one_line_and_write_nothing(trained, tmp_path, monke
         assert message in error
         assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_the_device_s_example_names_the_samples_of_another_step(tmp_path):
+    net = SpelaSequential(SpelaLinear(20, 6, 3))
+    write_onnx(
+        train_step_program(net, LocalSGD(net.parameters(), lr=0.1), (20,)), tmp_path / "s.onnx"
+    )
+    call = [sys.executable, ROOT / "examples" / "train_on_device.py", tmp_path / "s.onnx"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("s.onnx takes samples of (20), and the digits are (1, 8, 8)")
