@@ -90,7 +90,10 @@ def _front(
 
 
 def run() -> None:
-    """Run the command line; every foreseen error is one line on stderr and exit code 2."""
+    """Run the command line; every foreseen error is one line on stderr and exit code 2.
+
+    Other exceptions, such as a TypeError, are faults of the program and keep their traceback.
+    """
     with printing_anywhere():
         sys.exit(_run(sys.argv[1:] or ["--help"]))
 
@@ -105,7 +108,7 @@ def _run(arguments: list[str]) -> int:
         return _stopped(str(how))
     except (typer.Abort, KeyboardInterrupt):
         return _stopped()
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         return _failed(str(error) or type(error).__name__)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -265,3 +265,19 @@ def test_a_closed_stream_ends_no_training(call: Call, monkeypatch: pytest.Monkey
     assert (sys.stdout, sys.stderr) == (None, None)
     assert code == 0
     assert Path("run/summary.json").exists()
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise kind("'NoneType' object is not iterable")
+
+    monkeypatch.setattr("spela.cli.commands.app", broken)
+    kind: type[Exception] = TypeError
+    with pytest.raises(TypeError):
+        call("info")
+    kind = ValueError
+    code, out, error = call("info")
+    assert (code, out) == (2, "")
+    assert error == "spela: error: 'NoneType' object is not iterable\n"
