@@ -12,6 +12,7 @@ _IMAGES = ("cifar10", "fashion-mnist")
 _VGG: dict[str, Any] = {"width": 16, "augment": True}
 # One convolution a block leaves much to its head.
 _LAYERS: dict[str, Any] = {**_VGG, "blocks": "layers", "head_channels": 64}
+_RESNET: dict[str, Any] = {"width": 16, "augment": True}
 _VIT: dict[str, Any] = {"width": 128, "augment": True}
 # Larger than the others: what is reached in 20 epochs, not what an epoch of two minutes allows.
 _CIFARNET: dict[str, Any] = {"augment": True, "weight_decay": 0.05}
@@ -64,6 +65,10 @@ _LARGER = (
         for name, blocks in (("3 blocks", "3"), ("layers", "layers"))
     ),
 )
+_RESIDUAL = (
+    Row("resnet, backprop", "backprop", "resnet", _RESNET, ("cifar10",), series="backprop, resnet"),
+    _spela("resnet, 3 blocks", "resnet", _RESNET, "3", data=("cifar10",), rival="resnet, backprop"),
+)
 _TRANSFORMER = (
     Row("vit, backprop", "backprop", "vit", _VIT, ("fashion-mnist",), series="backprop, vit"),
     _spela("vit, 3 blocks", "vit", _VIT, "3", data=("fashion-mnist",), rival="vit, backprop"),
@@ -76,19 +81,21 @@ BLOCKS = Experiment(
     rows=(
         *in_panel("convolutions", *_CONVOLUTIONS),
         *in_panel("larger", *_LARGER),
+        *in_panel("residual", *_RESIDUAL),
         *in_panel("transformer", *_TRANSFORMER),
     ),
     source=(
         "no published figure is of these networks: rivals are trained here, with the same network, epochs, "
         f"augmentation and order of samples; {CIFAR10_COPY}, and seconds are beside other work"
     ),
-    panels={"convolutions": "", "larger": "", "transformer": ""},
+    panels={"convolutions": "", "larger": "", "residual": "", "transformer": ""},
     main=("*",),
     headline=(("3 blocks", "cifar10"), ("layers", "cifar10"), ("cifarnet, 3 blocks", "cifar10")),
     against_memory=("convolutions",),
     quick={
         "vgg": {"width": 4, "resize": 16},
         "cifarnet": {"width": 4, "resize": 16},
+        "resnet": {"width": 4},
         "vit": {"width": 16},
     },
 )
