@@ -79,6 +79,16 @@ def _check_batch(x: Tensor) -> None:
         raise ValueError(f"`x` must be a batch (B, ...), got shape {tuple(x.shape)}: use x[None]")
 
 
+def _of_samples(scores: Tensor) -> Tensor:
+    """Scores, of which there must be (B, C)."""
+    if scores.dim() != 2:
+        raise ValueError(
+            f"a sample has one label, but its layers make scores of shape {tuple(scores.shape)}: flatten "
+            "samples to rows, as by an nn.Flatten() in front, or answer by net(x).argmax(dim=-1)"
+        )
+    return scores
+
+
 class SpelaSequential(Pretrained):
     """nn.Sequential whose SPELA layers learn locally; any module may stand in between.
 
@@ -196,6 +206,7 @@ class SpelaSequential(Pretrained):
             TypeError: If one is no tensor, or dtypes do not fit.
         """
         check_tensors(x, target)
+        _check_batch(x)
         modules, losses = list(self._checked()), []
         x = hooked_input(self, recordable(x))
         check_target(x, target)
@@ -241,6 +252,7 @@ class SpelaSequential(Pretrained):
             >>> net.local_step(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]), optimizer).shape
             torch.Size([1])
         """
+        _check_batch(x)
         modules, losses = list(self._checked()), []
         check_step([module for module, is_local in modules if is_local], optimizer)
         check_least(modules, len(x))
@@ -299,6 +311,7 @@ class SpelaSequential(Pretrained):
             >>> net.local_steps(torch.randn(10, 4), torch.arange(10) % 3, optimizer, batch_size=4).shape
             torch.Size([3, 2])
         """
+        _check_batch(x)
         sizes = _batch_sizes(len(x), batch_size)
         if rates is not None:
             rates = [float(rate) for rate in rates]  # an array's and a tensor's, too
@@ -382,7 +395,7 @@ class SpelaSequential(Pretrained):
         """
         _check_batch(x)
         if exit_threshold is None:
-            return self(x).argmax(dim=1)
+            return _of_samples(self(x)).argmax(dim=1)
         return self.predict_detailed(x, exit_threshold).labels
 
     @torch.no_grad()
@@ -426,7 +439,7 @@ class SpelaSequential(Pretrained):
             index += 1
             if threshold == math.inf:
                 continue
-            margin, label = margin_and_label(layers[layer].scores(x))
+            margin, label = margin_and_label(_of_samples(layers[layer].scores(x)))
             if answer is None:
                 # Nobody has left yet, so this layer's answers are everybody's for now.
                 answer = Prediction(label, margin, torch.full((count,), layer, device=x.device))

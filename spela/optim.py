@@ -47,7 +47,7 @@ __all__ = ["LocalAdam", "LocalSGD", "layer_groups"]
 # them. A layer then takes torch's own step on its gradient.
 _NOT_FUSED = ("maximize", "dampening", "amsgrad", "decoupled_weight_decay", "differentiable")
 
-_BUFFERS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq"})
+_BUFFERS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})
 
 # What a parameter group holds, and below what it must stay.
 _FLOAT32 = torch.finfo(torch.float32).max  # beyond it a fused step could not take them
@@ -67,8 +67,10 @@ def _check_numbers(group: dict[str, Any]) -> None:
 
 def _check_rate(group: dict[str, Any]) -> None:
     rate = group["lr"]
-    if not isinstance(rate, Tensor) and not 0 <= rate < _FLOAT32:
-        raise ValueError(f"`lr` must be in [0, {_FLOAT32:g}), got {rate}")
+    if isinstance(rate, Tensor) and not may_be_read(rate):
+        return
+    if not 0 <= rate < _FLOAT32:
+        raise ValueError(f"`lr` must be in [0, {_FLOAT32:g}), got {float(rate)}")
 
 
 def _without_compiler(method: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -82,7 +84,6 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
     """Finding the group of a parameter, and its state."""
 
     state_dict = _without_compiler(torch.optim.Optimizer.state_dict)
-    load_state_dict = _without_compiler(torch.optim.Optimizer.load_state_dict)
     zero_grad = _without_compiler(torch.optim.Optimizer.zero_grad)
 
     # torch's schedulers warn if no step() came before their own; a fused step does not call it.
@@ -96,6 +97,27 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         """
         _check_numbers({**self.defaults, **param_group})
         _without_compiler(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; refuses, before anything is loaded, the state of a parameter of another shape.
+
+        Torch's fused Adam would write beyond the end of such a state.
+
+        Raises:
+            ValueError: Naming what differs; or as torch's, where groups do.
+        """
+        saved = (index for group in state_dict["param_groups"] for index in group["params"])
+        own = (parameter for group in self.param_groups for parameter in group["params"])
+        for index, parameter in zip(
+            saved, own, strict=False
+        ):  # torch refuses other numbers of them
+            for name, value in (state_dict["state"].get(index) or {}).items():
+                if name in _BUFFERS and value is not None and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"the saved `{name}` is {tuple(value.shape)}, its parameter "
+                        f"{tuple(parameter.shape)}: load the state of an optimizer of the same network"
+                    )
+        _without_compiler(torch.optim.Optimizer.load_state_dict)(self, state_dict)
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -330,6 +352,12 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         weight_decay: float = 0.0,
     ) -> None:
         torch.optim.Adam.__init__(self, params, lr, betas, eps, weight_decay, fused=True)
+
+    def _init_group(self, group: dict[str, Any], params_with_grad: Any, *lists: Any) -> bool:
+        """As torch's, which `step` calls: its fused update would not find state of another shape wrong."""
+        is_complex = super()._init_group(group, params_with_grad, *lists)
+        self.check_remembered(params_with_grad)
+        return is_complex
 
     def _rule(self, like: Tensor) -> dict[str, Any]:
         group = self._group_of(like)

@@ -44,6 +44,7 @@ def by_blocks(
             isinstance(last, nn.Linear)
             and last.out_features == num_classes
             and y.shape[-1] == num_classes
+            and y.dim() < 4  # a map is read whole
         ):
             # The logits are turned themselves: the cosines to these vectors order the classes as they do.
             own |= {

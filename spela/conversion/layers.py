@@ -126,12 +126,18 @@ def _convolution(steps: list[Step], settings: LayerSettings) -> tuple[nn.Module,
     if pool is not None:
         following.pop(0)
     used = len(steps) - len(following)
+    height, width = steps[used - 1].shape[2:]
+    if height * width < 2:
+        raise ValueError(
+            f"{steps[0]} ends in one pixel a kernel, which has no direction that could turn: pool less, or "
+            "cut the network into `blocks`"
+        )
     layer = SpelaConv2d(
         source.in_channels,
         source.out_channels,
         source.kernel_size,
         settings.num_classes,
-        output_size=(steps[used - 1].shape[2], steps[used - 1].shape[3]),
+        output_size=(height, width),
         stride=source.stride,
         padding=source.padding,
         dilation=source.dilation,

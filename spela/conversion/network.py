@@ -11,11 +11,19 @@ from torch import Tensor, nn
 from spela.conversion.blocks import by_blocks
 from spela.conversion.layers import LayerSettings, by_layers
 from spela.layers import Frozen
-from spela.layers.modes import output_of, probing
+from spela.layers.modes import check_module, output_of, probing
 from spela.network import SpelaSequential
 from spela.vectors import as_size
 
 __all__ = ["convert"]
+
+
+def _wrapped_as(model: nn.Module) -> str:
+    """The name under which a wrapper holds the network; empty: it is none."""
+    if "_orig_mod" in model._modules:  # torch.compile's
+        return "_orig_mod"
+    wrappers = nn.DataParallel | nn.parallel.DistributedDataParallel
+    return "module" if isinstance(model, wrappers) else ""
 
 
 @torch.no_grad()
@@ -96,8 +104,14 @@ def convert(
     if head and not cuts:
         raise TypeError(f"{', '.join(head)}: settings of blocks; say how many `blocks`")
     kind = type(model).__name__
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be an nn.Module, got {kind}")
+    check_module("model", model)
+    inner = _wrapped_as(model)
+    if inner:
+        raise TypeError(
+            f"`model` is inside {kind}: give `model.{inner}`, and wrap the network that comes out"
+        )
+    if not isinstance(sample_input, Tensor):
+        raise TypeError(f"`sample_input` must be a tensor, got {type(sample_input).__name__}")
     if not cuts and not isinstance(model, nn.Sequential):
         raise TypeError(
             f"`model` must be an nn.Sequential, got {kind}: cut it into `blocks`, list its modules in one, "

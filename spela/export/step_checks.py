@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
-from torch import Tensor, nn
+from torch import nn
 
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 from spela.layers.in_training import batch_norms, drawing_parts
-from spela.layers.maps import convolved_size
 from spela.layers.plain import departure, parts_of
 from spela.network import SpelaSequential
 from spela_kernels.linear import Parameters
 
-__all__ = ["check_input", "check_network"]
+__all__ = ["check_network"]
 
 # The layers whose gradients are written out here, and what they are trained through.
 _TRAINED: dict[type[LocalLayer], set[str]] = {
@@ -89,22 +86,3 @@ def _conv_left_out(layer: SpelaConv2d) -> str:
         return "has a batch norm whose statistics stay: set its track_running_stats"
     why = departure(norm, nn.BatchNorm2d)
     return why and f"has a batch norm that {why}"
-
-
-def check_input(name: str, module: nn.Module, x: Tensor) -> None:
-    """Check that a module can be trained on x.
-
-    Args:
-        name: The module's, for the message.
-        module: Of the network.
-        x: (B, ...) its input.
-
-    Raises:
-        ValueError: If a batch norm would see one value a channel.
-    """
-    if not isinstance(module, SpelaConv2d) or module.norm is None:
-        return
-    if len(x) * math.prod(convolved_size(module, x.shape[2:])) == 1:
-        raise ValueError(
-            f"layer {name}: batch norm has one value a channel here: use a larger batch size"
-        )

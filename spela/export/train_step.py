@@ -21,7 +21,7 @@ from spela.export.program import (
     example_batch,
     trace,
 )
-from spela.export.step_checks import check_input, check_network
+from spela.export.step_checks import check_network
 from spela.export.updates import Update, optimizer_state, update_of
 from spela.layers import LocalLayer, SpelaConv2d, SpelaLinear
 from spela.layers.modes import output_of, probing
@@ -105,7 +105,6 @@ def _mask_shapes(net: SpelaSequential, x: Tensor) -> dict[str, tuple[int, ...]]:
     for name, module in parts_of(net).items():
         if isinstance(module, nn.Dropout) and module.p > 0:
             shapes[f"mask.{name}"] = tuple(x.shape[1:])
-        check_input(name, module, x)
         x = output_of(module, x)
     return shapes
 

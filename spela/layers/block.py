@@ -15,7 +15,7 @@ from spela.layers.contract import FusedOptimizer
 from spela.layers.head import Head
 from spela.layers.hooks import call_with_hooks
 from spela.layers.initial import hold_vectors, place_vectors, set_values
-from spela.layers.modes import probing
+from spela.layers.modes import check_module, probing
 from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, other_batches
 from spela.layers.similarity import Similarity
@@ -64,8 +64,8 @@ class SpelaBlock(ProjectedLayer):
 
     Raises:
         TypeError: If the body is no module, or returns no float tensor.
-        ValueError: If a size, share or name does not fit, the body changes its input in place or does not
-            keep the batch axis, or `vectors` has the wrong shape.
+        ValueError: If a size, share or name does not fit, the head reads one number alone, the body changes
+            its input in place or does not keep the batch axis, or `vectors` has the wrong shape.
 
     Source: Nøkland and Eidnes 2019 for the similarity loss; the rest is this library's own.
 
@@ -103,8 +103,7 @@ class SpelaBlock(ProjectedLayer):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(body, nn.Module):
-            raise TypeError(f"`body` must be an nn.Module, got {type(body).__name__}")
+        check_module("body", body)
         if not isinstance(sample_input, Tensor):
             raise TypeError(f"`sample_input` must be a tensor, got {type(sample_input).__name__}")
         self.num_classes = as_size("num_classes", num_classes, least=2)
@@ -140,13 +139,13 @@ class SpelaBlock(ProjectedLayer):
             **factory,
         )
         width = self.head.width
-        if projection is not None:
-            width = as_size("projection", projection, least=2)
-        elif width < 2:
+        if width < 2:  # a projection of one number keeps its direction, too
             raise ValueError(
                 "the head reads one number a sample, and in one dimension no direction can turn: give it "
-                "`hidden` outputs or a `projection`"
+                "`hidden` outputs"
             )
+        if projection is not None:
+            width = as_size("projection", projection, least=2)
         start = torch.empty(1, self.head.width, width, **factory)
         own = None if projection is None else nn.Parameter(start)
         self.register_parameter("projection", own)
@@ -341,6 +340,8 @@ class SpelaBlock(ProjectedLayer):
             or projection is None
             or not projection.requires_grad
             or self.similarity is not None
+            # Found out before the projection moves, whether the optimizer takes them.
+            or any(getattr(module, "sparse", False) for module in self.body.modules())
             # In 16 bits, the fused step's moments and gradients would be float32.
             or any(p.element_size() <= 2 or made_in_inference(p) for p in trained)
             or not all(optimizer.can_fuse([parameter]) for parameter in trained)

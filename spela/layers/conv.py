@@ -72,7 +72,7 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         out_channels: K kernels.
         kernel_size: Of the convolution.
         num_classes: C, at least 2.
-        output_size: (Ho, Wo) of y, after pooling; D = Ho * Wo.
+        output_size: (Ho, Wo) of y, after pooling; D = Ho * Wo, at least 2: one number has no direction.
         stride, padding, dilation, groups, bias: As in nn.Conv2d; zeros are padded.
         symmetric_dim: d, dimension of the class vectors.
         projection_std: Standard deviation of the projections at the start, > 0. The loss does not see
@@ -94,7 +94,8 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         Input (B, in_channels, H, W), output (B, K, Ho, Wo).
 
     Raises:
-        ValueError: If a size is not positive, a name is unknown, or a grouping or `vectors` does not fit.
+        ValueError: If a size is not positive, D is 1, a name is unknown, or a grouping or
+            `vectors` does not fit.
         TypeError: If a size is no integer, `vectors` no tensor of floats, or a grouping not int64.
 
     Source: the authors' CNN notebooks.
@@ -144,6 +145,11 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         out_channels = as_size("out_channels", out_channels)
         num_classes = as_size("num_classes", num_classes, least=2)
         height, width = _pair("output_size", output_size)
+        if height * width < 2:
+            raise ValueError(
+                "`output_size` must have two numbers a kernel or more, as one has no direction that could "
+                f"turn, got {(height, width)}: pool less"
+            )
         symmetric_dim = as_size("symmetric_dim", symmetric_dim, least=2)
         pool_size = as_size("pool_size", pool_size)
         kernel_size = _pair("kernel_size", kernel_size)
@@ -253,11 +259,10 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"`x` must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         cast = x.is_floating_point() and autocast_is_on(x.device.type)
-        if x.dtype != self.weight.dtype and not cast:
+        own = self.vectors.dtype  # the weight's, which something may have to compute
+        if x.dtype != own and not cast:
             pixels = ", pixels by x.float() / 255" if x.dtype == torch.uint8 else ""
-            raise TypeError(
-                f"`x` is {x.dtype} but the layer {self.weight.dtype}: convert one{pixels}"
-            )
+            raise TypeError(f"`x` is {x.dtype} but the layer {own}: convert one{pixels}")
         height, width = convolved_size(self, x.shape[2:])
         window = self.pool_size if self.pool else 1
         pooled = (height // window, width // window)
@@ -265,18 +270,6 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
             raise ValueError(
                 f"`x` {tuple(x.shape)} becomes a {pooled[0]} x {pooled[1]} map, but `output_size` is "
                 f"{self.output_size}: build the layer with output_size={pooled}"
-            )
-        # A norm with a forward of its own, as one over several processes' batches, counts for itself.
-        norm = self.norm
-        if (
-            norm is not None
-            and norm.training
-            and type(norm).forward is nn.BatchNorm2d.forward
-            and x.shape[0] * height * width == 1
-        ):
-            raise ValueError(
-                "batch norm has one value a channel here: train on more than one sample, or call "
-                "eval() first"
             )
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -105,6 +105,8 @@ class SpelaLinear(LocalLayer, nn.Linear):
         check_scale(scale)
         if activation == "leaky_relu":
             check_negative_slope(negative_slope)
+        elif not math.isfinite(negative_slope):
+            raise ValueError(f"`negative_slope` must be finite, got {negative_slope}")
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
         self.num_classes = num_classes
         self.activation = activation
@@ -238,16 +240,12 @@ class SpelaLinear(LocalLayer, nn.Linear):
             ValueError: As `local_loss`, or if the optimizer does not hold the parameters.
             TypeError: On dtypes that do not fit.
         """
+        if not isinstance(optimizer, FusedOptimizer) or not owns(self, "weight", "bias", "slope"):
+            return step_by_gradient(self, x, target, optimizer)
         weight, bias, slope = self.weight, self.bias, self.slope  # once: nn.Module looks them up
         parameters = [p for p in (weight, bias, slope) if p is not None]
         trained = [p.requires_grad for p in parameters]
-        if (
-            not isinstance(optimizer, FusedOptimizer)
-            or not owns(self, "weight", "bias", "slope")
-            or not all(trained)
-            or made_in_inference(weight)
-            or not optimizer.can_fuse(parameters)
-        ):
+        if not all(trained) or made_in_inference(weight) or not optimizer.can_fuse(parameters):
             return step_by_gradient(self, x, target, optimizer)
         return call_with_hooks(
             self,

@@ -11,7 +11,26 @@ from torch.nn.parameter import is_lazy
 
 from spela.layers.contract import LocalLayer
 
-__all__ = ["in_eval_mode", "output_of", "probing"]
+__all__ = ["check_module", "in_eval_mode", "output_of", "probing"]
+
+
+def check_module(name: str, module: object) -> None:
+    """Refuse what is no module that could be looked into.
+
+    Args:
+        name: The argument's name, for the message.
+        module: What was given.
+
+    Raises:
+        TypeError: If it is no nn.Module, or one of TorchScript.
+
+    Example:
+        >>> check_module("body", nn.ReLU())
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`{name}` must be an nn.Module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(f"`{name}` is of TorchScript: give the module that was scripted or traced")
 
 
 @contextmanager

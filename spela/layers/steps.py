@@ -281,6 +281,9 @@ def _apart(given: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]
     seen: set[int] = set()
     compiling = torch.compiler.is_compiling()  # nothing has an address there
     for parameter, gradient in given:
+        if gradient.is_sparse:  # as of an embedding that asks for it: nothing else has its memory
+            yield parameter, gradient
+            continue
         memory = id(gradient) if compiling else gradient.untyped_storage()._cdata
         yield parameter, gradient.clone() if memory in seen else gradient
         seen.add(memory)
@@ -291,6 +294,8 @@ def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
 
     Under autocast, gradients in closed form come in 16 bits.
     """
+    if gradient.is_sparse:
+        return gradient
     if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
@@ -317,6 +322,8 @@ def step_by_gradient(
     if not trained:
         return layer.local_loss(x, target)
     check_step([layer], optimizer)
+    if isinstance(optimizer, FusedOptimizer):
+        optimizer.check_remembered(trained)
     with torch.enable_grad():
         loss, y = layer.local_loss(x, target)
     found: Sequence[Tensor | None] = [None] * len(trained)

@@ -81,7 +81,7 @@ def linear_loss(
     """
     refuse_forward_mode("linear_loss")
     loss, y, *_ = loss_op(
-        autocast_input(recordable(x)), weight, bias, slope, recordable(vectors), recordable(target),
+        autocast_input(recordable(x).detach()), weight, bias, slope, recordable(vectors), recordable(target),
         activation, negative_slope, objective, scale,
     )  # fmt: skip
     return loss, y

@@ -176,7 +176,8 @@ def _blocks() -> SpelaSequential:
 def _convolution() -> SpelaSequential:
     g = torch.Generator().manual_seed(0)
     return SpelaSequential(
-        nn.Unflatten(1, (1, 3)), SpelaConv2d(1, 4, 2, 3, (1, 1), symmetric_dim=8, generator=g)
+        nn.Unflatten(1, (1, 3)),
+        SpelaConv2d(1, 4, 2, 3, (2, 3), symmetric_dim=8, pool=None, generator=g),
     )
 
 

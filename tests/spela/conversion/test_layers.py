@@ -56,14 +56,14 @@ def _convolutional() -> nn.Sequential:
         _moved(nn.BatchNorm2d(6)),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
-        nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=False),
+        nn.Conv2d(6, 8, 3, stride=(2, 1), padding=1, groups=2, bias=False),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(8, 8, 1),
         nn.LeakyReLU(0.1),
         nn.AvgPool2d(2),
         nn.Flatten(),
-        nn.Linear(8, 5),
+        nn.Linear(16, 5),
     ).eval()
 
 

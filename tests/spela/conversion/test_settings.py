@@ -51,3 +51,47 @@ def test_blocks_learn_by_what_was_asked_for() -> None:
     for block in convert(_model(), 5, IMAGES, blocks=2, **settings).local_layers:
         assert isinstance(block, SpelaBlock)
         assert {name: getattr(block, name) for name in settings} == settings
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (_compiled, "`model` is inside OptimizedModule: give `model._orig_mod`, and wrap"),
+        (nn.DataParallel, "`model` is inside DataParallel: give `model.module`, and wrap"),
+        (torch.jit.script, "`model` is of TorchScript: give the module that was scripted"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_network_inside_a_wrapper_is_refused_by_the_name_it_has_there(
+    wrap: Any, said: str, blocks: int | None
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(TypeError, match=said):
+        convert(wrap(model), 3, torch.randn(5, 4), blocks=blocks)
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_a_sample_that_is_no_tensor_is_refused(blocks: int | None) -> None:
+    with pytest.raises(TypeError, match="`sample_input` must be a tensor, got ndarray"):
+        convert(_model(), 5, IMAGES.numpy(), blocks=blocks)
+
+
+def test_a_map_that_a_linear_layer_makes_is_read_as_a_map() -> None:
+    """Its last axis may be as long as there are classes, and is none of theirs."""
+
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.conv(x))
+
+    net = convert(Columns(), 5, IMAGES, blocks=2)
+    assert net.local_layers[-1].output_shape == (4, 16, 5)
+    assert net(IMAGES).shape == (6, 5)

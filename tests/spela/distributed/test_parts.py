@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spela import Frozen, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential
+from spela import Frozen, SpelaBlock, SpelaLinear, SpelaSequential
 from spela.data import load_dataset
 from spela.distributed import (
     DataParallelSequential,
@@ -445,13 +445,13 @@ def test_a_module_that_two_processes_need_is_refused(rank: int) -> None:
 def test_a_part_of_one_sample_has_the_joint_batchs_statistics() -> None:
     """Maps of one pixel: what counts is the joint batch, here of two on two processes."""
     torch.manual_seed(0)
-    layer = SpelaConv2d(2, 4, 3, 3, (1, 1), pool=None)
+    layer = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)).double()
     ranks = Twice(0, 2, torch.device("cpu"), 60.0)
     (norm,) = join_modules(layer, ranks)
     norm.share = ranks.share(2)
     # Two equal parts: every value is the joint mean.
-    y = layer(torch.randn(2, 2, 3, 3)[norm.share.rows])
-    torch.testing.assert_close(y, torch.zeros(1, 4, 1, 1), rtol=0, atol=1e-6)
+    y = layer(torch.randn(2, 2, 3, 3).double()[norm.share.rows])
+    torch.testing.assert_close(y, torch.zeros(1, 4, 1, 1).double(), rtol=0, atol=1e-6)
     norm.share = ALONE.share(1)
     with pytest.raises(ValueError, match="one value a channel"):
-        layer(torch.randn(1, 2, 3, 3))
+        layer(torch.randn(1, 2, 3, 3).double())

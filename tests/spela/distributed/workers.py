@@ -45,10 +45,10 @@ def cnn(dtype: torch.dtype) -> SpelaSequential:
     conv = {"symmetric_dim": 6, "objective": "softmax", "generator": g, "dtype": dtype}
     return SpelaSequential(
         SpelaConv2d(1, 6, 3, CLASSES, output_size=2, **conv),
-        SpelaConv2d(6, 4, 1, CLASSES, output_size=1, **conv),
+        SpelaConv2d(6, 4, 1, CLASSES, output_size=2, pool=None, **conv),
         nn.Flatten(),
         nn.Dropout(0.2),
-        SpelaLinear(4, 8, CLASSES, generator=g, dtype=dtype),
+        SpelaLinear(16, 8, CLASSES, generator=g, dtype=dtype),
     )
 
 

@@ -33,9 +33,11 @@ def _mlp() -> nn.Module:
 def _cnn() -> nn.Module:
     net = SpelaSequential(
         SpelaConv2d(3, 8, 3, 10, output_size=(3, 3), padding=1, symmetric_dim=12, pool_size=1),
-        SpelaConv2d(8, 6, 2, 10, output_size=(1, 1), symmetric_dim=12, pool="avg", grouping=10),
+        SpelaConv2d(
+            8, 6, 2, 10, output_size=(2, 2), padding=1, symmetric_dim=12, pool="avg", grouping=10
+        ),
         nn.Flatten(),
-        SpelaLinear(6, 16, 10),
+        SpelaLinear(24, 16, 10),
     )
     for layer in net.local_layers[:2]:  # statistics as after some training
         layer.norm.running_mean.uniform_(-0.5, 0.5)

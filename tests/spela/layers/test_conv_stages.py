@@ -19,7 +19,7 @@ from spela_kernels.pooling import compiled
 @pytest.mark.parametrize("pool", ["max", "avg", None])
 @pytest.mark.parametrize(
     ("channels", "kernels", "kernel", "pixels", "pool_size"),
-    [(1, 1, 1, (2, 2), 2), (1, 3, 2, (3, 3), 2), (2, 1, 3, (5, 9), 3), (3, 4, 1, (1, 1), 1)],
+    [(1, 1, 1, (2, 4), 2), (1, 3, 2, (3, 5), 2), (2, 1, 3, (5, 9), 3), (3, 4, 1, (1, 2), 1)],
 )
 def test_the_closed_form_is_the_gradient_of_the_layer(
     norm: str,

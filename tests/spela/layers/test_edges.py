@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import spela_kernels as sk
-from spela import RowNorm, SpelaConv2d, SpelaLinear, SpelaSequential, optim
+from spela import RowNorm, SpelaBlock, SpelaConv2d, SpelaLinear, SpelaSequential, convert, optim
 
 G = torch.Generator().manual_seed(1)
 ROWS, IMAGES = torch.randn(6, 6, generator=G), torch.randn(6, 1, 8, 8, generator=G)
@@ -226,3 +226,123 @@ def test_a_convolution_steps_on_the_meta_device(batch_norm: bool, pool: str, mak
     assert (loss.shape, y.shape) == ((), (2, 4, *size))
     assert loss.is_meta
     assert y.is_meta
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "block"])
+def test_a_loss_ends_at_the_input_of_the_layer(kind: str) -> None:
+    """Whoever made the input has its graph to itself: it is neither walked nor freed."""
+    x, build = KINDS.get(kind, ROWS), {"linear": _linear, "convolution": _conv}.get(kind)
+    layer = build() if build else SpelaBlock(nn.Linear(6, 8), 3, ROWS)
+    seen: list[Tensor | None] = []
+    weight = torch.ones((), requires_grad=True)
+    features = (weight * x).exp()  # keeps its result for its gradient
+    features.register_hook(seen.append)
+    loss, y = layer.local_loss(features, TARGET)
+    loss.backward()
+    assert seen == []
+    assert weight.grad is None
+    assert not y.requires_grad
+    features.sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, (x * x.exp()).sum())
+
+
+def test_answers_for_samples_that_are_no_rows_are_refused() -> None:
+    net, tokens = SpelaSequential(_linear(), SpelaLinear(16, 8, 3)), ROWS[:, None].expand(6, 5, 6)
+    for threshold in (None, 0.1):
+        with pytest.raises(
+            ValueError, match=r"one label, but .* scores of shape \(6, 5, 3\): flatten"
+        ):
+            net.predict(tokens, threshold)
+    assert torch.equal(net(tokens)[:, 2], net(ROWS))
+
+
+def test_one_number_has_no_direction_to_turn() -> None:
+    with pytest.raises(
+        ValueError, match=r"one has no direction that could turn, got \(1, 1\): pool"
+    ):
+        SpelaConv2d(1, 4, 3, 3, (1, 1), symmetric_dim=8)
+    for projection in (128, None):
+        with pytest.raises(
+            ValueError, match="one dimension no direction can turn: give it `hidden`"
+        ):
+            SpelaBlock(nn.Linear(6, 1), 3, ROWS, projection=projection)
+    assert SpelaBlock(nn.Linear(6, 1), 3, ROWS, hidden=8).head.width == 8
+    model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.AvgPool2d(4))
+    with pytest.raises(
+        ValueError, match=r"Conv2d.* ends in one pixel a kernel, .*: pool less, or cut"
+    ):
+        convert(model, 3, IMAGES)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "prelu"])
+def test_a_slope_that_is_no_number_is_refused(activation: str) -> None:
+    with pytest.raises(ValueError, match=r"`negative_slope` must be .*finite, got nan"):
+        _linear(activation=activation, negative_slope=float("nan"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_batch_is_refused(kind: str) -> None:
+    net, optimizer = _net(kind), optim.LocalSGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    for call in (
+        lambda: net.local_step(torch.tensor(1.0), TARGET, optimizer),
+        lambda: net.local_steps(torch.tensor(1.0), TARGET, optimizer, 2),
+        lambda: net.local_losses(torch.tensor(1.0), TARGET),
+    ):
+        with pytest.raises(
+            ValueError, match=r"`x` must be a batch \(B, ...\), got shape \(\): use"
+        ):
+            call()
+
+
+class _Embedding(nn.Module):
+    """Tokens (B, T) to vectors (B, T, 6), with a gradient of the rows in use alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 6, sparse=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens)
+
+
+def test_sparse_gradients_reach_optimizers_that_take_them() -> None:
+    tokens = torch.randint(10, (6, 7), generator=G)
+    block = SpelaBlock(_Embedding(), 3, tokens)
+    net = SpelaSequential(block)
+    start = copy.deepcopy(net.state_dict())
+    moved = []
+    for make in (optim.LocalSGD, torch.optim.SGD):
+        net.load_state_dict(start)
+        net.local_step(tokens, TARGET, make(net.parameters(), lr=0.1))
+        moved.append(copy.deepcopy(net.state_dict()))
+    table = "0.body.table.weight"
+    unused = sorted(set(range(10)) - set(tokens.flatten().tolist()))
+    assert torch.equal(moved[0][table][unused], start[table][unused])
+    assert not torch.equal(moved[0][table], start[table])
+    for key, value in moved[0].items():
+        torch.testing.assert_close(value, moved[1][key])
+    net.load_state_dict(start)
+    with pytest.raises(RuntimeError, match="Adam does not support sparse gradients"):
+        net.local_step(tokens, TARGET, optim.LocalAdam(net.parameters(), lr=0.1))
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, start[key]), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_that_is_computed_is_so_once_a_step(kind: str) -> None:
+    calls = []
+
+    class Counting(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            calls.append(1)
+            return 2 * weight
+
+    layer = _linear() if kind == "linear" else _conv()
+    nn.utils.parametrize.register_parametrization(layer, "weight", Counting())
+    optimizer = optim.LocalAdam(layer.parameters(), lr=0.1)
+    calls.clear()
+    layer.local_step(KINDS[kind], TARGET, optimizer)
+    assert len(calls) == 1
+    layer.local_loss(KINDS[kind], TARGET)
+    assert len(calls) == 2

@@ -421,7 +421,9 @@ def test_one_sample_is_refused_before_a_statistic_moves() -> None:
     norm, x = nn.BatchNorm1d(6), torch.randn(4, 6)
     later = SpelaBlock(nn.Linear(6, 6), CLASSES, x, similarity=0.5)
     net = SpelaSequential(
-        SpelaBlock(nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (6, 1)), norm), CLASSES, x)
+        SpelaBlock(
+            nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (6, 1)), norm), CLASSES, x, hidden=4
+        )
     )
     net.append(nn.Flatten()).append(later)
     with pytest.raises(ValueError, match="similarity loss of module 2 compares samples"):

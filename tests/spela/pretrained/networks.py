@@ -37,10 +37,10 @@ def convolutions() -> Case:
         nn.AdaptiveAvgPool2d((3, 3)),
         nn.LeakyReLU(0.2),
         SpelaConv2d(
-            4, 3, 3, 10, 1, symmetric_dim=5, grouping=groups, pool=None, batch_norm=False
+            4, 3, 2, 10, 2, symmetric_dim=5, grouping=groups, pool=None, batch_norm=False
         ),
         nn.Flatten(),
-        SpelaLinear(3, 8, 10, activation="gelu"),
+        SpelaLinear(12, 8, 10, activation="gelu"),
     )  # fmt: skip
     net[4].requires_grad_(False)
     return net, torch.randn(6, 1, 8, 8)

@@ -360,10 +360,10 @@ def test_what_a_hook_or_a_stream_of_one_class_would_lose_is_not_saved(tmp_path: 
 def test_a_convolution_of_a_stream_that_met_few_classes_is_refused_by_name(
     grouping: Any, tmp_path: Path
 ) -> None:
-    layer = SpelaConv2d(1, 4, 3, 6, output_size=(1, 1), symmetric_dim=8, grouping=grouping)
+    layer = SpelaConv2d(1, 4, 3, 6, output_size=(2, 2), symmetric_dim=8, grouping=grouping)
     stream = StreamingClassifier(SpelaSequential(layer))
     for label in range(3):
-        stream.observe(torch.rand(2, 1, 4, 4), [label, 0])
+        stream.observe(torch.rand(2, 1, 6, 6), [label, 0])
     with pytest.raises(ValueError, match=r"module '0'.* classes than it has met so far"):
         stream.net.save_pretrained(tmp_path / "few")
     assert not (tmp_path / "few").exists()
@@ -371,7 +371,7 @@ def test_a_convolution_of_a_stream_that_met_few_classes_is_refused_by_name(
 
 @pytest.mark.parametrize("grouping", [(2, 4), 3])
 def test_a_convolution_may_group_as_many_classes_as_it_has(grouping: Any, tmp_path: Path) -> None:
-    layer = SpelaConv2d(1, 4, 3, 3, output_size=(1, 1), symmetric_dim=8, grouping=grouping)
+    layer = SpelaConv2d(1, 4, 3, 3, output_size=(2, 2), symmetric_dim=8, grouping=grouping)
     SpelaSequential(layer).save_pretrained(tmp_path)
     assert torch.equal(SpelaSequential.from_pretrained(tmp_path)[0].grouping, layer.grouping)
 

@@ -354,7 +354,7 @@ def test_given_vectors_of_any_length_are_directions(length: float) -> None:
         3,
         3,
         2,
-        output_size=(1, 1),
+        output_size=(1, 2),
         symmetric_dim=8,
         grouping=2,
         vectors=length * rows.view(3, 1, 8).repeat(1, 2, 1),
