@@ -73,6 +73,14 @@ def _check_rate(group: dict[str, Any]) -> None:
         raise ValueError(f"`lr` must be in [0, {_FLOAT32:g}), got {float(rate)}")
 
 
+def _check_moments_fit(parameter: Tensor) -> None:
+    if parameter.dtype == torch.float16:
+        raise ValueError(
+            "Adam's second moments of float16 weights would be 0: keep weights in float32 and train under "
+            "autocast, or take LocalSGD"
+        )
+
+
 def _without_compiler(method: Callable[..., _Result]) -> Callable[..., _Result]:
     """torch's method without the guard that keeps torch.compile out of it: the guard imports the whole
     compiler on its first call, seconds before a first step. Whatever else is around the method stays."""
@@ -334,7 +342,8 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
         weight_decay: L2 penalty added to the gradient (not decoupled).
 
     Raises:
-        ValueError: For values torch.optim.Adam refuses, NaN and infinity.
+        ValueError: For values torch.optim.Adam refuses, NaN and infinity; in a step, for float16 weights,
+            whose second moments would underflow.
 
     Example:
         >>> layer = torch.nn.Linear(4, 3)
@@ -355,6 +364,9 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
 
     def _init_group(self, group: dict[str, Any], params_with_grad: Any, *lists: Any) -> bool:
         """As torch's, which `step` calls: its fused update would not find state of another shape wrong."""
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                _check_moments_fit(parameter)
         is_complex = super()._init_group(group, params_with_grad, *lists)
         self.check_remembered(params_with_grad)
         return is_complex
@@ -385,8 +397,9 @@ class LocalAdam(_LocalOptimizer, torch.optim.Adam):
 
     def _moments(self, *parameters: Tensor | None) -> tuple[list[Any], list[Any]]:
         for parameter in parameters:
-            if parameter is None or self.state[parameter]:
+            if parameter is None or self.state.get(parameter):
                 continue
+            _check_moments_fit(parameter)
             self.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),

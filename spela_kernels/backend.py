@@ -19,7 +19,14 @@ import torch
 from spela_kernels.contracts import Settings, without_kernels
 from spela_kernels.environment import choice_of
 
-__all__ = ["BACKENDS", "available_backends", "named_backend", "select_backend", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "asked_backend",
+    "available_backends",
+    "named_backend",
+    "select_backend",
+    "use_backend",
+]
 
 # Fastest first; `reference` runs everywhere and is what the others are judged by.
 BACKENDS: tuple[str, ...] = ("triton", "cpu", "reference")
@@ -90,6 +97,14 @@ def use_backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
+def asked_backend() -> str:
+    """What `use_backend`, or else SPELA_BACKEND, asks for here: a name from `BACKENDS`, or auto.
+
+    Autograd calls backwards of a GPU in threads of its own, to which a `with` block does not reach.
+    """
+    return _requested.get() or named_backend()
+
+
 def select_backend(device: torch.device, settings: Settings | None = None) -> str:
     """Name the back-end that runs the ops on `device`.
 
@@ -104,7 +119,7 @@ def select_backend(device: torch.device, settings: Settings | None = None) -> st
         ValueError: If SPELA_BACKEND is unknown, or the requested back-end cannot run on `device` or has no
             kernel for the settings.
     """
-    asked = _requested.get() or named_backend()
+    asked = asked_backend()
     available = _runnable(device.type)
     name = available[0] if asked == "auto" else asked
     if name not in available:

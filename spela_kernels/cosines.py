@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["NORM_EPS", "cosine_gradient", "scalar_like", "unit_rows", "widened"]
+__all__ = ["NORM_EPS", "cosine_gradient", "narrowed", "scalar_like", "unit_rows", "widened"]
 
 _NARROW = (torch.float16, torch.bfloat16)
 # Rows no longer than this have no direction: their cosines are 0 and they contribute no gradient. Nor have
@@ -21,6 +21,17 @@ NORM_EPS = 1e-12
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in at least float32."""
     return tensor.float() if tensor.dtype in _NARROW else tensor
+
+
+def narrowed(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient in an operand's dtype: what float16 cannot hold becomes its largest number; NaN stays.
+
+    A row's gradient is as large as the row is short, and infinity times 0 would spoil every weight.
+    """
+    if dtype == torch.float16:
+        largest = torch.finfo(dtype).max
+        gradient = gradient.clamp(-largest, largest)
+    return gradient.to(dtype)
 
 
 def scalar_like(value: float | Tensor, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from spela_kernels.cosines import NORM_EPS
 
-__all__ = ["ROW_EPS", "inverse_norm", "load_labels", "load_tile", "own_tile"]
+__all__ = ["ROW_EPS", "inverse_norm", "load_labels", "load_tile", "narrowed", "own_tile"]
 
 ROW_EPS: tl.constexpr = tl.constexpr(NORM_EPS)
 
@@ -43,3 +43,15 @@ def load_labels(target_ptr, stride_t, offs_b, B, C):
 def inverse_norm(norm):
     """1 / |row|; 0 for rows without direction."""
     return tl.where(norm > ROW_EPS, 1 / tl.maximum(norm, ROW_EPS), 0.0)
+
+
+@triton.jit
+def narrowed(values, dtype: tl.constexpr):
+    """Gradients in an operand's dtype: what float16 cannot hold becomes its largest number; NaN stays.
+
+    A row's gradient is as large as the row is short, and infinity times 0 would spoil every weight.
+    """
+    if dtype == tl.float16:
+        values = tl.where(values > 65504.0, 65504.0, values)
+        values = tl.where(values < -65504.0, -65504.0, values)
+    return values.to(dtype)

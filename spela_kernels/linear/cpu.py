@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.cosines import NORM_EPS, widened
+from spela_kernels.cosines import NORM_EPS, narrowed, widened
 from spela_kernels.cpu.gemm import linear, product, update_product_
 from spela_kernels.cpu.products import fits
 from spela_kernels.linear import steps
@@ -143,7 +143,7 @@ def backward(call: Call, saved: Forward, grad_loss: Tensor | None = None) -> Gra
     x, params = call.x, call.params
     dy = _output_gradient(call, saved, grad_loss)
     rows = _through_activation(call, dy, saved.y, saved.pre_activation)
-    dweight = product(rows.dz.to(x.dtype), x).to(params.weight.dtype)
+    dweight = product(narrowed(rows.dz, x.dtype), x).to(params.weight.dtype)
     dbias = None if params.bias is None else rows.dbias.to(params.bias.dtype)
     return Gradient(dweight, dbias, rows.dslope)
 
@@ -184,7 +184,7 @@ def step_(call: Call, step: Step[Buffers]) -> tuple[Tensor, Tensor]:
     if small is not None:
         return small
     loss, y, rows = _forward_and_rows(call)
-    update_product_(params.weight, rows.dz.to(x.dtype), x, step_of(step, 0))
+    update_product_(params.weight, narrowed(rows.dz, x.dtype), x, step_of(step, 0))
     if params.bias is not None:
         fused_update_(params.bias, rows.dbias.to(params.bias.dtype), step_of(step, 1))
     if params.slope is not None and rows.dslope is not None:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from spela_kernels.gpu.formulas import activate, activation_slope, label_derivative, label_loss
-from spela_kernels.gpu.loads import inverse_norm, load_labels
+from spela_kernels.gpu.loads import inverse_norm, load_labels, narrowed
 
 __all__ = ["finalise_kernel", "forward_kernel"]
 
@@ -129,7 +129,8 @@ def forward_kernel(
     if z_ptr is not None:
         tl.store(z_ptr + offs_y, z.to(z_ptr.dtype.element_ty), mask=mask_y)
 
-    wide = y.to(tl.float32)
+    # Beyond O, an input that is no finite number times a weight of 0 would be NaN.
+    wide = tl.where(mask_o[None, :], y, 0.0).to(tl.float32)
     squares_ptr += tile_o.to(tl.int64) * stride_squares
     dots_ptr += tile_o.to(tl.int64) * stride_dots
     tl.store(squares_ptr + offs_b, tl.sum(wide * wide, axis=1), mask=mask_b)
@@ -315,6 +316,6 @@ def finalise_kernel(
         dy = tl.where(valid[:, None], pull - drift[:, None] * length * y, 0.0) * length
         dz = dy * activation_slope(v, _layer_slope(slope_ptr, NEGATIVE_SLOPE), ACTIVATION)
         tl.store(dz_ptr + offs_b.to(tl.int64)[:, None] * O + offs_o[None, :],
-                 dz.to(dz_ptr.dtype.element_ty), mask=mask)  # fmt: skip
+                 narrowed(dz, dz_ptr.dtype.element_ty), mask=mask)  # fmt: skip
         if dslope_ptr is not None:
             tl.store(dslope_ptr + tl.program_id(0), tl.sum(dy * tl.minimum(v, 0.0)))

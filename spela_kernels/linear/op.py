@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.backend import select_backend
+from spela_kernels.backend import asked_backend, select_backend, use_backend
 from spela_kernels.contracts import Settings, check_labels, check_linear, check_target
 from spela_kernels.linear.types import NO_BUFFERS, Buffers, Call, Forward, Parameters
 from spela_kernels.objectives import get_objective
@@ -146,13 +146,15 @@ def _(grad_loss, x, weight, bias, slope, *rest):  # type: ignore[no-untyped-def]
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, ctx.settings = inputs[:6], inputs[6:]
+    ctx.backend = asked_backend()
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _local_gradient(ctx: Any, grad_loss: Tensor, *unused: Tensor | None) -> tuple[Any, ...]:
     parameters = ctx.saved_tensors[1:4]
-    gradients = loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.settings)
+    with use_backend(ctx.backend):
+        gradients = loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.settings)
     given = (
         None if parameter is None else gradient
         for parameter, gradient in zip(parameters, gradients, strict=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spela_kernels.activations import get_activation
-from spela_kernels.cosines import cosine_gradient, unit_rows, widened
+from spela_kernels.cosines import cosine_gradient, narrowed, unit_rows, widened
 from spela_kernels.linear.types import Buffers, Call, Forward, Gradient, step_of
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
@@ -79,7 +79,7 @@ def backward(call: Call, saved: Forward, grad_loss: Tensor | None = None) -> Gra
     if params.slope is not None:
         dslope = (dy * widened(saved.pre_activation).clamp_max(0)).sum()
         dslope = dslope.to(params.slope.dtype).reshape(1)
-    dweight = (dz.to(x.dtype).T @ x).to(params.weight.dtype)
+    dweight = (narrowed(dz, x.dtype).T @ x).to(params.weight.dtype)
     return Gradient(dweight, dbias, dslope)
 
 

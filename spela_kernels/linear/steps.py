@@ -136,12 +136,22 @@ def fits(layer: Planned, batch: int) -> bool:
         return False
     if not 0 < settings.scale < math.inf:
         return False
-    # Read and written by address: an optimizer's state may have been loaded, of any shape.
+    # Read and written by address: an optimizer's state may have been loaded, of any shape, or in part.
+    rule = layer.rule
+    needed = (True, True) if isinstance(rule, AdamRule) else (rule.momentum != 0, False)
     return all(
-        t is None
-        or (p is not None and t.shape == p.shape and t.device == p.device and products_fit(t))
-        for buffers in (layer.first, layer.second)
+        _is_like(t, p) if t is not None else p is None or not needs
+        for buffers, needs in zip((layer.first, layer.second), needed, strict=True)
         for t, p in zip(buffers, layer.params, strict=True)
+    )
+
+
+def _is_like(state: Tensor, parameter: Tensor | None) -> bool:
+    return (
+        parameter is not None
+        and state.shape == parameter.shape
+        and state.device == parameter.device
+        and products_fit(state)
     )
 
 

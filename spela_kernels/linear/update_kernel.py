@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from spela_kernels.gpu.formulas import activation_slope, label_derivative
-from spela_kernels.gpu.loads import inverse_norm, load_labels
+from spela_kernels.gpu.loads import inverse_norm, load_labels, narrowed
 from spela_kernels.gpu.updates import apply_step, ordered_sum
 
 __all__ = ["update_kernel"]
@@ -111,7 +111,7 @@ def update_kernel(
             + offs_i.to(tl.int64)[None, :] * stride_xi,
             mask=(offs_b < B)[:, None] & mask_i[None, :], other=0.0,
         )  # fmt: skip
-        dweight = tl.dot(tl.trans(dz.to(x.dtype)), x, dweight, input_precision=PRECISION)
+        dweight = tl.dot(tl.trans(narrowed(dz, x.dtype)), x, dweight, input_precision=PRECISION)
         if bias_ptr is not None:
             dbias += tl.sum(dz.to(tl.float32), axis=0)
 

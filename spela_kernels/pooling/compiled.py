@@ -82,14 +82,14 @@ def window_maxima(maps: Tensor, window: int) -> Maxima | None:
         return None
     batch, kernels, height, width = maps.shape
     values = _empty_map(maps, height // window, width // window)
-    centre = maps[0, :, 0, 0].contiguous()  # sums about a value of the map do not cancel
+    centre = maps[0].mean((1, 2))  # sums about a value near the mean do not cancel
     sums, scratch = _empty_sums(maps)
     _windows.window_maxima(
         *_addresses(maps, centre, values, sums, scratch),
         batch, height, width, kernels, window, torch.get_num_threads(),
     )  # fmt: skip
     first, second = sums.sum(dim=0) / (batch * height * width)
-    mean, variance = centre + first, second - first * first
+    mean, variance = centre + first, (second - first * first).clamp_min(0)
     return Maxima(values, None, (mean.float(), variance.float()))
 
 

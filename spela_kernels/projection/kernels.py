@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from spela_kernels.gpu.formulas import label_derivative, label_loss
-from spela_kernels.gpu.loads import inverse_norm, load_labels, load_tile, own_tile
+from spela_kernels.gpu.loads import inverse_norm, load_labels, load_tile, narrowed, own_tile
 
 __all__ = ["classes_kernel", "forward_kernel", "gradient_kernel"]
 
@@ -142,7 +142,7 @@ def forward_kernel(
         if dp_ptr is not None:
             pull = label_derivative(cosine, OBJECTIVE)[:, None] * vectors
             dp = tl.where(valid[:, None], _through_cosine(pull, wide, norm), 0.0)
-            tl.store(dp_ptr + offs_p, dp.to(dp_ptr.dtype.element_ty), mask=mask_p)
+            tl.store(dp_ptr + offs_p, narrowed(dp, dp_ptr.dtype.element_ty), mask=mask_p)
 
 
 @triton.jit
@@ -245,4 +245,4 @@ def gradient_kernel(
         cosine = tl.load(cosine_ptr + rows, mask=mask_b, other=0.0)
         pull = label_derivative(cosine, OBJECTIVE)[:, None] * vectors
         dp = tl.where(valid[:, None], _through_cosine(pull, p, norm), 0.0)
-    tl.store(dp_ptr + offs_p, dp.to(dp_ptr.dtype.element_ty), mask=mask_p)
+    tl.store(dp_ptr + offs_p, narrowed(dp, dp_ptr.dtype.element_ty), mask=mask_p)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spela_kernels.backend import select_backend
+from spela_kernels.backend import asked_backend, select_backend, use_backend
 from spela_kernels.contracts import Settings, check_labels, check_projection, check_target
 from spela_kernels.objectives import get_objective
 from spela_kernels.projection.types import Call, Forward
@@ -131,12 +131,14 @@ def _(grad_loss, z, projection, *unused):  # type: ignore[no-untyped-def]
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, ctx.settings = inputs[:5], inputs[5:]
+    ctx.backend = asked_backend()
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _gradient(ctx: Any, grad_loss: Tensor, *unused: Tensor | None) -> tuple[Any, ...]:
-    gradients = loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.settings)
+    with use_backend(ctx.backend):
+        gradients = loss_backward_op(grad_loss, *ctx.saved_tensors, *ctx.settings)
     # vectors, groups, target and the settings are fixed.
     return (*gradients, *(None,) * (3 + len(ctx.settings)))
 

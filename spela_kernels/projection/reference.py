@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spela_kernels.cosines import cosine_gradient, unit_rows, widened
+from spela_kernels.cosines import cosine_gradient, narrowed, unit_rows, widened
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import without_autocast
 from spela_kernels.projection.types import Call, Forward, Gradient
@@ -83,7 +83,7 @@ def backward_rows(call: Call, saved: Forward, grad_loss: Tensor | None = None) -
     else:
         q = objective.derivative(cosine, target, settings.scale) * factor / cosine.numel()  # (B, K)
         pull, drift = q[..., None] * _label_vectors(vectors, groups, target), q * cosine
-    return cosine_gradient(pull, drift, widened(saved.p), saved.norm).to(z.dtype)
+    return narrowed(cosine_gradient(pull, drift, widened(saved.p), saved.norm), z.dtype)
 
 
 @without_autocast

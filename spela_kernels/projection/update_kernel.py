@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spela_kernels.gpu.loads import load_tile, own_tile
+from spela_kernels.gpu.loads import load_tile, narrowed, own_tile
 from spela_kernels.gpu.updates import apply_step, ordered_sum
 
 __all__ = ["update_kernel"]
@@ -69,7 +69,7 @@ def update_kernel(
             dz = tl.dot(dp, tl.trans(tile.to(dp.dtype)), dz, input_precision=PRECISION)
         tl.store(
             dz_ptr + (rows.to(tl.int64) * K + kernel)[:, None] * D + offs_d[None, :],
-            (dz * factor).to(dz_ptr.dtype.element_ty),
+            narrowed(dz * factor, dz_ptr.dtype.element_ty),
             mask=(rows < B)[:, None] & (offs_d < D)[None, :],
         )  # fmt: skip
     if RULE != "gradient":

@@ -77,3 +77,42 @@ def test_a_rate_in_a_tensor_that_nothing_learns_with_is_refused(kind: str) -> No
         net.local_step(X, TARGET, optimizer)
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("missing", ["exp_avg", "exp_avg_sq"])
+def test_that_lacks_a_moment_is_refused_before_anything_moves(missing: str, bias: bool) -> None:
+    net = SpelaSequential(SpelaLinear(4, 16, 3, bias=bias), SpelaLinear(16, 8, 3, bias=bias))
+    optimizer = _optimizer("adam", net)
+    net.local_step(X, TARGET, optimizer)
+    saved = optimizer.state_dict()
+    for held in saved["state"].values():
+        del held[missing]
+    optimizer.load_state_dict(saved)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(
+        ValueError, match=f"`{missing} of weight` is None but its parameter is given"
+    ):
+        net.local_step(X, TARGET, optimizer)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("how", ["fused", "step"])
+def test_second_moments_in_float16_are_refused(how: str) -> None:
+    """Squares of gradients below 2e-4 are 0 there, and the step divides by their roots."""
+    net = _layers(16).half()
+    optimizer = _optimizer("adam", net)
+    before = copy.deepcopy(net.state_dict())
+    learn = partial(net.local_step, X.half(), TARGET, optimizer)
+    if how == "step":
+        net.local_losses(X.half(), TARGET).sum().backward()
+        learn = optimizer.step
+    with pytest.raises(
+        ValueError, match="second moments of float16 weights would be 0: keep weights"
+    ):
+        learn()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    net.local_step(X.half(), TARGET, _optimizer("sgd", net))
+    assert all(value.isfinite().all() for value in net.state_dict().values())

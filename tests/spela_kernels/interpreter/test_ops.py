@@ -330,3 +330,47 @@ def test_acos_is_as_close_as_it_says() -> None:
     _acos_kernel[(128,)](c, found, BLOCK=1024)
     error = (found.double() - c.double().acos()).abs()
     assert error.max() <= 3.4e-7
+
+
+@pytest.mark.parametrize("objective", ["log", "mse", "softmax"])
+@pytest.mark.parametrize("length", [1e-4, 1e-5, 1e-6])
+def test_a_short_row_in_float16_spoils_no_weight(objective: str, length: float) -> None:
+    """Its gradient, 1 / |y| long, is beyond float16: infinity times another row's 0 would be NaN."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(50, 24, generator=g)
+    x[0] *= length
+    x[1] = 0
+    weight, target = torch.randn(20, 24, generator=g) / 5, torch.randint(6, (50,), generator=g)
+    vectors = torch.nn.functional.normalize(torch.randn(6, 20, generator=g), dim=1)
+    for backend in ("triton", "reference", "cpu"):
+        with sk.use_backend(backend):
+            own = weight.half().requires_grad_()
+            loss, _ = sk.linear_loss(
+                x.half(), own, None, vectors.half(), target, objective=objective
+            )
+            loss.backward()
+            assert torch.isfinite(own.grad).all(), backend
+            z = torch.cat([x, x], dim=1).view(50, 2, 24).half().requires_grad_()
+            projection = weight.mT.expand(2, 24, 20).half().requires_grad_()
+            groups = torch.arange(6).expand(2, 6)
+            loss = sk.projection_loss(
+                z, projection, vectors.expand(2, 6, 20).half(), groups, target, objective=objective
+            )
+            loss.backward()
+            assert torch.isfinite(projection.grad).all(), backend
+            assert torch.isfinite(z.grad).all(), backend
+
+
+def test_columns_beyond_the_outputs_leave_an_infinite_input_s_row_alone() -> None:
+    """Seven outputs: infinity times the weights of none in the tile's eighth column is NaN."""
+    x = torch.tensor([[float("inf"), 0.5], [0.25, 1.0]])
+    weight, vectors = torch.ones(7, 2), torch.eye(7)[:3]
+    values = []
+    for backend in ("triton", "reference"):
+        with sk.use_backend(backend):
+            loss, _ = sk.linear_loss(
+                x, weight, None, vectors, torch.tensor([0, 1]), activation="tanh"
+            )
+        values.append(loss)
+    torch.testing.assert_close(*values)
+    assert torch.isfinite(values[0])

@@ -174,3 +174,17 @@ def test_wrong_counts_of_arguments_are_refused() -> None:
     for name, expected in counts.items():
         with pytest.raises(TypeError, match=f"expected {expected} arguments, got 1"):
             getattr(compiled._windows, name)(0)
+
+
+@needs_build
+@pytest.mark.parametrize("size", [16, 256])
+def test_the_moments_of_a_flat_map_with_one_far_pixel_in_a_corner(size: int) -> None:
+    """Sums about that pixel would cancel: a variance below 0, whose root is NaN."""
+    maps = torch.zeros(2, 3, size, size)
+    maps[0, :, 0, 0] = -1234.567
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    mean, variance = window_maxima(maps, 2).moments
+    wide = maps.double()
+    torch.testing.assert_close(mean, wide.mean((0, 2, 3)).float(), rtol=1e-5, atol=0)
+    expected = wide.var((0, 2, 3), correction=0).float()
+    torch.testing.assert_close(variance, expected, rtol=1e-6, atol=0)
