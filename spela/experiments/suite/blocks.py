@@ -93,7 +93,7 @@ BLOCKS = Experiment(
     headline=(("3 blocks", "cifar10"), ("layers", "cifar10"), ("cifarnet, 3 blocks", "cifar10")),
     against_memory=("convolutions",),
     quick={
-        "vgg": {"width": 4, "resize": 16},
+        "vgg": {"width": 4, "resize": 32},
         "cifarnet": {"width": 4, "resize": 16},
         "resnet": {"width": 4},
         "vit": {"width": 16},
