@@ -83,7 +83,8 @@ def folder_of(name: str, default: Path) -> Path:
             raise ValueError(
                 f"{name} is {named!r}, and there is no such home: name a folder"
             ) from None
-        path = Path(tempfile.gettempdir(), f"spela-{os.getuid()}", *default.parts[1:])
+        user = os.getuid() if hasattr(os, "getuid") else "user"  # Windows' folder is the user's own
+        path = Path(tempfile.gettempdir(), f"spela-{user}", *default.parts[1:])
     if named and path.exists() and not path.is_dir():
         raise ValueError(f"{name} is {named!r}, which is a file: name a folder")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -132,7 +133,8 @@ def _memory(quick: bool, device: str) -> list[Row]:
         case = f"{depth} x {width}/b512"
         rows += _rows("memory", case, {p["method"]: p["peak_bytes"] / 1e6 for p in here}, "MB")
         rows += _rows("memory", f"{case}, time", {p["method"]: p["step_ms"] for p in here}, "ms")
-    if not quick and device == "cpu":  # of the process's main memory
+    # Of the process's main memory, whose peak Linux alone tells.
+    if not quick and device == "cpu" and sys.platform == "linux":
         deep = NetworkCase((1024,) * 17, 512)
         resident = {name: resident_bytes_of(name, deep) / 1e6 for name in MEMORY_VARIANTS}
         rows += _rows("memory", "16 x 1024/b512, resident", resident, "MB")

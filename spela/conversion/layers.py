@@ -18,7 +18,7 @@ class LayerSettings(NamedTuple):
     """What the converted layers learn by."""
 
     num_classes: int
-    name: str
+    objective: str
     scale: float
     conv_scale: float
     symmetric_dim: int
@@ -78,7 +78,7 @@ def _linear(steps: list[Step], settings: LayerSettings) -> tuple[nn.Module, int]
         bias=source.bias is not None,
         activation=activation,
         negative_slope=slope,
-        objective=settings.name,
+        objective=settings.objective,
         scale=settings.scale,
         vectors=vectors,
         generator=settings.generator,
@@ -150,7 +150,7 @@ def _convolution(steps: list[Step], settings: LayerSettings) -> tuple[nn.Module,
         pool=pool,
         pool_size=size,
         negative_slope=negative_slope,
-        objective=settings.name,
+        objective=settings.objective,
         scale=settings.conv_scale,
         generator=settings.generator,
         device=source.weight.device,

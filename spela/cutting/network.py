@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spela.cutting.even import split_evenly
 from spela.cutting.parts import parts_between, stored_bytes
 from spela.cutting.places import named_places, places_between_layers
-from spela.cutting.proof import check_gradients, check_output, output_of
+from spela.cutting.proof import check_gradients, check_output, sample_output
 from spela.cutting.trace import note_readable, traced
 from spela.vectors import as_size
 from spela_kernels.precision import recordable, without_inference
@@ -78,7 +78,7 @@ def cut_network(
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.inplace = False  # it would write into its input in training alone
-    expected = output_of(model, sample_input)
+    expected = sample_output(model, sample_input)
     graph = traced(model)
     note_readable(model, graph, sample_input)
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "output")]

@@ -12,7 +12,7 @@ from spela.layers.modes import probing
 from spela.layers.readout import check_readable
 from spela.process import seeded
 
-__all__ = ["check_gradients", "check_output", "output_of", "training_sample"]
+__all__ = ["check_gradients", "check_output", "sample_output", "training_sample"]
 
 # Of the gradient's norm, and of the largest one's: the same operations in the same order differ by nothing on
 # a CPU, by atomic sums on a GPU.
@@ -27,7 +27,7 @@ def training_sample(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def output_of(model: nn.Module, x: Tensor) -> Tensor:
+def sample_output(model: nn.Module, x: Tensor) -> Tensor:
     """What a network makes of a copy of the sample, in eval mode.
 
     Raises:
@@ -50,7 +50,7 @@ def check_output(model: nn.Module, parts: Sequence[nn.Module], x: Tensor, expect
     Raises:
         ValueError: Saying what may have been lost.
     """
-    y = output_of(nn.Sequential(*parts), x)
+    y = sample_output(nn.Sequential(*parts), x)
     if not y.is_meta and not torch.allclose(y, expected, 1e-4, 1e-6, equal_nan=True):
         raise ValueError(
             f"the parts of {type(model).__name__} do not give its output: hooks, a `forward` set on the "

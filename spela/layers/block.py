@@ -18,7 +18,7 @@ from spela.layers.initial import hold_vectors, place_vectors, set_values
 from spela.layers.modes import check_module, probing
 from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, other_batches
-from spela.layers.similarity import Similarity
+from spela.layers.similarity import Similarity, check_compared
 from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import as_size
 from spela_kernels import projection_loss
@@ -242,8 +242,8 @@ class SpelaBlock(ProjectedLayer):
 
     def check_batch(self, x: Tensor, target: Tensor) -> None:
         super().check_batch(x, target)
-        if self.similarity is not None and len(x) < 2:
-            raise ValueError("the similarity loss compares samples: train on batches of at least 2")
+        if self.similarity is not None:
+            check_compared(len(x))
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The body's output and what the head gets of it, with their graph."""

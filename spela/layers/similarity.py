@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from spela.layers.initial import set_values
 from spela_kernels.cosines import unit_rows, widened
 
-__all__ = ["Similarity"]
+__all__ = ["Similarity", "check_compared"]
+
+
+def check_compared(samples: int) -> None:
+    """Refuse a batch that a similarity loss compares with nothing.
+
+    Raises:
+        ValueError: If it is of one sample, or of none.
+    """
+    if samples < 2:
+        raise ValueError("the similarity loss compares samples: train on batches of at least 2")
 
 
 class Similarity(nn.Module):
@@ -77,8 +87,7 @@ class Similarity(nn.Module):
         Raises:
             ValueError: For a batch of one sample, which is similar to nothing.
         """
-        if len(y) < 2:
-            raise ValueError("the similarity loss compares samples: train on batches of at least 2")
+        check_compared(len(y))
         y = y.to(self.weight.dtype)
         if y.dim() == 4:
             made = nn.functional.conv2d(y, self.weight, padding=1).flatten(2)

@@ -41,7 +41,7 @@ def test_the_names_and_the_version_have_one_place() -> None:
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "spela.__version__"}
     # Hints on what to install name the distribution: `spela` alone is another project's on the index.
-    for path in [*ROOT.glob("spela*/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]:
+    for path in [*ROOT.glob("spela*/**/*.py"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"pip install ['\"]?spela\b", text), path
 

@@ -36,7 +36,7 @@ NOT_ON_META = (
 )
 SMALL = NetworkCase((24, 40, 10), 8)
 CONV = ConvCase("small", 1, 12, 4)
-CNN = CnnCase(channels=(4, 4), kernel_size=3, pixels=12, batch=4)
+CNN = CnnCase(channels=(4, 4), kernel_size=3, pixels=14, batch=4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
