@@ -197,11 +197,13 @@ def _convolutions(
     for kernels in config.channels:
         channels, height, width = shape
         pooled = (height - size + 1) // POOL, (width - size + 1) // POOL
-        if min(pooled) < 1:
+        # One pixel a kernel has no direction that SPELA could turn.
+        least = 1 if config.method == "backprop" else 2
+        if min(pooled) < 1 or pooled[0] * pooled[1] < least:
             raise ValueError(
                 f"maps of {height} x {width} are too small for a {size} x {size} convolution and a "
-                f"{POOL} x {POOL} pool: use fewer convolutions (numbers in --channels), a smaller "
-                "--kernel-size or a larger --resize"
+                f"{POOL} x {POOL} pool, which must leave {least} of their pixels: use fewer convolutions "
+                "(numbers in --channels), a smaller --kernel-size or a larger --resize"
             )
         if config.method == "backprop":
             modules += [

@@ -35,9 +35,10 @@ SHAPES = [
 def _trained(config: RunConfig) -> tuple[list[float], list[float]]:
     """Losses of two steps, and all that the network then holds."""
     torch.manual_seed(0)
-    net = build_network(config, (1, 16, 16), 10)
+    side = 32 if config.blocks == "conv" else 16  # else its last map is one pixel
+    net = build_network(config, (1, side, side), 10)
     optimizer = build_optimizer(config, net)
-    x, y = torch.rand(12, 1, 16, 16), torch.arange(12) % 10
+    x, y = torch.rand(12, 1, side, side), torch.arange(12) % 10
     losses = [loss for _ in range(2) for loss in net.local_step(x, y, optimizer).tolist()]
     return losses, [
         number for value in net.state_dict().values() for number in value.ravel().tolist()

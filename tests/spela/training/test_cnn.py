@@ -173,6 +173,10 @@ def test_evaluation_takes_convolutions_in_smaller_batches() -> None:
     ("arguments", "message"),
     [
         ("--model cnn --kernel-size 9", "too small"),
+        (
+            "--model cnn --channels 4 --kernel-size 6",
+            "which must leave 2 of their pixels: use fewer",
+        ),
         ("--model cnn --head-epochs 2", "set channels and layers"),
         ("--model cnn --groups many", "range such as 2:10"),
         ("--model cnn --channels 8,x", "--channels must be sizes"),

@@ -31,7 +31,7 @@ CNN: dict[str, Any] = {
 def data() -> Dataset:
     g = torch.Generator().manual_seed(2)
     y = torch.arange(64) % 4
-    x = torch.randn(64, 1, 12, 12, generator=g) + y[:, None, None, None]
+    x = torch.randn(64, 1, 14, 14, generator=g) + y[:, None, None, None]
     return Dataset("little", x[:48], y[:48], x[48:], y[48:], 4, tuple("abcd"))
 
 
