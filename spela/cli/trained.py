@@ -60,6 +60,16 @@ def _loaded(run_dir: Path, device: torch.device) -> LoadedRun:
     return loaded
 
 
+def _check_digits(x: torch.Tensor, file: Path) -> None:
+    """Refuse digits as scikit-learn has them, from 0 to 16: here they run from 0 to 1."""
+    highest = float(x.max())
+    if highest > 1 and (x.is_floating_point() or highest <= 16):
+        raise ValueError(
+            f"{file} holds values up to {highest:g}, but this network learnt digits from 0 to 1: divide "
+            "scikit-learn's by 16, in float32"
+        )
+
+
 def evaluate_command(
     run_dir: RunDir,
     split: Annotated[
@@ -77,7 +87,7 @@ def evaluate_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Dataset or file to judge by instead of the run's own.",
+            help="Dataset or file whose test part to judge by (of x and y alone a fifth), not the run's own.",
             metavar="NAME",
             callback=not_empty,
             rich_help_panel=DATA,
@@ -197,6 +207,8 @@ def predict(
         # Floats of 0..1, as pixels become: nothing to warn of.
         train_dtype=None if checkpoint.config.data == "digits" else checkpoint.sample_dtype,
     )
+    if checkpoint.config.data == "digits" and not of_images:
+        _check_digits(inputs, files[0])
     answers: list[tuple[int, float]] = []
     for chunk in inputs.split(1000):
         with torch.no_grad():

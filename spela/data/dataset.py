@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Dataset", "check_samples", "check_values"]
+__all__ = ["Dataset", "check_indices", "check_samples", "check_values"]
 
 _MOST = 1e15  # sums of squares stay in float32, which norms of rows need
 
@@ -63,7 +63,7 @@ class Dataset:
             if not isinstance(x, Tensor) or not isinstance(y, Tensor):
                 raise TypeError(f"{label}: {part}_x and {part}_y must be tensors")
             check_samples(x, f"{label}: {part}_x")
-            _check_labels(y, self.num_classes, f"{label}: {part}_y")
+            check_indices(y, self.num_classes, f"{label}: {part}_y")
             if len(x) != len(y):
                 raise ValueError(
                     f"{label}: {part}_x has {len(x)} samples but {part}_y has {len(y)} labels"
@@ -240,7 +240,8 @@ feature by its standard deviation
     )
 
 
-def _check_labels(y: Tensor, num_classes: int, where: str) -> None:
+def check_indices(y: Tensor, num_classes: int, where: str) -> None:
+    """Refuse what are no class indices (N,) int64 below `num_classes`, naming the first that is none."""
     if y.dtype != torch.int64 or y.ndim != 1 or y.numel() == 0:
         raise ValueError(
             f"{where} must be (N,) int64 class indices with at least one label, "

@@ -16,7 +16,7 @@ from spela.data.arrays import (
     count_classes,
     split_indices,
 )
-from spela.data.dataset import Dataset, check_samples
+from spela.data.dataset import Dataset, check_indices, check_samples
 from spela.data.idx import read_idx_files
 from spela.data.npz import npz_keys, read_npz
 from spela.data.tensor_file import TENSOR_SUFFIX, read_tensor_dataset
@@ -97,6 +97,7 @@ def _load_npz(path: Path, split_seed: int) -> Dataset:
         class_names = tuple(str(index) for index in range(count))
     if split is None:
         check_samples(x[0], f"{path}: x")  # while its rows are those of the file
+        check_indices(y[0], len(class_names), f"{path}: {of_labels[0]}")
         x, y = _split(x[0], y[0], class_names, path, split_seed)
     return Dataset(
         name=path.stem,

@@ -197,9 +197,9 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> SpelaClassifier:
         """Learn from one more mini-batch: one pass over it, in steps of `batch_size`.
 
-        The features' mean and deviation are updated with every call; the temperature is fitted on the
-        scores of the last 1,000 samples from before they were learnt, after `fit` beside those that its own
-        is of.
+        Nothing is held out, whatever `early_stopping` is: that is of `fit`. The features' mean and deviation
+        are updated with every call; the temperature is fitted on the scores of the last 1,000 samples from
+        before they were learnt, after `fit` beside those that its own is of.
 
         Args:
             X: (N, I) numbers.

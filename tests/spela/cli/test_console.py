@@ -281,3 +281,29 @@ def test_a_fault_of_the_program_keeps_its_traceback(
     code, out, error = call("info")
     assert (code, out) == (2, "")
     assert error == "spela: error: 'NoneType' object is not iterable\n"
+
+
+def test_digits_of_scikit_learn_s_own_range_are_refused_with_what_to_do(call: Call) -> None:
+    train = ["train", "--data", "digits", "--layers", "16", "--epochs", "1", "--standardize"]
+    assert call(*train, "--out", "run")[0] == 0
+    digits = load_digits()
+    np.save("floats.npy", digits.data.astype(np.float32))
+    np.save("pixels.npy", digits.images.astype(np.uint8))
+    for file in ("floats.npy", "pixels.npy"):
+        code, out, error = call("predict", "run", file)
+        assert (code, out) == (2, "")
+        assert f"{file} holds values up to 16" in error
+        assert "digits from 0 to 1: divide scikit-learn's by 16" in error
+    np.save("scaled.npy", (digits.data / 16).astype(np.float32))
+    np.save("bright.npy", (digits.images * 15.9).astype(np.uint8))
+    shown = [call("predict", "run", file)[1] for file in ("scaled.npy", "bright.npy")]
+    labels = [[line.split("\t")[1] for line in lines.splitlines()[1:]] for lines in shown]
+    assert len(labels[0]) == len(digits.target)
+    assert np.mean(np.array(labels[0]) == np.array(labels[1])) > 0.95
+
+
+def test_a_label_that_is_none_is_named_by_its_place_in_the_file(call: Call) -> None:
+    np.savez("own.npz", x=np.eye(30, dtype=np.float32), y=np.arange(30) % 3, class_names=["a", "b"])
+    code, _, error = call("train", "--data", "own.npz", "--layers", "8", "--out", "run")
+    assert code == 2
+    assert "own.npz: y must be in 0..1, one of the 2 classes, but that of sample 2 is 2" in error
