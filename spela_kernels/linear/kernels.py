@@ -121,7 +121,8 @@ def forward_kernel(
     if bias_ptr is not None:
         z += bias.to(tl.float32)[None, :]
     y = activate(z, _layer_slope(slope_ptr, NEGATIVE_SLOPE), ACTIVATION)
-    y = y.to(y_ptr.dtype.element_ty)
+    # Beyond O, an input that is no finite number times a weight of 0 would be NaN.
+    y = tl.where(mask_o[None, :], y, 0.0).to(y_ptr.dtype.element_ty)
 
     offs_y = offs_b.to(tl.int64)[:, None] * O + offs_o[None, :]
     mask_y = mask_b[:, None] & mask_o[None, :]
@@ -129,8 +130,7 @@ def forward_kernel(
     if z_ptr is not None:
         tl.store(z_ptr + offs_y, z.to(z_ptr.dtype.element_ty), mask=mask_y)
 
-    # Beyond O, an input that is no finite number times a weight of 0 would be NaN.
-    wide = tl.where(mask_o[None, :], y, 0.0).to(tl.float32)
+    wide = y.to(tl.float32)
     squares_ptr += tile_o.to(tl.int64) * stride_squares
     dots_ptr += tile_o.to(tl.int64) * stride_dots
     tl.store(squares_ptr + offs_b, tl.sum(wide * wide, axis=1), mask=mask_b)

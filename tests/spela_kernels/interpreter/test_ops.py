@@ -361,7 +361,8 @@ def test_a_short_row_in_float16_spoils_no_weight(objective: str, length: float) 
             assert torch.isfinite(z.grad).all(), backend
 
 
-def test_columns_beyond_the_outputs_leave_an_infinite_input_s_row_alone() -> None:
+@pytest.mark.parametrize("objective", ["log", "softmax"])
+def test_columns_beyond_the_outputs_leave_an_infinite_input_s_row_alone(objective: str) -> None:
     """Seven outputs: infinity times the weights of none in the tile's eighth column is NaN."""
     x = torch.tensor([[float("inf"), 0.5], [0.25, 1.0]])
     weight, vectors = torch.ones(7, 2), torch.eye(7)[:3]
@@ -369,7 +370,13 @@ def test_columns_beyond_the_outputs_leave_an_infinite_input_s_row_alone() -> Non
     for backend in ("triton", "reference"):
         with sk.use_backend(backend):
             loss, _ = sk.linear_loss(
-                x, weight, None, vectors, torch.tensor([0, 1]), activation="tanh"
+                x,
+                weight,
+                None,
+                vectors,
+                torch.tensor([0, 1]),
+                activation="tanh",
+                objective=objective,
             )
         values.append(loss)
     torch.testing.assert_close(*values)
