@@ -116,9 +116,8 @@ class _LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         """
         saved = (index for group in state_dict["param_groups"] for index in group["params"])
         own = (parameter for group in self.param_groups for parameter in group["params"])
-        for index, parameter in zip(
-            saved, own, strict=False
-        ):  # torch refuses other numbers of them
+        # Torch refuses other numbers of them.
+        for index, parameter in zip(saved, own, strict=False):
             for name, value in (state_dict["state"].get(index) or {}).items():
                 if name in _BUFFERS and value is not None and value.shape != parameter.shape:
                     raise ValueError(

@@ -28,6 +28,8 @@ from spela_kernels.precision import made_in_inference, recordable, without_infer
 
 __all__ = ["SpelaBlock"]
 
+_TABLES = (nn.Embedding, nn.EmbeddingBag)  # whose gradients may be sparse
+
 
 class SpelaBlock(ProjectedLayer):
     """Any module, trained to turn what is read out of its output towards the vector of the sample's class.
@@ -341,7 +343,7 @@ class SpelaBlock(ProjectedLayer):
             or not projection.requires_grad
             or self.similarity is not None
             # Found out before the projection moves, whether the optimizer takes them.
-            or any(getattr(module, "sparse", False) for module in self.body.modules())
+            or any(isinstance(m, _TABLES) and m.sparse for m in self.body.modules())
             # In 16 bits, the fused step's moments and gradients would be float32.
             or any(p.element_size() <= 2 or made_in_inference(p) for p in trained)
             or not all(optimizer.can_fuse([parameter]) for parameter in trained)
