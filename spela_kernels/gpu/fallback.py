@@ -1,6 +1,7 @@
 """Where Triton kernels cannot take a call (float64, bf16 on Turing, no tile that fits) the reference does.
 
-So it does where Triton itself cannot start, as on a machine without a C compiler. One warning says so.
+So it does where Triton itself cannot start, as on a machine without a C compiler, and on GPUs older
+than those that tiles are known for. One warning says so.
 """
 
 from __future__ import annotations
@@ -49,6 +50,16 @@ def _start_refused() -> str:
     return ""
 
 
+@functools.cache
+def _too_old(device: torch.device) -> str:
+    """Why no tiles can be chosen for a GPU; empty: they can."""
+    try:
+        architecture_of(device)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def on_device(x: Tensor, scalar: Tensor | None) -> Tensor | None:
     """The 0-d tensor where a kernel beside `x` can read it; one already there is not copied."""
     return None if scalar is None else scalar.to(x.device)
@@ -70,11 +81,11 @@ def guarded(run: Callable[[], _Result], fallback: Callable[[], _Result], x: Tens
     Returns:
         What either returns.
     """
+    if x.device.type == "cuda" and (refused := _start_refused() or _too_old(x.device)):
+        warn_of_fallback(refused)
+        return fallback()
     if not _supports(x):
         warn_of_fallback(f"no kernels for {x.dtype} on {x.device.type}")
-        return fallback()
-    if x.device.type == "cuda" and (refused := _start_refused()):
-        warn_of_fallback(refused)
         return fallback()
     on_its_device: AbstractContextManager[Any] = (
         torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()

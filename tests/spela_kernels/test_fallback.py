@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("triton")
 
 from spela_kernels.gpu import fallback
+from spela_kernels.gpu.architectures import find_architecture
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,24 @@ def test_a_machine_where_triton_cannot_start_runs_the_reference(
         fallback._start_refused.cache_clear()
     (record,) = caplog.records
     assert said in record.getMessage()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_older_than_the_table_runs_the_reference(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def launches() -> str:
+        raise AssertionError("nothing can be launched")
+
+    x: Any = SimpleNamespace(dtype=dtype, device=torch.device("cuda", 0))
+    monkeypatch.setattr(fallback, "_start_refused", lambda: "")
+    monkeypatch.setattr(fallback, "architecture_of", lambda device: find_architecture("sm_70"))
+    for cached in (fallback._too_old, fallback.warn_of_fallback):
+        cached.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert fallback.guarded(launches, lambda: "reference", x) == "reference"
+    finally:
+        fallback._too_old.cache_clear()
+    (record,) = caplog.records
+    assert "no tile rules for GPU 'sm_70'" in record.getMessage()

@@ -66,7 +66,7 @@ def _compiled(model: nn.Module) -> nn.Module:
         (torch.jit.script, "`model` is of TorchScript: give the module that was scripted"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 def test_a_network_inside_a_wrapper_is_refused_by_the_name_it_has_there(
     wrap: Any, said: str, blocks: int | None
 ) -> None:
