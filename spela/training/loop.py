@@ -17,6 +17,7 @@ from spela.data import Batches, Dataset, epoch_generator
 from spela.data.augment import crop_and_flip
 from spela.graphed import GraphedStep, can_capture
 from spela.layers.chain import steps_a_call
+from spela.layers.steps import set_rates
 from spela.network import SpelaSequential
 from spela.process import seeded
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
@@ -371,8 +372,7 @@ class Trainer:
         if can_capture(self.dataset.train_x.device):
             # What a graph reads from float32: torch's fused AdamW would else take 64 bits in other steps.
             lr = float(np.float32(lr))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer, lr)
 
     def _finite_means(self, total: Tensor, steps: int, epoch: int) -> list[float]:
         means = (total / steps).tolist()
