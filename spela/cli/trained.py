@@ -172,7 +172,7 @@ def predict(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Samples to label: images, a folder of images, or one idx, .npy or .npz file.",
+            help="Samples to label: images, a folder of images, or one idx, .npy, .npz or feature file.",
             parser=parse_path,
             metavar="FILE",
         ),

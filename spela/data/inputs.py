@@ -18,6 +18,7 @@ from spela.data.dataset import check_samples
 from spela.data.idx import looks_like_idx, read_idx
 from spela.data.npz import npz_keys, read_npy, read_npz
 from spela.data.pictures import open_picture, warn_of_backgrounds
+from spela.data.tensor_file import TENSOR_SUFFIX, read_tensor_inputs
 from spela.files.text import printable
 
 __all__ = ["check_scale", "image_files", "read_inputs", "shows_images", "takes_images"]
@@ -37,8 +38,9 @@ def read_inputs(
     """Read what is to be labelled, as a tensor like a dataset's train_x.
 
     Args:
-        path: an .npz (its array x, else its only array, else test_x), .npy or idx file; a PNG or
-            JPEG image, several of them, or a folder of them (sorted by name, see `image_files`).
+        path: an .npz (its array x, else its only array, else test_x), .safetensors (x, else test_x), .npy or
+            idx file; a PNG or JPEG image, several of them, or a folder of them (sorted by name, see
+            `image_files`).
             An image is converted to the network's number of channels, laid over black or white where
             it has transparent pixels (`open_picture`) and, where its size differs, resized (bilinear,
             without keeping proportions); both are logged as warnings.
@@ -192,14 +194,17 @@ def _read_array(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, str]:
         if others if key != "x" else others & set(_KEYS):
             _logger.warning("%s: only its %s is read", file, key)
         where, array = f"{file}: {key}", read_npz(file, key)
+    elif suffix == TENSOR_SUFFIX:
+        array, key = read_tensor_inputs(file)
+        where = f"{file}: {key}"
     elif suffix == ".npy":
         where, array = str(file), read_npy(file)
     elif looks_like_idx(file):
         where, array = str(file), read_idx(file)
     else:
         raise ValueError(
-            f"{file} is not a known kind of input; expected .npz, .npy, an idx file, "
-            ".png, .jpg or a folder of images"
+            f"{file} is not a known kind of input; expected .npz, .npy, an idx file, a file of features "
+            "(.safetensors), .png, .jpg or a folder of images"
         )
     x = _fit(array, shape, where)
     check_samples(x, where)

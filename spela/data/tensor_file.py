@@ -17,11 +17,18 @@ from spela.data.dataset import Dataset
 from spela.data.reading import one_line, reading
 from spela.files.tensors import check_digest
 
-__all__ = ["FEATURES_FORMAT", "TENSOR_SUFFIX", "read_tensor_dataset", "read_tensor_facts"]
+__all__ = [
+    "FEATURES_FORMAT",
+    "TENSOR_SUFFIX",
+    "read_tensor_dataset",
+    "read_tensor_facts",
+    "read_tensor_inputs",
+]
 
 FEATURES_FORMAT = "spela-features-1"
 TENSOR_SUFFIX = ".safetensors"
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
+_INPUTS = ("x", "test_x")
 
 
 def read_tensor_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -77,6 +84,28 @@ def read_tensor_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
+def read_tensor_inputs(path: str | os.PathLike[str]) -> tuple[np.ndarray, str]:
+    """Read samples to label: a file's x, or the test_x of a dataset such as `spela features` writes.
+
+    Args:
+        path: a safetensors file.
+
+    Returns:
+        The array, and the name that it has in the file.
+
+    Raises:
+        ValueError: the file is missing, truncated or damaged, or holds neither.
+    """
+    tensors, _, names = _read(path, _INPUTS)
+    key = next((key for key in _INPUTS if key in tensors), None)
+    if key is None:
+        held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise ValueError(
+            f"{os.fspath(path)} must hold the inputs as x or test_x; it holds {held or 'no tensor'}"
+        )
+    return _floats(tensors[key], f"{os.fspath(path)}: {key}"), key
+
+
 def _read(
     path: str | os.PathLike[str], wanted: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
@@ -127,8 +156,13 @@ def _facts(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, 
 
 
 def _samples(x: Tensor, where: str) -> Tensor:
-    """In the layouts of arrays; NumPy has no bfloat16."""
-    return as_samples(_array(x.float() if x.dtype == torch.bfloat16 else x, where), where)
+    """In the layouts of arrays."""
+    return as_samples(_floats(x, where), where)
+
+
+def _floats(x: Tensor, where: str) -> np.ndarray:
+    """NumPy has no bfloat16."""
+    return _array(x.float() if x.dtype == torch.bfloat16 else x, where)
 
 
 def _labels(y: Tensor, where: str) -> Tensor:

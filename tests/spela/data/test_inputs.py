@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from spela.data import read_inputs
 from spela.data.inputs import image_files
@@ -217,3 +218,20 @@ def test_hidden_files_of_a_folder_are_left_out(tmp_path):
     Image.fromarray(GRAY[0]).save(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(bytes(60))  # as another system leaves them
     assert image_files(tmp_path) == [tmp_path / "a.png"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_files_of_features_are_labelled_by_their_test_part(tmp_path, dtype):
+    x = torch.arange(12.0).view(4, 3).to(dtype)
+    others = {"train_x": x + 1, "train_y": torch.arange(4), "test_y": torch.arange(4)}
+    save_file({"test_x": x, **others}, tmp_path / "features.safetensors")
+    assert torch.equal(read_inputs(tmp_path / "features.safetensors", (3,)), x.float())
+    save_file({"x": x + 2, "test_x": x}, tmp_path / "own.safetensors")
+    assert torch.equal(read_inputs(tmp_path / "own.safetensors", (3,)), x.float() + 2)
+    save_file({"weights": x}, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="must hold the inputs as x or test_x; it holds weights"):
+        read_inputs(tmp_path / "none.safetensors", (3,))
+    with pytest.raises(
+        ValueError, match=r"features.safetensors: test_x has shape \(4, 3\), expected"
+    ):
+        read_inputs(tmp_path / "features.safetensors", (5,))
