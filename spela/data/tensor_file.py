@@ -61,9 +61,8 @@ def read_tensor_dataset(path: str | os.PathLike[str]) -> Dataset:
     path = Path(path)
     tensors, metadata, names = _read(path, _KEYS)
     if set(tensors) != set(_KEYS):
-        held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise ValueError(
-            f"{path} must hold {', '.join(_KEYS)}; it holds {held or 'no tensor'}; `spela features` "
+            f"{path} must hold {', '.join(_KEYS)}; it holds {_listed(names)}; `spela features` "
             "writes such files"
         )
     facts = _facts(metadata, path)
@@ -99,9 +98,8 @@ def read_tensor_inputs(path: str | os.PathLike[str]) -> tuple[np.ndarray, str]:
     tensors, _, names = _read(path, _INPUTS)
     key = next((key for key in _INPUTS if key in tensors), None)
     if key is None:
-        held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise ValueError(
-            f"{os.fspath(path)} must hold the inputs as x or test_x; it holds {held or 'no tensor'}"
+            f"{os.fspath(path)} must hold the inputs as x or test_x; it holds {_listed(names)}"
         )
     return _floats(tensors[key], f"{os.fspath(path)}: {key}"), key
 
@@ -158,6 +156,10 @@ def _facts(metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, 
 def _samples(x: Tensor, where: str) -> Tensor:
     """In the layouts of arrays."""
     return as_samples(_floats(x, where), where)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "no tensor"
 
 
 def _floats(x: Tensor, where: str) -> np.ndarray:
