@@ -18,6 +18,7 @@ __all__ = [
     "ForwardConfig",
     "Problem",
     "UpdateConfig",
+    "finalises_twice",
     "pick_finalise",
     "pick_forward",
     "pick_update",
@@ -222,6 +223,32 @@ def pick_finalise(
         FinaliseConfig(16, 16, 16, block_t, 4, arch.fp32_dot, stores_dz),
     ]
     return fitting(configs, problem, arch)
+
+
+def finalises_twice(problem: Problem, arch: Architecture, partials: int) -> bool:
+    """Whether dL/dz of an all-class objective gets a launch of its own, which reads cosines instead of sums.
+
+    In one launch every column tile of dL/dz adds up the sums of all column tiles of y, once for the softmax
+    and once more for q; in two the sums are read once, and cosines in their place. The bytes that this saves
+    have to be worth a launch and its waits, one a block of classes: the cost model's time of a step is on the
+    average 0.7 % above that of the better choice (6 GPUs, B 50 to 4,096, O 128 to 4,096, C 10 to 1,000).
+
+    Args:
+        problem: Shapes; an objective of the label's cosine has few sums, and one launch.
+        arch: The GPU.
+        partials: T, column tiles of the forward kernel.
+
+    Example:
+        >>> from spela_kernels.gpu.architectures import find_architecture
+        >>> h100 = find_architecture("sm_90")
+        >>> few, many = (Problem(batch, 2048, 2048, 100, 4, 4, all_classes=True) for batch in (50, 512))
+        >>> finalises_twice(few, h100, partials=32), finalises_twice(many, h100, partials=32)
+        (False, True)
+    """
+    tiles = count_tiles(problem.outputs, pick_finalise(problem, arch, True)[0].block_o)
+    visits = 2 * tiles * partials - (partials + 2 * tiles)  # of the rows' class sums
+    saved = visits * problem.batch * problem.classes * 4
+    return problem.all_classes and saved > arch.multiprocessors * 1024 * (128 + problem.classes)
 
 
 @lru_cache(maxsize=1024)

@@ -27,6 +27,7 @@ from spela_kernels.linear.configs import (
     ForwardConfig,
     Problem,
     UpdateConfig,
+    finalises_twice,
     pick_finalise,
     pick_forward,
     pick_update,
@@ -125,15 +126,18 @@ def _forward(step: Step, config: ForwardConfig, arch: Architecture) -> LaunchCos
     return LaunchCost("forward", programs, flops, product(s, arch), tuple(traffic), waits)
 
 
-def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architecture) -> LaunchCost:
+def _finalise(
+    step: Step, config: FinaliseConfig, arch: Architecture, partials: int, saved: bool = False
+) -> LaunchCost:
+    """From partial sums; `saved`, as the second of two: from the norms and cosines of the first."""
     p, s, w = step.problem, step.problem.itemsize, step.problem.weight_itemsize
     stores_dz = config.stores_dz
     programs = config.programs(p)
     tiles_b = count_tiles(p.batch, config.block_b)
     tiles_o = programs // tiles_b
-    columns = _class_columns(step)
+    columns = p.classes if saved else _class_columns(step)
     rows = min(config.block_b, p.batch)
-    results = (2 + (p.classes if p.all_classes else 1)) * _FP32
+    results = 0 if saved else (2 + (p.classes if p.all_classes else 1)) * _FP32
     sums = rows * (partials * (1 + columns) * _FP32 + _LABEL + results)
     # Column tiles run fastest: partial sums and labels come round with the next program.
     output = rows * (2 + step.keeps_input) * s + p.classes * w
@@ -141,14 +145,18 @@ def _finalise(step: Step, config: FinaliseConfig, partials: int, arch: Architect
     block = sums + output * p.outputs
     # With dL/dz to write, a program adds its rows' partials up twice: for the softmax, then for q.
     visits = tiles_o * (2 if stores_dz else 1)
+    lengths, products = ("norm", "cosine") if saved else ("squares", "dots")
     traffic = [
-        read("squares", partials * p.batch * _FP32, tiles_o, program),
-        read("dots", partials * p.batch * columns * _FP32, visits, program),
+        read(lengths, partials * p.batch * _FP32, tiles_o, program),
+        read(products, partials * p.batch * columns * _FP32, visits, program),
         read("target", p.batch * _LABEL, tiles_o, program),
-        write("norm", p.batch * _FP32),
-        write("cosine", p.batch * (p.classes if p.all_classes else 1) * _FP32),
-        write("losses", p.batch * _FP32),
     ]
+    if not saved:
+        traffic += [
+            write("norm", p.batch * _FP32),
+            write("cosine", p.batch * (p.classes if p.all_classes else 1) * _FP32),
+            write("losses", p.batch * _FP32),
+        ]
     flops = 0
     if stores_dz:
         traffic += [
@@ -214,14 +222,14 @@ def _update(step: Step, config: UpdateConfig, arch: Architecture) -> LaunchCost:
 
 
 def step_cost(step: Step, arch: Architecture) -> StepCost:
-    """The three launches of a step with the tiles that the rules choose first.
+    """The three launches of a step, or four, with the tiles that the rules choose first.
 
     Args:
         step: Shapes, dtype, objective and optimizer.
         arch: The GPU the tiles are chosen for.
 
     Returns:
-        Bytes and flops of forward, finalise and update.
+        Bytes and flops of forward, finalise, where it runs twice finalise again, and update.
 
     Example:
         >>> from spela_kernels.gpu.architectures import find_architecture
@@ -232,13 +240,18 @@ def step_cost(step: Step, arch: Architecture) -> StepCost:
     """
     forward = pick_forward(step.problem, arch)[0]
     partials = count_tiles(step.problem.outputs, forward.block_o)
-    all_classes = (
-        step.problem.all_classes
-    )  # with a learnt slope, dL/dz is stored for the others too
+    twice = finalises_twice(step.problem, arch, partials)
+    # With a learnt slope, dL/dz is stored for the other objectives too.
+    rows, dz = (pick_finalise(step.problem, arch, stores_dz)[0] for stores_dz in (False, True))
+    finalise = [
+        _finalise(step, dz if step.problem.all_classes and not twice else rows, arch, partials)
+    ]
+    if twice:
+        finalise.append(_finalise(step, dz, arch, partials=1, saved=True))
     return StepCost(
         (
             _forward(step, forward, arch),
-            _finalise(step, pick_finalise(step.problem, arch, all_classes)[0], partials, arch),
+            *finalise,
             _update(step, pick_update(step.problem, arch)[0], arch),
         ),
     )

@@ -3,7 +3,8 @@
 
 A layer step is three launches:
     forward   y = phi(x W^T + b); per column tile and row: sum y^2 and y.v, written to partial buffers
-    finalise  partials -> |y|, cosines, loss per row (and, where noted there, dL/dz)
+    finalise  partials -> |y|, cosines, loss per row (and, where noted there, dL/dz; in a second launch of it,
+              from the cosines, where every tile of dL/dz would add too many partials up again)
     update    dW = dz^T x with dz rebuilt from y tile by tile; its epilogue stores or applies the gradient
 
 Nothing is accumulated across programs, so every run gives the same bits. The mean's 1/B is applied to

@@ -1,7 +1,8 @@
 """The launches of the linear layer's Triton kernels: buffers, arguments and tiles.
 
 A step is three launches: forward, finalise, update. Row scalars are finalised in a launch of their own:
-otherwise each of the update's hundreds of programs would sum the partial buffers again.
+otherwise each of the update's hundreds of programs would sum the partial buffers again. Where `finalise`
+itself would sum too many again for its tiles of dL/dz (`finalises_twice`), it is launched twice.
 
 Axes: B batch, I in, O out, C classes, T column tiles of the forward kernel.
 """
@@ -25,6 +26,7 @@ from spela_kernels.linear.configs import (
     ForwardConfig,
     Problem,
     UpdateConfig,
+    finalises_twice,
     pick_finalise,
     pick_forward,
     pick_update,
@@ -138,6 +140,11 @@ def launch_finalise(
     y, z, squares, dots = projected
     problem, stores_dz = plan.problem, gradient and plan.stores_dz
     tiles = 1 if saved else squares.shape[0]
+    if stores_dz and not saved and finalises_twice(problem, plan.arch, tiles):
+        rows = launch_finalise(plan, projected)
+        known = Projected(y, z, rows.norm, rows.cosine)
+        second = launch_finalise(plan, known, saved=True, gradient=True)
+        return rows._replace(dz=second.dz, dslope=second.dslope)
     norm = squares if saved else x.new_empty(problem.batch, dtype=torch.float32)
     shape = (problem.batch, problem.classes) if plan.all_classes else (problem.batch,)
     cosine = dots if saved else x.new_empty(shape, dtype=torch.float32)

@@ -138,6 +138,7 @@ CASES = {
     "several-blocks": Case((130, 136, 72, 10), "log", "leaky_relu", "momentum"),
     "several-blocks-fp16": Case((70, 136, 72, 40), "softmax", "relu", "sgd", torch.float16),
     "many-classes": Case((10, 24, 20, 1030), "softmax", "identity"),
+    "finalised-twice": Case((130, 24, 200, 100), "softmax", "prelu", "adam"),
     "prelu": Case((20, 40, 34, 5), "mse", "prelu", "adam"),
     "strided": Case((18, 24, 40, 6), "cosine", "leaky_relu", "momentum", layout="strided"),
     "strided-fp16": Case((18, 24, 40, 6), "softmax", "prelu", "adam", torch.float16, "strided"),
@@ -160,5 +161,6 @@ LARGE = {
     "paper-784-1024": Case((50, 784, 1024, 10), "log", "leaky_relu"),
     "paper-784-1024-softmax": Case((50, 784, 1024, 100), "softmax", "leaky_relu", "adam"),
     "paper-1000-34": Case((50, 1000, 34, 10), "log", "leaky_relu"),
+    "batch-512-softmax": Case((512, 1024, 2048, 1000), "softmax", "gelu"),
     "batch-512": Case((512, 1024, 1024, 10), "log", "leaky_relu", "momentum"),
 }

@@ -46,6 +46,7 @@ STEPS: dict[str, Step] = {
         LinearProblem(50, 40, 66, 3, 4, 4), moments=1, bias=False, keeps_input=True
     ),
     "softmax": Layer(_Softmax(70, 136, 200, 33, 4, 4), moments=1),
+    "softmax-finalised-twice": Layer(_Softmax(130, 40, 200, 100, 4, 4), keeps_input=True),
     "softmax-gelu-mixed": Layer(_Softmax(33, 65, 140, 50, 2, 4), keeps_input=True),
     "projection": Projection(Problem(70, 3, 77, 100, 9, 10, 4)),
     "projection-few-samples-fp16-adam": Projection(Problem(6, 2, 65, 36, 9, 10, 2), moments=2),
@@ -204,6 +205,7 @@ def test_the_model_counts_the_bytes_that_the_kernels_ask_for(
 TRACED: dict[str, Step] = {
     "log": Layer(LinearProblem(130, 96, 120, 10, 4, 4)),
     "softmax": Layer(_Softmax(40, 64, 140, 33, 4, 4)),
+    "softmax-finalised-twice": Layer(_Softmax(90, 24, 200, 100, 4, 4)),
     "projection": Projection(Problem(70, 2, 65, 70, 9, 10, 4)),
     "projection-softmax": Projection(Problem(35, 2, 65, 70, 9, 37, 4), True),
 }
