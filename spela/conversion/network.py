@@ -14,6 +14,7 @@ from spela.layers import Frozen
 from spela.layers.modes import check_module, output_of, probing
 from spela.network import SpelaSequential
 from spela.vectors import as_size
+from spela_kernels.precision import without_inference
 
 __all__ = ["convert"]
 
@@ -27,6 +28,7 @@ def _wrapped_as(model: nn.Module) -> str:
 
 
 @torch.no_grad()
+@without_inference
 def convert(
     model: nn.Module,
     num_classes: int,

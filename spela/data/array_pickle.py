@@ -1,7 +1,8 @@
 """Lists, dicts, numbers, text and NumPy arrays out of a pickle, without unpickling: nothing in it is called.
 
 Python's unpickler calls what a file names. Here the file's instructions are decoded by `pickletools`,
-which runs none, and the few that build plain data are followed; any other ends the reading.
+which runs none, and the few that build plain data are followed; any other ends the reading. What a file
+makes is at most a few times as large as the file.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def read_pickled_arrays(content: bytes) -> Any:
         ...
         ValueError: it is a pickle that names os system, which is no array: nothing of it was run
     """
-    machine = _Machine()
+    # Of a file that NumPy wrote, bytes are made once of text, and arrays once of bytes.
+    machine = _Machine(most=4 * len(content))
     try:
         for opcode, argument, _ in pickletools.genops(content):
             machine.follow(opcode.name, argument)
@@ -114,12 +116,18 @@ def read_pickled_arrays(content: bytes) -> Any:
 
 
 class _Machine:
-    """A stack with marks, and a memo."""
+    """A stack with marks, and a memo.
 
-    def __init__(self) -> None:
+    Args:
+        most: Bytes that may be made out of what the file holds.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.left = most
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.places: dict[int, list[int]] = {}  # where the memo has what is yet to be built, by id
 
     def follow(self, name: str, argument: Any) -> None:
         """One instruction."""
@@ -135,9 +143,9 @@ class _Machine:
         elif name == "MARK":
             self.marks.append(len(stack))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
+            self._remember(argument)
         elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
+            self._remember(len(self.memo))
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif name in _TUPLES:
@@ -167,9 +175,11 @@ class _Machine:
             stack.append(_Name(argument))
         elif name == "REDUCE":
             arguments = stack.pop()
+            self._spend(sum(len(a) for a in arguments if isinstance(a, str)))
             stack.append(_KNOWN[_of(_Name, stack.pop())](*arguments))
         elif name == "BUILD":
             state = stack.pop()
+            self._spend(sum(len(part) for part in state if isinstance(part, (str, bytes))))
             self._replace(_of((_Array, _Dtype), stack[-1]), stack[-1].built(*state))
         else:
             raise ValueError(
@@ -182,10 +192,20 @@ class _Machine:
         del self.stack[at:]
         return items
 
+    def _spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("it is a pickle that makes far more data than it holds")
+
+    def _remember(self, index: int) -> None:
+        item = self.memo[index] = self.stack[-1]
+        if isinstance(item, (_Array, _Dtype)):
+            self.places.setdefault(id(item), []).append(index)
+
     def _replace(self, place: Any, content: Any) -> None:
         self.stack[-1] = content
-        for index, item in self.memo.items():
-            if item is place:
+        for index in self.places.pop(id(place), ()):
+            if self.memo[index] is place:
                 self.memo[index] = content
 
 

@@ -22,7 +22,7 @@ from spela.layers import LocalLayer
 from spela.layers.hooks import hooked_input
 from spela.layers.modes import output_of
 from spela.layers.plain import parts_of
-from spela.layers.steps import check_step, learning, step_on
+from spela.layers.steps import apart, check_step, learning, step_on
 from spela.network import SpelaSequential
 from spela_kernels.contracts import check_labels, check_target
 
@@ -136,11 +136,12 @@ class DataParallelSequential(SpelaSequential):
         if not parameters:
             return loss.detach(), y, []
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        # In the parameter's own strides, which torch's fused optimizers walk side by side.
+        # None where the loss does not use it, on no process.
+        given = ((p, g) for p, g in zip(parameters, found, strict=True) if g is not None)
+        # All before the first sum, which is in place; in the parameter's own strides, which torch's fused
+        # optimizers walk side by side.
         sums = []
-        for parameter, gradient in zip(parameters, found, strict=True):
-            if gradient is None:  # the loss does not use it, on no process
-                continue
+        for parameter, gradient in list(apart(given)):
             if gradient.stride() != parameter.stride():
                 gradient = torch.empty_like(parameter).copy_(gradient)
             sums.append(_Sum(parameter, self.ranks.start_sum(gradient)))

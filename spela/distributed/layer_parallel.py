@@ -8,6 +8,7 @@ layer sees the batches in one process's order and computes what it computes ther
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import reduce
 from typing import Any, NoReturn
 
 import torch
@@ -207,7 +208,9 @@ class LayerParallelSequential(SpelaSequential):
         own: dict[int, Tensor] = {}
         layer = 0
         for index, (module, is_local) in enumerate(self._checked()):
-            if self.stages[index] == self.ranks.rank:
+            if self.stages[index] != self.ranks.rank:
+                self._skip(module, len(x), self._shapes[index])
+            else:
                 x = output_of(module, x)
                 if is_local:
                     own[layer] = module.scores(x)  # type: ignore[operator]
@@ -216,7 +219,9 @@ class LayerParallelSequential(SpelaSequential):
             self._outlet.put(x)
             self._outlet.flush()
         some = next(iter(own.values()))
-        joint = some.new_zeros((layer, *some.shape))
+        # In one dtype on all processes: of 16-bit layers some answer in float32, others in their own.
+        wide = reduce(torch.promote_types, (p.dtype for p in self.parameters()), torch.float32)
+        joint = some.new_zeros((layer, *some.shape), dtype=wide)
         for place, scores in own.items():
             joint[place] = scores
         return list(self.ranks.sum(joint))

@@ -11,6 +11,7 @@ from torch import nn
 from spela.cutting import split_evenly
 from spela.early_exit.costs import count_multiply_adds
 from spela.layers import LocalLayer
+from spela.layers.block import sample_dtype
 from spela.layers.modes import probing
 
 __all__ = ["Trace", "stage_of_modules", "trace"]
@@ -39,7 +40,7 @@ def trace(net: nn.Sequential, sample_shape: tuple[int, ...]) -> list[Trace]:
         >>> trace(nn.Sequential(nn.Flatten(), SpelaLinear(6, 4, 3)), (2, 3))
         [Trace(shape=(2, 3), cost=0), Trace(shape=(6,), cost=36)]
     """
-    x = next(net.parameters()).new_zeros((1, *sample_shape))
+    x = torch.zeros(1, *sample_shape, dtype=sample_dtype(net), device=next(net.parameters()).device)
     found = []
     with probing(net):
         for module in net:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from spela.layers import LocalLayer
+from spela.layers.block import sample_dtype
 from spela.layers.hooks import hooked_input
 from spela.layers.modes import probing
 
@@ -60,7 +61,7 @@ def layer_costs(
     Args:
         net: A network with SPELA layers; whatever stands between them is counted too.
         sample_shape: Shape of one input, without the batch axis.
-        dtype: Of the input, such as int64 of tokens; None: the parameters'.
+        dtype: Of the input; None: that of the first block's samples (int64 of tokens), else the parameters'.
 
     Returns:
         One `LayerCost` a SPELA layer, first to last.
@@ -76,8 +77,8 @@ def layer_costs(
         >>> layer_costs(net, (4,))
         [LayerCost(forward=64, scores=48), LayerCost(forward=128, scores=24)]
     """
-    parameter = next(net.parameters(), torch.empty(0, device="cpu"))
-    x = torch.zeros(1, *sample_shape, dtype=dtype or parameter.dtype, device=parameter.device)
+    device = next(net.parameters(), torch.empty(0, device="cpu")).device
+    x = torch.zeros(1, *sample_shape, dtype=dtype or sample_dtype(net), device=device)
     costs, forward = [], 0
     try:
         with probing(net):  # one sample has no batch statistics

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spela.distributed.data_parallel import DataParallelSequential
 from spela.export.program import (
     Program,
     batch_axis,
@@ -102,6 +103,9 @@ def inference_program(
         raise ValueError("`net` has no parameters: there is nothing to export")
     known = isinstance(net, SpelaSequential)
     why = departure(net, SpelaSequential, learns=False) if known else ""
+    answers = (SpelaSequential.layer_scores, DataParallelSequential.layer_scores)
+    if known and not why and getattr(net.layer_scores, "__func__", None) not in answers:
+        why = "has a `layer_scores` of its own, which would be left out"
     if why:
         raise ValueError(f"`net` ({type(net).__name__}) {why}")
     axis = batch_axis(batch_size)

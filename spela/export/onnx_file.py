@@ -34,7 +34,7 @@ def write_onnx(
 
     Inputs with a default become initializers of the same name: a caller that leaves them out gets the
     default, a caller that feeds them overrides it. The program's facts are in the file's metadata
-    under the key `spela`.
+    under the key `spela`. onnxruntime runs no float64 convolution: call `net.float()` before.
 
     With `weights_apart` they have no value in the file, which every caller then feeds; the first values
     go to a safetensors file of the same name. Some runtimes cannot feed an initializer (onnxruntime-web
@@ -44,7 +44,8 @@ def write_onnx(
         program: From `inference_program` or `train_step_program`.
         path: The file to create or replace.
         opset: Version of the operator set, 20 to 25; older runtimes need a lower one.
-        weights_apart: Write the defaults beside the ONNX file, as `path` with the ending .safetensors.
+        weights_apart: Write the defaults beside the ONNX file, as `path` with the ending .safetensors for
+            .onnx, or behind its whole name.
 
     Raises:
         ValueError: If onnx or onnxscript is missing, the opset is out of range, the file would
@@ -58,13 +59,12 @@ def write_onnx(
         if find_spec(name) is None:
             raise ValueError(f"{name} is not installed: pip install onnx onnxscript")
     path = Path(path)
-    beside = path.with_suffix(".safetensors")
+    # Of net.v1 not net.safetensors, which would be net.v2's, too.
+    beside = path.with_name(path.name.removesuffix(".onnx") + ".safetensors")
     if weights_apart and not program.defaults:
         raise ValueError(
             "this program has its weights inside: make it with weights_as_inputs=True to have them apart"
         )
-    if weights_apart and beside == path:
-        raise ValueError(f"{path} is where the weights would go: give the ONNX file another ending")
     if weights_apart and beside.exists() and not _holds_weights(beside):
         raise ValueError(
             f"{beside} is where the weights would go, and it is another program's or a run's: give the ONNX "

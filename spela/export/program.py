@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from spela.layers import SpelaBlock
+from spela.layers.block import sample_dtype
 
 __all__ = ["Program", "batch_axis", "copied", "example_batch", "trace"]
 
@@ -63,12 +63,11 @@ def example_batch(net: nn.Module, sample_shape: tuple[int, ...], batch_size: int
     Noise in the dtype of its parameters; zeros where its first layer is a block of tokens.
     """
     shape = (batch_size or EXAMPLE_BATCH, *sample_shape)
-    like = next(net.parameters())
-    first = next(net.children(), None)
-    if isinstance(first, SpelaBlock) and not first.sample_dtype.is_floating_point:
-        return torch.zeros(shape, dtype=first.sample_dtype, device=like.device)
+    device, dtype = next(net.parameters()).device, sample_dtype(net)
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype, device=device)
     noise = torch.Generator().manual_seed(0)
-    return torch.rand(shape, dtype=like.dtype, device="cpu", generator=noise).to(like.device)
+    return torch.rand(shape, dtype=dtype, device="cpu", generator=noise).to(device)
 
 
 def copied(net: _Network) -> _Network:

@@ -26,7 +26,7 @@ from spela_kernels.contracts import check_scale
 from spela_kernels.objectives import get_objective
 from spela_kernels.precision import made_in_inference, recordable, without_inference
 
-__all__ = ["SpelaBlock"]
+__all__ = ["SpelaBlock", "sample_dtype"]
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)  # whose gradients may be sparse
 
@@ -387,6 +387,21 @@ class SpelaBlock(ProjectedLayer):
             f"num_classes={self.num_classes}, readout={self.readout}, projection={projection}, "
             f"objective={self.objective}{scale}"
         )
+
+
+def sample_dtype(net: nn.Module) -> torch.dtype:
+    """What a network's samples are in: of a first block of tokens their integers, else as its parameters.
+
+    Example:
+        >>> tokens = torch.zeros(2, 5, dtype=torch.int64)
+        >>> block = SpelaBlock(nn.Embedding(11, 6), 3, tokens)
+        >>> sample_dtype(nn.Sequential(block)), sample_dtype(nn.Sequential(nn.Linear(2, 2)))
+        (torch.int64, torch.float32)
+    """
+    first = next(net.children(), None)
+    if isinstance(first, SpelaBlock) and not first.sample_dtype.is_floating_point:
+        return first.sample_dtype
+    return next(net.parameters(), torch.empty(0, device="cpu")).dtype
 
 
 def _in_place(body: nn.Module) -> ValueError:

@@ -5,6 +5,7 @@ Axes: B batch, C channels, H, W map, T tokens, E their width, F numbers that are
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,11 +70,11 @@ def pooled_size(shape: Sequence[int], most: int) -> tuple[int, int] | None:
     if len(shape) != 3:
         return None
     channels, height, width = shape
-    side = 1
-    while channels * min(height, side + 1) * min(width, side + 1) <= most and side < max(
-        height, width
-    ):
-        side += 1
+
+    def numbers(side: int) -> int:
+        return channels * min(height, side) * min(width, side)
+
+    side = max(bisect_right(range(1, max(height, width) + 1), most, key=numbers), 1)
     return min(height, side), min(width, side)
 
 

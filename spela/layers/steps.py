@@ -23,6 +23,7 @@ from spela_kernels.contracts import check_tensors
 from spela_kernels.precision import autocast_is_on, made_in_inference, recordable
 
 __all__ = [
+    "apart",
     "check_step",
     "has_step_hooks",
     "learning",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_Key = TypeVar("_Key")
 
 
 def learning(step: _Method) -> _Method:
@@ -263,7 +265,7 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
     for parameter, _ in pending:
         parameter.grad = None
     try:
-        for parameter, gradient in _apart(given):
+        for parameter, gradient in apart(given):
             parameter.grad = _laid_out_like(parameter, gradient)
         optimizer.step()
     finally:
@@ -273,19 +275,25 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
             parameter.grad = kept
 
 
-def _apart(given: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gradients none of which shares memory with another, as of w and v in x (w + v)^T.
+def apart(given: Iterable[tuple[_Key, Tensor]]) -> Iterator[tuple[_Key, Tensor]]:
+    """Named tensors none of which shares memory with another, as gradients of w and v in x (w + v)^T do.
 
-    Some of torch's optimizers write into them.
+    Some of torch's optimizers write into gradients, and so does a sum over processes.
+
+    Example:
+        >>> whole = torch.zeros(2, 3)
+        >>> apart = dict(apart([("w", whole), ("v", whole)]))
+        >>> apart["w"] is whole, apart["v"] is whole
+        (True, False)
     """
     seen: set[int] = set()
     compiling = torch.compiler.is_compiling()  # nothing has an address there
-    for parameter, gradient in given:
-        if gradient.is_sparse:  # as of an embedding that asks for it: nothing else has its memory
-            yield parameter, gradient
+    for key, tensor in given:
+        if tensor.is_sparse:  # as of an embedding that asks for it: nothing else has its memory
+            yield key, tensor
             continue
-        memory = id(gradient) if compiling else gradient.untyped_storage()._cdata
-        yield parameter, gradient.clone() if memory in seen else gradient
+        memory = id(tensor) if compiling else tensor.untyped_storage()._cdata
+        yield key, tensor.clone() if memory in seen else tensor
         seen.add(memory)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spela.data import Dataset
 from spela.files.tensors import read_tensors, save_tensors
 from spela.layers.contract import FusedOptimizer
+from spela.layers.steps import apart
 from spela.training.config import RunConfig
 
 __all__ = [
@@ -87,10 +88,10 @@ def state_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
         optimizer: Its optimizer; hyper-parameters are not in its state.
 
     Returns:
-        Contiguous tensors by name.
+        Contiguous tensors by name; one that has two names is there twice, as the file's format asks.
     """
     tensors = {f"model.{k}": v.detach().contiguous() for k, v in net.state_dict().items()}
-    return tensors | {
+    return dict(apart(tensors.items())) | {
         f"optimizer.{name}.{key}": value.detach().contiguous()
         for name, parameter in net.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()

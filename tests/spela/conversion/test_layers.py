@@ -439,3 +439,15 @@ def test_weights_of_zeros_are_kept_where_a_bias_is_a_direction_or_nothing_learns
         torch.testing.assert_close(h, model(x))
     nn.init.zeros_(model[2].weight.requires_grad_())
     assert spela.convert(model, 3, x)[-1].weight.any()  # weights and bias of zeros: drawn anew
+
+
+def test_what_is_converted_under_inference_mode_can_learn() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.Tanh(), nn.Linear(6, 3)
+    )
+    x, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    with torch.inference_mode():
+        net = spela.convert(model, 3, x)
+    before = net[1].running_mean.clone()
+    net.train().local_step(x, target, optim.LocalSGD(net.parameters(), lr=0.1))
+    assert not torch.equal(net[1].running_mean, before)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import tarfile
+import time
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -222,3 +225,26 @@ def test_labels_that_claim_any_number_are_refused_before_they_are_counted() -> N
     image = np.zeros((1, 3072), np.uint8)
     with pytest.raises(ValueError, match="no list of labels"):
         _parse_pickle(pickle.dumps({"data": image, "labels": labels}, 2), "batch", 1)
+
+
+def test_a_small_file_that_makes_much_is_refused() -> None:
+    """One text in the memo, encoded again and again; an array built again and again."""
+    text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20)
+    content = b"\x80\x02(c_codecs\nencode\nq\x00" + text + b"q\x01X\x06\0\0\0latin1q\x02"
+    content += b"h\x00h\x01h\x02\x86R" * 400 + b"l."
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="makes far more data than it holds"):
+            read_pickled_arrays(content)
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(content)
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_arrays_are_read_in_a_time_that_grows_with_them() -> None:
+    """Every array once searched the whole memo for its place: minutes for a file of a MB."""
+    arrays = [np.full(2, number % 256, np.uint8) for number in range(8000)]
+    began = time.perf_counter()
+    found = read_pickled_arrays(pickle.dumps(arrays, protocol=2))
+    assert time.perf_counter() - began < 20
+    assert [int(array[1]) for array in found] == [number % 256 for number in range(8000)]

@@ -206,3 +206,17 @@ def test_bfloat16_and_pruned_weights_are_a_value_error(tmp_path):
     with pytest.raises(ValueError, match=r"prune\.remove"):
         inference_program(net, (4,))
     assert list(tmp_path.iterdir()) == []
+
+
+class _Doubled(SpelaSequential):
+    def layer_scores(self, x):
+        return [2 * scores for scores in super().layer_scores(x)]
+
+
+def test_scores_of_one_s_own_are_refused():
+    with pytest.raises(ValueError, match="`layer_scores` of its own"):
+        inference_program(_Doubled(SpelaLinear(4, 8, 3)), (4,))
+    net = SpelaSequential(SpelaLinear(4, 8, 3))
+    net.layer_scores = lambda x: [x]
+    with pytest.raises(ValueError, match="`layer_scores` of its own"):
+        inference_program(net, (4,))

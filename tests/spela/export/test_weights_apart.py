@@ -94,9 +94,6 @@ def test_a_program_without_such_inputs_and_a_name_taken_are_refused(tmp_path):
     inside = inference_program(_linear(), (1, 6, 6))
     with pytest.raises(ValueError, match="weights_as_inputs=True"):
         write_onnx(inside, tmp_path / "net.onnx", weights_apart=True)
-    apart = inference_program(_linear(), (1, 6, 6), weights_as_inputs=True)
-    with pytest.raises(ValueError, match="another ending"):
-        write_onnx(apart, tmp_path / "net.safetensors", weights_apart=True)
     with pytest.raises(ValueError, match=r"is for .onnx files, got .*net.pt2"):
         export_run(tmp_path, tmp_path / "net.pt2", weights_apart=True)
     assert not list(tmp_path.iterdir())
@@ -114,3 +111,12 @@ def test_another_file_in_the_weights_place_stays_and_an_older_one_of_ours_goes(t
     for _ in range(2):
         write_onnx(apart, tmp_path / "net.onnx", weights_apart=True)
     assert load_file(tmp_path / "net.safetensors").keys() == apart.defaults.keys()
+
+
+def test_programs_of_other_versions_keep_their_own_weights(tmp_path):
+    for name in ("net.v1", "net.v2"):
+        program = inference_program(_linear(), (1, 6, 6), weights_as_inputs=True)
+        write_onnx(program, tmp_path / name, weights_apart=True)
+        held = load_file(tmp_path / f"{name}.safetensors")
+        np.testing.assert_array_equal(held["2.weight"], program.defaults["2.weight"].detach())
+    assert len(list(tmp_path.iterdir())) == 4

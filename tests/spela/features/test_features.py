@@ -103,6 +103,22 @@ def test_features_can_be_learnt_from_by_autograd() -> None:
     assert not found.train_x.requires_grad
 
 
+def test_the_backbone_stays_as_it_was() -> None:
+    """In training mode its batch norm would see batches: it is run in eval mode, and on a copy."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    strides = [parameter.stride() for parameter in net.parameters()]
+    backbone = Backbone("fresh", net, (0.0,) * 3, (1.0,) * 3, "0" * 64)
+    found = [extract_features(_images(3), backbone, 32, batch_size=size).train_x for size in (2, 6)]
+    torch.testing.assert_close(*found)
+    assert net.training
+    assert [parameter.stride() for parameter in net.parameters()] == strides
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize("part", ["train_x", "test_x"])
 def test_floats_that_are_no_scaled_pixels_are_refused(part: str) -> None:
     data = _images(3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spela.layers.readout import read_out
+from spela.layers.readout import pooled_size, read_out
 
 
 @pytest.mark.parametrize("pooled", [(2, 2), (3, 4), (8, 8)], ids=str)
@@ -32,3 +32,19 @@ def test_it_can_be_differentiated_twice() -> None:
         return read_out(y, (2, 2)).square()
 
     assert torch.autograd.gradgradcheck(squares, y)
+
+
+def test_sizes_of_any_map_are_found_at_once() -> None:
+    """As a file may claim them: counting up to the side would not end."""
+    assert pooled_size((1, 10**15, 10**15), 10**24) == (10**12, 10**12)
+    assert pooled_size((2, 10**15, 3), 10**18) == (10**15, 3)
+    for shape in ((3, 5, 9), (2, 9, 5), (1, 1, 1), (7, 4, 4)):
+        for most in (1, 7, 30, 100, 10_000):
+            channels, height, width = shape
+            sides = [
+                side
+                for side in range(1, max(height, width) + 1)
+                if channels * min(height, side) * min(width, side) <= most
+            ]
+            side = max(sides, default=1)
+            assert pooled_size(shape, most) == (min(height, side), min(width, side))

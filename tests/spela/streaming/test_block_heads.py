@@ -249,3 +249,30 @@ def test_a_frozen_backbone_inside_sleeps_on_where_its_layer_learns_again(what: s
         stream.observe(torch.randn(6, 4), [0, 1, 2, 0, 1, 2])
     assert torch.equal(body[0].module.weight, kept)
     assert not torch.equal(body[2].weight, learns)
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_a_weight_with_two_names_is_saved_and_stays_one(tmp_path: Path) -> None:
+    def built() -> StreamingClassifier:
+        return StreamingClassifier(SpelaSequential(SpelaBlock(_Tied(), 4, torch.randn(2, 6))))
+
+    x, labels = torch.randn(3, 6), ["a", "b", "a"]
+    stream = built()
+    stream.observe(x, labels)
+    stream.save(tmp_path / "tied.safetensors")
+    other = StreamingClassifier.load(tmp_path / "tied.safetensors", built().net)
+    body = other.net[0].body
+    assert body.second.weight is body.first.weight
+    assert torch.equal(body.first.weight, stream.net[0].body.first.weight)
+    for one in (stream, other):
+        one.observe(x, labels)
+    assert torch.equal(body.first.weight, stream.net[0].body.first.weight)
