@@ -89,7 +89,7 @@ def test_a_small_stack_takes_all_steps_in_one_call(monkeypatch: pytest.MonkeyPat
         calls.append(len(layers))
         return run(layers, *rest)
 
-    monkeypatch.setattr("spela.optim.prepare", counted)
+    monkeypatch.setattr("spela.optim.shared.prepare", counted)
     x, target = _data()
     net = _net(nn.Dropout().eval())
     net.local_steps(x, target, LocalAdam(net.parameters()), 10)
@@ -144,7 +144,9 @@ def test_dropout_draws_as_step_by_step(
 ) -> None:
     x, target = _data(23)
     counted, run = [], steps.prepare
-    monkeypatch.setattr("spela.optim.prepare", lambda *given: counted.append(1) or run(*given))
+    monkeypatch.setattr(
+        "spela.optim.shared.prepare", lambda *given: counted.append(1) or run(*given)
+    )
     results = []
     for many in (True, False):
         modules = list(_net())
