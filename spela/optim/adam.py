@@ -138,13 +138,8 @@ class LocalAdam(LocalOptimizer, torch.optim.Adam):
         first, second = self._moments(*params)
         settings |= {"exp_avgs": Parameters(*first), "exp_avg_sqs": Parameters(*second)}
         settings |= {"step": self.state[weight]["step"] + 1, **self._rule(weight)}
-        self._count(*params)  # before, as Ctrl-C may come behind the first of the op's updates
-        try:
+        with self._counted(params, fresh):
             return linear_adam_(x, weight, bias, vectors, target, slope=slope, **settings)
-        except (TypeError, ValueError):
-            self._count(*params, steps=-1)
-            self._forget(fresh)
-            raise
 
     def projection_step(
         self, z: Tensor, projection: nn.Parameter, *fixed: Tensor, **settings: Any
@@ -155,10 +150,5 @@ class LocalAdam(LocalOptimizer, torch.optim.Adam):
         settings |= {"exp_avg": first, "exp_avg_sq": second, **self._rule(projection)}
         settings["step"] = self.state[projection]["step"] + 1
         vectors, groups, target = fixed
-        self._count(projection)
-        try:
+        with self._counted([projection], fresh):
             return projection_adam_(z, projection, vectors, groups, target, **settings)
-        except (TypeError, ValueError):
-            self._count(projection, steps=-1)
-            self._forget(fresh)
-            raise

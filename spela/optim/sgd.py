@@ -87,11 +87,8 @@ class LocalSGD(LocalOptimizer, torch.optim.SGD):
         weight, bias, slope = params
         rule, fresh = self._rule(weight), self._stateless(params)
         settings |= {"momentum_buffers": Parameters(*self._momenta(rule, *params)), **rule}
-        try:
+        with self._counted(params, fresh):
             return linear_sgd_(x, weight, bias, vectors, target, slope=slope, **settings)
-        except (TypeError, ValueError):
-            self._forget(fresh)
-            raise
 
     def projection_step(
         self, z: Tensor, projection: nn.Parameter, *fixed: Tensor, **settings: Any
@@ -101,8 +98,5 @@ class LocalSGD(LocalOptimizer, torch.optim.SGD):
         (buffer,) = self._momenta(rule, projection)
         settings |= {"momentum_buffer": buffer, **rule}
         vectors, groups, target = fixed
-        try:
+        with self._counted([projection], fresh):
             return projection_sgd_(z, projection, vectors, groups, target, **settings)
-        except (TypeError, ValueError):
-            self._forget(fresh)
-            raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -203,6 +204,22 @@ class LocalOptimizer(FusedOptimizer, torch.optim.Optimizer):
         """Drop the state that was made for a step that was refused."""
         for parameter in parameters:
             self.state.pop(parameter, None)
+
+    @contextmanager
+    def _counted(
+        self, parameters: Sequence[Tensor | None], fresh: Iterable[Tensor]
+    ) -> Iterator[None]:
+        """A step by one op, of which nothing is left where the op refuses the batch: no count, no new state.
+
+        Counted before, as Ctrl-C may come behind the first of the op's updates.
+        """
+        self._count(*parameters)
+        try:
+            yield
+        except (TypeError, ValueError):
+            self._count(*parameters, steps=-1)
+            self._forget(fresh)
+            raise
 
     def _buffers(self, name: str, parameters: Iterable[Tensor | None]) -> list[Any]:
         """The state `name` of each parameter, None where there is no parameter or no state."""
