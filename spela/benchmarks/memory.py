@@ -6,10 +6,8 @@ the caching allocator's peak. Weights, optimizer state and the batch stay and do
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import NetworkCase
+from spela.benchmarks.resident import peak_resident_bytes, restart_peak
 from spela.network import SpelaSequential
 from spela.optim import LocalSGD
 from spela.process import seeded, variable_set
@@ -184,18 +183,10 @@ MEMORY_VARIANTS: dict[str, Callable[[NetworkCase], Callable[[], object]]] = {
 
 
 def _growth(step: Callable[[], object]) -> int:
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
-    before = _high_water()
+    restart_peak()
+    before = peak_resident_bytes()
     step()
-    return _high_water() - before
-
-
-def _high_water() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    if found is None:
-        raise OSError("this system does not tell a process's peak memory in /proc/self/status")
-    return 1024 * int(found.group(1))
+    return peak_resident_bytes() - before
 
 
 def _resident(variant: str, case: NetworkCase) -> int:
