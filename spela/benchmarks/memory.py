@@ -30,9 +30,9 @@ __all__ = [
     "checkpointed",
     "end_to_end_step",
     "memory_points",
-    "multiply_adds",
     "peak_bytes",
     "resident_bytes_of",
+    "step_multiply_adds",
 ]
 
 _LR = 0.01
@@ -76,14 +76,14 @@ def _local_step_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> 
     return 2 * 2 * x[0] * weight.numel()
 
 
-def multiply_adds(step: Callable[[], object]) -> int:
+def step_multiply_adds(step: Callable[[], object]) -> int:
     """Multiply-adds of a training step's matrix products, by the formulas of torch.utils.flop_counter.
 
     Args:
         step: Called once. Of SPELA's steps `LocalSGD`'s on linear layers is known.
 
     Example:
-        >>> multiply_adds(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
+        >>> step_multiply_adds(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
         24
     """
     formulas = {torch.ops.spela.linear_sgd_: _local_step_flops}
@@ -241,7 +241,7 @@ def memory_points(
                 "width": width,
                 "peak_bytes": peaks[name],
                 "step_ms": 1e3 * seconds[name],
-                "multiply_adds": multiply_adds(steps[name]),
+                "multiply_adds": step_multiply_adds(steps[name]),
             }
             for name in steps
         ]
