@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.tuning_table import held_out
+from bench.tuning_table import parted_training
 from spela.data import load_dataset
 from spela.experiments import NETWORKS, make_config
 from spela.experiments.runs import run
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=20_000, help="to train on")
     parser.add_argument("--held-out", type=int, default=5_000, help="to judge by")
     options = parser.parse_args(arguments)
-    data = held_out(load_dataset(options.data, options.data_root), options.held_out)
+    data = parted_training(load_dataset(options.data, options.data_root), options.held_out)
     data = dataclasses.replace(
         data, train_x=data.train_x[: options.samples], train_y=data.train_y[: options.samples]
     )

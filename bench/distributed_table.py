@@ -15,12 +15,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spela.benchmarks.resident import peak_resident_bytes, resident_bytes, restart_peak
 from spela.distributed import DataParallelSequential, LayerParallelSequential, Ranks
 from spela.experiments import build_network, build_optimizer, make_config
 from spela.network import SpelaSequential
@@ -36,13 +36,6 @@ VARIANTS = {
 }
 SHAPE = (1, 28, 28)
 CLASSES = 10
-
-
-def _memory(field: str) -> int:
-    """Bytes of this process by /proc: VmRSS now, VmHWM at most."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
-    assert found is not None
-    return 1024 * int(found.group(1))
 
 
 def _network(form: str, net: SpelaSequential, ranks: Ranks | None) -> SpelaSequential:
@@ -65,7 +58,7 @@ def measure(form: str, threads: int, layers: tuple[int, ...], batch: int, steps:
     """
     torch.set_num_threads(threads)
     ranks = Ranks.join("cpu") if form else None
-    before = _memory("VmRSS")
+    before = resident_bytes()
     config = make_config("random pixels", "best", layers=layers, batch_size=batch)
     built = build_network(config, SHAPE, CLASSES)
     assert isinstance(built, SpelaSequential)
@@ -87,14 +80,14 @@ def measure(form: str, threads: int, layers: tuple[int, ...], batch: int, steps:
         return (total if ranks is None else ranks.sum(total)) / count
 
     train(5)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
+    restart_peak()
     start = time.perf_counter()
     losses = train(steps)
     seconds = time.perf_counter() - start
     own = {
         "rank": 0 if ranks is None else ranks.rank,
         "samples_per_second": steps * batch / seconds,
-        "training_bytes": _memory("VmHWM") - before,
+        "training_bytes": peak_resident_bytes() - before,
         "state_bytes": sum(
             t.numel() * t.element_size()
             for p in held

@@ -20,13 +20,13 @@ from spela.experiments.runs import run
 from spela.process import keep_freed_memory
 from spela.training import TrainingDivergedError
 
-__all__ = ["held_out", "main"]
+__all__ = ["main", "parted_training"]
 
 RECIPES = ("best", "backprop", "backprop-sgd", "ff", "pepita", "mono")
 FACTORS = (1 / 3, 1.0, 3.0)
 
 
-def held_out(dataset: Dataset, samples: int) -> Dataset:
+def parted_training(dataset: Dataset, samples: int) -> Dataset:
     """The training split alone, with some of its samples, drawn once, as test split.
 
     Args:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--samples", type=int, default=10_000, help="held out")
     options = parser.parse_args()
-    data = held_out(load_dataset(options.data), options.samples)
+    data = parted_training(load_dataset(options.data), options.samples)
     print("| recipe | a third | its learning rate | three times |\n|---|---|---|---|", flush=True)
     for recipe in RECIPES:
         rate = make_config(options.data, recipe).lr

@@ -6,10 +6,8 @@ the caching allocator's peak. Weights, optimizer state and the batch stay and do
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spela.benchmarks.clock import interleaved_medians
 from spela.benchmarks.network import NetworkCase
+from spela.benchmarks.resident import peak_resident_bytes, restart_peak
 from spela.network import SpelaSequential
 from spela.optim import LocalSGD
 from spela.process import seeded, variable_set
@@ -31,9 +30,9 @@ __all__ = [
     "checkpointed",
     "end_to_end_step",
     "memory_points",
-    "multiply_adds",
     "peak_bytes",
     "resident_bytes_of",
+    "step_multiply_adds",
 ]
 
 _LR = 0.01
@@ -77,14 +76,14 @@ def _local_step_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> 
     return 2 * 2 * x[0] * weight.numel()
 
 
-def multiply_adds(step: Callable[[], object]) -> int:
+def step_multiply_adds(step: Callable[[], object]) -> int:
     """Multiply-adds of a training step's matrix products, by the formulas of torch.utils.flop_counter.
 
     Args:
         step: Called once. Of SPELA's steps `LocalSGD`'s on linear layers is known.
 
     Example:
-        >>> multiply_adds(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
+        >>> step_multiply_adds(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
         24
     """
     formulas = {torch.ops.spela.linear_sgd_: _local_step_flops}
@@ -184,18 +183,10 @@ MEMORY_VARIANTS: dict[str, Callable[[NetworkCase], Callable[[], object]]] = {
 
 
 def _growth(step: Callable[[], object]) -> int:
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
-    before = _high_water()
+    restart_peak()
+    before = peak_resident_bytes()
     step()
-    return _high_water() - before
-
-
-def _high_water() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    if found is None:
-        raise OSError("this system does not tell a process's peak memory in /proc/self/status")
-    return 1024 * int(found.group(1))
+    return peak_resident_bytes() - before
 
 
 def _resident(variant: str, case: NetworkCase) -> int:
@@ -250,7 +241,7 @@ def memory_points(
                 "width": width,
                 "peak_bytes": peaks[name],
                 "step_ms": 1e3 * seconds[name],
-                "multiply_adds": multiply_adds(steps[name]),
+                "multiply_adds": step_multiply_adds(steps[name]),
             }
             for name in steps
         ]

@@ -5,153 +5,46 @@ from __future__ import annotations
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from spela.choices import EXPERIMENTS
-from spela.cli.options import (
-    COMPUTING,
-    DATA,
-    DataRoot,
-    going_on,
-    path_option,
-    pick_device,
-    refuse_unread,
-)
+from spela.cli import reproduce_options as option
+from spela.cli.options import DataRoot, going_on, pick_device, refuse_unread
 from spela.files.text import did_you_mean
 
 if TYPE_CHECKING:
+    from spela.experiments.declare import Experiment
+    from spela.experiments.plan import Options
     from spela.experiments.runner import Outcome
 
 __all__ = ["reproduce_command"]
 
-_RUNS, _RESULTS = "Which runs", "Results"
-
-
-def _names(incomplete: str) -> list[str]:
-    return [name for name in (*EXPERIMENTS, "all") if name.startswith(incomplete)]
-
 
 def reproduce_command(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help=f"Experiment to run: {', '.join(EXPERIMENTS)}; or all.",
-            metavar="NAME",
-            autocompletion=_names,
-        ),
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Datasets to use instead of the paper's, such as fashion-mnist,mnist.",
-            metavar="NAMES",
-            rich_help_panel=_RUNS,
-        ),
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            help="Seeds, each a run of every row (default: 0,1,2).",
-            metavar="NUMBERS",
-            rich_help_panel=_RUNS,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Passes over the training data (default: each row's own).", rich_help_panel=_RUNS
-        ),
-    ] = None,
-    rows: Annotated[
-        str,
-        typer.Option(
-            help="Run only rows whose name matches, such as 'best*'; the table shows of the others "
-            "what is finished.",
-            metavar="PATTERN",
-            rich_help_panel=_RUNS,
-        ),
-    ] = "*",
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="Run tiny networks on digits: a check that it works, no results.",
-            rich_help_panel=_RUNS,
-        ),
-    ] = False,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            help="Number of runs at a time, of one thread each; results do not depend on it.",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = 1,
-    out: Annotated[
-        Path,
-        path_option(
-            help="Folder of the results: finished runs in it are kept, and a table has what its last "
-            "call asked for (with --report-only, what it had besides, too).",
-            panel=_RESULTS,
-        ),
-    ] = Path("results"),
+    name: option.Name,
+    data: option.Data = None,
+    seeds: option.Seeds = None,
+    epochs: option.Epochs = None,
+    rows: option.Rows = "*",
+    quick: option.Quick = False,
+    jobs: option.Jobs = 1,
+    out: option.Out = Path("results"),
     data_root: DataRoot = None,
-    download: Annotated[
-        bool,
-        typer.Option(
-            "--download", help="Download datasets that are not here.", rich_help_panel=DATA
-        ),
-    ] = False,
-    page: Annotated[
-        Path | None,
-        path_option(
-            help="Bring the main table between this file's results:begin and results:end up to date; "
-            "rows that other folders know better stay.",
-            panel=_RESULTS,
-        ),
-    ] = None,
-    readme: Annotated[
-        Path | None,
-        path_option(
-            help="Bring its headline rows between this file's summary:begin and summary:end up to date, "
-            "too (needs --page).",
-            panel=_RESULTS,
-        ),
-    ] = None,
-    report_only: Annotated[
-        bool,
-        typer.Option(
-            "--report-only",
-            help="Run nothing: write tables, report (and pages) of the runs that are finished.",
-            rich_help_panel=_RESULTS,
-        ),
-    ] = False,
-    publish_to: Annotated[
-        Path | None,
-        path_option(
-            "--publish",
-            help="Also add the finished runs that this call asks for, without weights, to this folder, and "
-            "make their experiments' tables and the report there anew; its other runs and tables stay.",
-            panel=_RESULTS,
-        ),
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="Device to compute on: cpu, cuda, ... Results differ by device.",
-            metavar="NAME",
-            rich_help_panel=COMPUTING,
-        ),
-    ] = "cpu",
+    download: option.Download = False,
+    page: option.Page = None,
+    readme: option.Readme = None,
+    report_only: option.ReportOnly = False,
+    publish_to: option.PublishTo = None,
+    device: option.Device = "cpu",
 ) -> None:
     """Run the paper's experiments into tables and a report; finished runs are kept."""
     from spela.experiments.plan import Options
-    from spela.experiments.publish import check_target, publish
+    from spela.experiments.publish import publish
     from spela.experiments.registry import find_experiments
-    from spela.experiments.reproduce import rebuild, reproduce
+    from spela.experiments.reproduce import rebuild
     from spela.experiments.runner import writing_results
-    from spela.reports import check_pages, update_pages, write_pages
+    from spela.reports import update_pages, write_pages
     from spela_kernels.workers import check_workers
 
     options = Options(
@@ -173,58 +66,27 @@ def reproduce_command(
             download=download or None,
         )
     experiments = find_experiments(name)
-    names = [row.name for experiment in experiments for row in experiment.rows]
-    if rows != "*" and not any(fnmatchcase(row, rows) for row in names):
-        raise ValueError(
-            f"--rows {rows!r} matches no row of {name}: {did_you_mean(rows, names)}patterns are the shell's"
-        )
-    if readme is not None and page is None:
-        raise ValueError("--readme takes its rows from --page: say where the main table is")
-    if page is not None:
-        if epochs is not None:
-            raise ValueError("--epochs makes other rows than the page's: leave --page out")
-        check_pages(page, readme, options)
+    _check_rows(name, experiments, rows)
+    _check_pages(page, readme, options)
     if publish_to is not None:
-        if quick:
-            raise ValueError("--quick makes no results: leave --publish out")
-        if epochs is not None:
-            raise ValueError(
-                "--epochs makes other runs than the experiments declare: leave --publish out"
-            )
-        check_target(options, publish_to)
+        _check_publishing(publish_to, options)
     if quick:
         typer.echo("QUICK CHECK: tiny networks on scikit-learn's digits. These are not results.")
-    failed = figures = 0
+
     busy: list[str] = []
-    fresh: list[str] = []  # experiments whose tables this call made from their runs
-
-    def note(outcome: Outcome, done: int, total: int) -> None:
-        _print_outcome(outcome, done, total)
-        if outcome.status == "busy":
-            busy.append(outcome.key)
-
     with writing_results(options):
-        for experiment in experiments:
-            if report_only:
-                if rebuild(experiment, options) is not None:
-                    fresh.append(experiment.name)
-                continue
-            typer.echo(f"== {experiment.name}: {experiment.title}")
-            with going_on(lambda: "the same command goes on"):
-                table = reproduce(experiment, options, jobs, note)
-            fresh.append(experiment.name)
-            _print_table(table)
-            figures += sum(row["status"] not in ("skipped", "not run") for row in table["rows"])
-            figures += bool(table["measured"])
-            failed += sum(
-                row["status"] == "failed" and fnmatchcase(row["row"], rows) for row in table["rows"]
-            )
-        if report_only and not fresh:
-            raise ValueError(
-                f"no run that this call asks for is finished in {options.folder}: nothing was written"
-            )
+        if report_only:
+            found = [rebuild(experiment, options) for experiment in experiments]
+            tables = [table for table in found if table is not None]
+            if not tables:
+                raise ValueError(
+                    f"no run that this call asks for is finished in {options.folder}: nothing was written"
+                )
+        else:
+            tables, busy = _run(experiments, options, jobs)
         html, markdown = write_pages(options)
     typer.echo(f"report: {html}\n        {markdown}")
+    fresh = [table["experiment"] for table in tables]  # made by this call from their runs
     if publish_to is not None:
         fresh = publish(experiments, options, publish_to)
         options = replace(options, out=publish_to)
@@ -232,20 +94,8 @@ def reproduce_command(
     if page is not None:
         update_pages(page, readme, options, fresh)
         typer.echo(f"main table: {page}")
-    if busy:
-        raise ValueError(
-            f"other processes are writing to {len(busy)} runs ({busy[0]}, ...): wait until they end; the "
-            "same command then goes on"
-        )
-    if failed:
-        raise ValueError(
-            f"{failed} rows failed (reasons above and in {options.folder}); the same command tries "
-            "them again and keeps the others"
-        )
-    if not (figures or report_only):
-        raise ValueError(
-            f"no row has a figure (reasons above): {options.folder} has its table and report"
-        )
+    if not report_only:
+        _check_outcome(tables, busy, options)
 
 
 def _seeds(text: str | None, quick: bool) -> tuple[int, ...]:
@@ -262,6 +112,86 @@ def _data(text: str | None) -> tuple[str, ...]:
     if not all(names):
         raise ValueError(f"--data must be names or files such as mnist,cifar10, got {text!r}")
     return names
+
+
+def _check_rows(name: str, experiments: list[Experiment], pattern: str) -> None:
+    """Refuse a pattern that no row matches."""
+    names = [row.name for experiment in experiments for row in experiment.rows]
+    if pattern != "*" and not any(fnmatchcase(row, pattern) for row in names):
+        raise ValueError(
+            f"--rows {pattern!r} matches no row of {name}: {did_you_mean(pattern, names)}patterns are the "
+            "shell's"
+        )
+
+
+def _check_pages(page: Path | None, readme: Path | None, options: Options) -> None:
+    """Refuse pages that could not be brought up to date: before the runs, which may take days."""
+    from spela.reports import check_pages
+
+    if readme is not None and page is None:
+        raise ValueError("--readme takes its rows from --page: say where the main table is")
+    if page is not None:
+        if options.epochs is not None:
+            raise ValueError("--epochs makes other rows than the page's: leave --page out")
+        check_pages(page, readme, options)
+
+
+def _check_publishing(target: Path, options: Options) -> None:
+    """Refuse to publish what is no result, or to where it cannot stand: before the runs, too."""
+    from spela.experiments.publish import check_target
+
+    if options.quick:
+        raise ValueError("--quick makes no results: leave --publish out")
+    if options.epochs is not None:
+        raise ValueError(
+            "--epochs makes other runs than the experiments declare: leave --publish out"
+        )
+    check_target(options, target)
+
+
+def _run(
+    experiments: list[Experiment], options: Options, jobs: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run the experiments and print what comes of them: their tables, and runs that others are writing to."""
+    from spela.experiments.reproduce import reproduce
+
+    tables: list[dict[str, Any]] = []
+    busy: list[str] = []
+
+    def note(outcome: Outcome, done: int, total: int) -> None:
+        _print_outcome(outcome, done, total)
+        if outcome.status == "busy":
+            busy.append(outcome.key)
+
+    for experiment in experiments:
+        typer.echo(f"== {experiment.name}: {experiment.title}")
+        with going_on(lambda: "the same command goes on"):
+            tables.append(reproduce(experiment, options, jobs, note))
+        _print_table(tables[-1])
+    return tables, busy
+
+
+def _check_outcome(tables: list[dict[str, Any]], busy: list[str], options: Options) -> None:
+    """Refuse to end as a success where runs are missing, failed, or none left a figure."""
+    if busy:
+        raise ValueError(
+            f"other processes are writing to {len(busy)} runs ({busy[0]}, ...): wait until they end; the "
+            "same command then goes on"
+        )
+    rows = [row for table in tables for row in table["rows"]]
+    failed = sum(
+        row["status"] == "failed" and fnmatchcase(row["row"], options.rows) for row in rows
+    )
+    if failed:
+        raise ValueError(
+            f"{failed} rows failed (reasons above and in {options.folder}); the same command tries "
+            "them again and keeps the others"
+        )
+    has_figures = any(row["status"] not in ("skipped", "not run") for row in rows)
+    if not has_figures and not any(table["measured"] for table in tables):
+        raise ValueError(
+            f"no row has a figure (reasons above): {options.folder} has its table and report"
+        )
 
 
 def _print_outcome(outcome: Outcome, done: int, total: int) -> None:

@@ -28,7 +28,9 @@ from spela.files.text import printable
 if TYPE_CHECKING:
     import torch
 
+    from spela.data import Dataset
     from spela.experiments import LoadedRun
+    from spela.training import Checkpoint
 
 __all__ = ["check_folder", "evaluate_command", "predict", "refuse_own_file"]
 
@@ -70,6 +72,34 @@ def _check_digits(x: torch.Tensor, file: Path) -> None:
         )
 
 
+def _judged_by(
+    run_dir: Path, checkpoint: Checkpoint, data: str | None, data_root: Path | None
+) -> Dataset:
+    """The run's own data, or what --data names, with the classes that the network answers in."""
+    from spela.experiments import load_data
+
+    learnt_from = checkpoint.config.data
+    there = os.path.exists(os.path.expanduser(learnt_from))
+    if data is None and Path(learnt_from).suffix and not there:
+        raise ValueError(
+            f"{run_dir} was trained on {learnt_from}, which is not here: say where it lies now, --data FILE"
+        )
+    dataset = load_data(checkpoint.config, data_root, data)
+    if data is None:
+        checkpoint.check_data(
+            dataset,
+            str(run_dir),
+            "what it learnt may be among the test samples now; bring the data back, or say --data to "
+            "judge by it",
+        )
+    if dataset.sample_shape != checkpoint.sample_shape:
+        raise ValueError(
+            f"{dataset.name} has samples of shape {dataset.sample_shape}, the run was trained on "
+            f"{checkpoint.sample_shape}"
+        )
+    return dataset.with_classes(checkpoint.class_names)
+
+
 def evaluate_command(
     run_dir: RunDir,
     split: Annotated[
@@ -102,7 +132,6 @@ def evaluate_command(
     from spela.cli.accuracies import print_accuracy, print_batch_statistics, print_top5
     from spela.cli.early_exit import early_exit_facts, measure_early_exit, print_early_exit
     from spela.data import check_scale
-    from spela.experiments import load_data
     from spela.training import batch_statistics_accuracy, evaluate
 
     if split not in SPLITS:
@@ -115,26 +144,7 @@ def evaluate_command(
     where = pick_device(device)
     loaded = _loaded(run_dir, where)
     checkpoint = loaded.checkpoint
-    learnt_from = checkpoint.config.data
-    there = os.path.exists(os.path.expanduser(learnt_from))
-    if data is None and Path(learnt_from).suffix and not there:
-        raise ValueError(
-            f"{run_dir} was trained on {learnt_from}, which is not here: say where it lies now, --data FILE"
-        )
-    dataset = load_data(checkpoint.config, data_root, data)
-    if data is None:
-        checkpoint.check_data(
-            dataset,
-            str(run_dir),
-            "what it learnt may be among the test samples now; bring the data back, or say --data to "
-            "judge by it",
-        )
-    if dataset.sample_shape != checkpoint.sample_shape:
-        raise ValueError(
-            f"{dataset.name} has samples of shape {dataset.sample_shape}, the run was trained on "
-            f"{checkpoint.sample_shape}"
-        )
-    dataset = dataset.with_classes(checkpoint.class_names).to(where)
+    dataset = _judged_by(run_dir, checkpoint, data, data_root).to(where)
     x, y = dataset.test_x, dataset.test_y
     if split == "train":
         x, y = dataset.train_x, dataset.train_y

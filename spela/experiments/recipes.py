@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import Any
 
 from spela.bodies import NETWORKS
@@ -12,14 +13,15 @@ from spela.training import RunConfig
 
 __all__ = ["RECIPES", "make_config"]
 
+# A recipe names every setting, so that each can be replaced; those that have a default start from it.
 _COMMON: dict[str, Any] = {
+    **{field.name: field.default for field in fields(RunConfig) if field.default is not MISSING},
     "method": "spela",
     "channels": (),
     "kernel_size": 5,
     "symmetric_dim": 100,
     "projection_std": 1.0,
     "groups": "",
-    "share_groups": False,
     "conv_objective": "mse",
     "conv_scale": 60.0,
     "layers": (1024, 1024, 1024),
@@ -37,7 +39,6 @@ _COMMON: dict[str, Any] = {
     "negative_slope": 1e-3,
     "vectors": "symmetric",
     "init": "default",
-    "bias_init": "default",
     "normalize_input": "none",
     "precision": "fp32",
     "dropout": 0.0,
@@ -50,17 +51,6 @@ _COMMON: dict[str, Any] = {
     "schedule": "constant",
     "lr_drop": 0.0,
     "diagnostics": False,
-    "network": "",
-    "width": 0,
-    "blocks": "",
-    "readout": 256,
-    "head_channels": 0,
-    "head_hidden": 0,
-    "projection": 128,
-    "similarity": 0.0,
-    "augment": False,
-    "standardize": False,
-    "head_weight_decay": None,
 }
 
 # Cross-entropy, AdamW 1e-3, cosine schedule.

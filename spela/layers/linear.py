@@ -22,8 +22,8 @@ from spela_kernels.precision import autocast_is_on, made_in_inference, without_i
 
 __all__ = ["SpelaLinear"]
 
-INITS = ("kaiming_uniform", "kaiming_normal")
-BIAS_INITS = ("zeros", "uniform")
+_WEIGHT_STARTS = ("kaiming_uniform", "kaiming_normal")
+_BIAS_STARTS = ("zeros", "uniform")
 
 
 class SpelaLinear(LocalLayer, nn.Linear):
@@ -94,11 +94,11 @@ class SpelaLinear(LocalLayer, nn.Linear):
         # One has no direction to turn.
         out_features = as_size("out_features", out_features, least=2)
         num_classes = as_size("num_classes", num_classes, least=2)
-        if init not in INITS:
-            raise ValueError(f"`init` must be one of {', '.join(INITS)}, got {init!r}")
-        if bias_init not in BIAS_INITS:
+        if init not in _WEIGHT_STARTS:
+            raise ValueError(f"`init` must be one of {', '.join(_WEIGHT_STARTS)}, got {init!r}")
+        if bias_init not in _BIAS_STARTS:
             raise ValueError(
-                f"`bias_init` must be one of {', '.join(BIAS_INITS)}, got {bias_init!r}"
+                f"`bias_init` must be one of {', '.join(_BIAS_STARTS)}, got {bias_init!r}"
             )
         get_activation(activation)
         get_objective(objective)

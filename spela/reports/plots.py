@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ __all__ = ["table_figures"]
 
 # Of a network with one answer.
 _OUTPUT = {"color": "0.45", "marker": "o", "markerfacecolor": "none", "linestyle": ""}
+Table = dict[str, Any]
 Rows = list[dict[str, Any]]
+Named = tuple[str, str, Figure]  # file name without ending, caption, figure
 
 
-def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Figure]]:
+def table_figures(table: Table, runs: Path) -> list[Named]:
     """All plots of an experiment.
 
     Args:
@@ -35,78 +38,94 @@ def table_figures(table: dict[str, Any], runs: Path) -> list[tuple[str, str, Fig
     Returns:
         (file name without ending, caption, figure), in the order of the page.
     """
-    name = table["experiment"]
-    figures = []
     rows = [row for row in table["rows"] if "accuracy" in row]
+    figures: list[Named] = []
     for data in dict.fromkeys(row["data"] for row in rows):
         mine = [row for row in rows if row["data"] == data]
-        sweeps = {
-            panel: chosen
-            for panel, chosen in _panels(mine, table["panels"], with_x=True).items()
-            if len({row["x"] for row in chosen}) > 1
-        }
-        if sweeps:
-            figures.append(
-                (
-                    f"{name}-{data}-sweeps",
-                    f"{data}: last layer, mean and deviation over seeds{_crosses(mine)}",
-                    _sweeps(sweeps, table["panels"]),
-                )
-            )
-        for panel, chosen in _panels(mine, table["panels"], with_x=False).items():
-            figures.append(
-                (
-                    f"{name}-{data}-{panel}",
-                    f"{data}, {panel}: mean and deviation over seeds of every layer{_crosses(chosen)}",
-                    _layers(chosen),
-                )
-            )
-        for panel in EXPERIMENTS[name].against_memory:
-            chosen = [row for row in mine if row["panel"] == panel and "peak_memory_bytes" in row]
-            if len(chosen) > 1:
-                figures.append(
-                    (
-                        f"{name}-{data}-{panel}-memory",
-                        f"{data}, {panel}: last layer, and all together, against a training step's peak "
-                        "memory beside weights, optimizer state and batch; mean and deviation over seeds",
-                        against_memory(chosen),
-                    )
-                )
-        main = EXPERIMENTS[name].main
-        least = min(2, max(row["epochs"] for row in mine))  # one epoch makes no curve beside others
-        curves = [
-            row
-            for row in mine
-            if any(fnmatchcase(row["row"], pattern) for pattern in main)
-            and row["epochs"] >= least
-            and _records(row, runs)
-        ]
-        if curves:
-            figures.append(
-                (
-                    f"{name}-{data}-curves",
-                    f"{data}: test accuracy of every layer after every epoch, mean and range over seeds; a "
-                    "head's from its first epoch on. All with the same axis",
-                    _curves(curves, runs),
-                )
-            )
-        for row in mine:
-            key = row["finished"][0]
-            figure = diagnostics_figure(read_evidence(find_run(runs, key)).records)
-            if figure is not None:
-                caption = f"{data}: {row['row']}, layers on fixed training samples ({key})"
-                figures.append((f"{name}-{data}-{row['row']}", caption, figure))
-    if table["measured"].get("points"):
-        if table["measure"] == "memory":
-            points = table["measured"]["points"]
-            figures.append((f"{name}-depth", "Against depth", memory_figure(points)))
-        else:
-            caption = (
-                "Early exit: thresholds, the same at every layer, against accuracy, and accuracy against "
-                "multiply-adds; stars are calibrated thresholds"
-            )
-            figures.append((f"{name}-exits", caption, _exits(table["measured"])))
+        figures += _sweep_figures(table, data, mine)
+        figures += _layer_figures(table, data, mine)
+        figures += _memory_figures(table, data, mine)
+        figures += _curve_figures(table, data, mine, runs)
+        figures += _diagnostics_figures(table, data, mine, runs)
+    figures += _measured_figures(table)
     return figures
+
+
+def _sweep_figures(table: Table, data: str, rows: Rows) -> Iterator[Named]:
+    sweeps = {
+        panel: chosen
+        for panel, chosen in _panels(rows, table["panels"], with_x=True).items()
+        if len({row["x"] for row in chosen}) > 1
+    }
+    if sweeps:
+        yield (
+            f"{table['experiment']}-{data}-sweeps",
+            f"{data}: last layer, mean and deviation over seeds{_crosses(rows)}",
+            _sweeps(sweeps, table["panels"]),
+        )
+
+
+def _layer_figures(table: Table, data: str, rows: Rows) -> Iterator[Named]:
+    for panel, chosen in _panels(rows, table["panels"], with_x=False).items():
+        yield (
+            f"{table['experiment']}-{data}-{panel}",
+            f"{data}, {panel}: mean and deviation over seeds of every layer{_crosses(chosen)}",
+            _layers(chosen),
+        )
+
+
+def _memory_figures(table: Table, data: str, rows: Rows) -> Iterator[Named]:
+    for panel in EXPERIMENTS[table["experiment"]].against_memory:
+        chosen = [row for row in rows if row["panel"] == panel and "peak_memory_bytes" in row]
+        if len(chosen) > 1:
+            yield (
+                f"{table['experiment']}-{data}-{panel}-memory",
+                f"{data}, {panel}: last layer, and all together, against a training step's peak "
+                "memory beside weights, optimizer state and batch; mean and deviation over seeds",
+                against_memory(chosen),
+            )
+
+
+def _curve_figures(table: Table, data: str, rows: Rows, runs: Path) -> Iterator[Named]:
+    main = EXPERIMENTS[table["experiment"]].main
+    least = min(2, max(row["epochs"] for row in rows))  # one epoch makes no curve beside others
+    curves = [
+        row
+        for row in rows
+        if any(fnmatchcase(row["row"], pattern) for pattern in main)
+        and row["epochs"] >= least
+        and _records(row, runs)
+    ]
+    if curves:
+        yield (
+            f"{table['experiment']}-{data}-curves",
+            f"{data}: test accuracy of every layer after every epoch, mean and range over seeds; a "
+            "head's from its first epoch on. All with the same axis",
+            _curves(curves, runs),
+        )
+
+
+def _diagnostics_figures(table: Table, data: str, rows: Rows, runs: Path) -> Iterator[Named]:
+    for row in rows:
+        key = row["finished"][0]
+        figure = diagnostics_figure(read_evidence(find_run(runs, key)).records)
+        if figure is not None:
+            caption = f"{data}: {row['row']}, layers on fixed training samples ({key})"
+            yield f"{table['experiment']}-{data}-{row['row']}", caption, figure
+
+
+def _measured_figures(table: Table) -> Iterator[Named]:
+    if not table["measured"].get("points"):
+        return
+    if table["measure"] == "memory":
+        points = table["measured"]["points"]
+        yield f"{table['experiment']}-depth", "Against depth", memory_figure(points)
+    else:
+        caption = (
+            "Early exit: thresholds, the same at every layer, against accuracy, and accuracy against "
+            "multiply-adds; stars are calibrated thresholds"
+        )
+        yield f"{table['experiment']}-exits", caption, _exits(table["measured"])
 
 
 def _crosses(rows: Rows) -> str:

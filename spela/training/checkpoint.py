@@ -38,7 +38,7 @@ _DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back.
+    """What a checkpoint holds.
 
     Attributes:
         config: The run's settings.
@@ -99,50 +99,29 @@ def state_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     }
 
 
-def save_checkpoint(
-    path: Path,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: RunConfig,
-    epoch: int,
-    sample_shape: tuple[int, ...],
-    sample_dtype: torch.dtype,
-    class_names: tuple[str, ...],
-    tensors: dict[str, Tensor] | None = None,
-    extended_at: tuple[int, ...] = (),
-    data_digest: str = "",
-) -> None:
-    """Write a checkpoint, whole or not at all.
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all; `load_checkpoint` reads it back.
 
     Args:
         path: The file to create or replace.
-        net: The network.
-        optimizer: Its optimizer; per-parameter tensors are kept, hyper-parameters are the config's.
-        config: The run's settings.
-        epoch: Epochs done.
-        sample_shape: Shape of one input.
-        sample_dtype: Of the samples as stored: uint8 pixels or float32 features.
-        class_names: Name of each class.
-        tensors: What to write instead of `state_tensors(net, optimizer)`: of a network that several
-            processes hold, what they gathered.
-        extended_at: How many epochs were done each time the run was given more.
-        data_digest: `Dataset.digest`.
+        checkpoint: Its content, with the tensors of `state_tensors`; what it says of torch is not written,
+            but this torch's version.
 
     Raises:
         OSError: If the disk is full or the folder not writable; an older checkpoint then stays.
     """
-    tensors = state_tensors(net, optimizer) if tensors is None else tensors
+    dtypes = {dtype: name for name, dtype in _DTYPES.items()}
     facts = {
-        "config": config.to_dict(),
-        "epoch": epoch,
-        "sample_shape": list(sample_shape),
-        "sample_dtype": next(name for name, dtype in _DTYPES.items() if dtype == sample_dtype),
-        "class_names": list(class_names),
+        "config": checkpoint.config.to_dict(),
+        "epoch": checkpoint.epoch,
+        "sample_shape": list(checkpoint.sample_shape),
+        "sample_dtype": dtypes[checkpoint.sample_dtype],
+        "class_names": list(checkpoint.class_names),
         "torch": str(torch.__version__),
-        "data_digest": data_digest,
-        **({"extended_at": list(extended_at)} if extended_at else {}),
+        "data_digest": checkpoint.data_digest,
+        **({"extended_at": list(checkpoint.extended_at)} if checkpoint.extended_at else {}),
     }
-    save_tensors(path, tensors, {"format": _FORMAT, "run": json.dumps(facts)})
+    save_tensors(path, checkpoint.tensors, {"format": _FORMAT, "run": json.dumps(facts)})
 
 
 def _damaged(path: Path, why: object) -> ValueError:

@@ -207,11 +207,33 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        self._check_names()
+        self._take_sizes()
+        self._check_layers()
+        parse_groups(self.groups, 2)
+        self._check_network()
+        self._check_numbers()
+        self._check_method()
+
+    def _check_types(self) -> None:
+        """Refuse values that JSON would not give back as they are, and those that only look right."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            held = isinstance(value, _TYPES.get(kind, (tuple, list)))
+            if not held or (isinstance(value, bool) and kind != "bool"):
+                expected = kind.replace(" | ", " or ")
+                raise ValueError(f"{field.name} must be {expected}, got {value!r}")
+
+    def _check_names(self) -> None:
+        """Refuse names that are in no table."""
         for name, known in _CHOICES.items():
             if getattr(self, name) not in tuple(known):
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}"
                 )
+
+    def _take_sizes(self) -> None:
+        """Keep sizes as tuples, where they are sizes."""
         for name in ("layers", "channels"):
             sizes = tuple(getattr(self, name))
             object.__setattr__(self, name, sizes)
@@ -221,6 +243,9 @@ class RunConfig:
                 raise ValueError(
                     f"{name} must be sizes from 1 to {MOST}, such as 1024,1024, got {sizes}"
                 )
+
+    def _check_layers(self) -> None:
+        """There is something to train, and the method trains it."""
         if not self.layers and not self.channels and not self.network:
             raise ValueError("layers must name at least one size, such as 1024,1024")
         if self.head_epochs > 0 and not (self.channels and self.layers):
@@ -234,8 +259,36 @@ class RunConfig:
                 "ff needs normalize_input unit or rms: else a layer reads the goodness of the one "
                 "before it off the length of its input"
             )
-        parse_groups(self.groups, 2)
-        self._check_network()
+
+    def _check_network(self) -> None:
+        """A network by name has its own layers, and only SPELA cuts it."""
+        if not self.network:
+            if self.method in ("predsim", "supervised"):
+                raise ValueError(f"method {self.method} is of blocks: use --model {_NETWORKS}")
+            given = " and ".join(name for name in ("blocks", "width") if getattr(self, name))
+            if given:
+                raise ValueError(f"{given}: of networks by name, use --model {_NETWORKS}")
+            return
+        names = [name for name in ("channels", "layers", "binarise") if getattr(self, name)]
+        names += ["normalize_input"] if self.normalize_input != "none" else []
+        if names:
+            raise ValueError(
+                f"network {self.network} has its own layers: leave {' and '.join(names)} out"
+            )
+        if self.method in ("ff", "pepita"):
+            raise ValueError(f"method {self.method} is for linear layers: use --model mlp")
+        counted = self.blocks.isascii() and self.blocks.isdigit() and int(self.blocks) >= 1
+        if self.method == "backprop" and self.blocks:
+            raise ValueError("backprop trains the whole network at once: leave blocks out")
+        if self.blocks == "conv" and (self.network != "vgg" or self.method != "spela"):
+            raise ValueError("blocks conv, of SpelaConv2d layers, is for vgg and method spela")
+        if self.method != "backprop" and self.blocks not in ("layers", "conv") and not counted:
+            raise ValueError(
+                f"blocks must be a number such as 3, or layers, or conv, got {self.blocks!r}"
+            )
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers out of their ranges."""
         for name, least in _SIZES.items():
             if getattr(self, name) < least:
                 bound = "at least 1" if least else "0 or more"
@@ -265,6 +318,9 @@ class RunConfig:
         ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+    def _check_method(self) -> None:
+        """Refuse settings that the method, or its kind of layers, does not have."""
         if self.bias_init != "default" and self.method != "spela":
             raise ValueError(
                 f"bias_init is for SPELA's linear layers, not for method {self.method}"
@@ -282,42 +338,6 @@ class RunConfig:
             )
         if self.binarise and (self.method != "spela" or self.channels):
             raise ValueError("binarise is for SPELA's linear layers: use method spela, no channels")
-
-    def _check_types(self) -> None:
-        """Refuse values that JSON would not give back as they are, and those that only look right."""
-        for field in fields(self):
-            value, kind = getattr(self, field.name), str(field.type)
-            held = isinstance(value, _TYPES.get(kind, (tuple, list)))
-            if not held or (isinstance(value, bool) and kind != "bool"):
-                expected = kind.replace(" | ", " or ")
-                raise ValueError(f"{field.name} must be {expected}, got {value!r}")
-
-    def _check_network(self) -> None:
-        """A network by name has its own layers, and only SPELA cuts it."""
-        if not self.network:
-            if self.method in ("predsim", "supervised"):
-                raise ValueError(f"method {self.method} is of blocks: use --model {_NETWORKS}")
-            given = " and ".join(name for name in ("blocks", "width") if getattr(self, name))
-            if given:
-                raise ValueError(f"{given}: of networks by name, use --model {_NETWORKS}")
-            return
-        names = [name for name in ("channels", "layers", "binarise") if getattr(self, name)]
-        names += ["normalize_input"] if self.normalize_input != "none" else []
-        if names:
-            raise ValueError(
-                f"network {self.network} has its own layers: leave {' and '.join(names)} out"
-            )
-        if self.method in ("ff", "pepita"):
-            raise ValueError(f"method {self.method} is for linear layers: use --model mlp")
-        counted = self.blocks.isascii() and self.blocks.isdigit() and int(self.blocks) >= 1
-        if self.method == "backprop" and self.blocks:
-            raise ValueError("backprop trains the whole network at once: leave blocks out")
-        if self.blocks == "conv" and (self.network != "vgg" or self.method != "spela"):
-            raise ValueError("blocks conv, of SpelaConv2d layers, is for vgg and method spela")
-        if self.method != "backprop" and self.blocks not in ("layers", "conv") and not counted:
-            raise ValueError(
-                f"blocks must be a number such as 3, or layers, or conv, got {self.blocks!r}"
-            )
 
     @property
     def total_epochs(self) -> int:

@@ -388,19 +388,17 @@ class Trainer:
         return weight_norms(self.module)
 
     def _checkpoint(self) -> None:
-        save_checkpoint(
-            self.folder.checkpoint,
-            self.module,
-            self.optimizer,
-            self.config,
-            self.epochs_done,
-            self.dataset.sample_shape,
-            self.dataset.train_x.dtype,
-            self.dataset.class_names,
-            self._run_tensors(),
-            self.extended_at,
-            self.dataset.digest,
+        now = Checkpoint(
+            config=self.config,
+            epoch=self.epochs_done,
+            sample_shape=self.dataset.sample_shape,
+            sample_dtype=self.dataset.train_x.dtype,
+            class_names=self.dataset.class_names,
+            tensors=self._run_tensors(),
+            extended_at=self.extended_at,
+            data_digest=self.dataset.digest,
         )
+        save_checkpoint(self.folder.checkpoint, now)
 
     def _run_tensors(self) -> dict[str, Tensor]:
         return state_tensors(self.module, self.optimizer)

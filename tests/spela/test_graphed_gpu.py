@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from spela import SpelaSequential
-from tests.spela.test_graphed import NETWORKS, OPTIMIZERS, Pair, _batches
+from tests.spela.graphed_networks import NETWORKS, OPTIMIZERS, Pair, make_batches
 from tests.spela_kernels.on_a_gpu import NEEDS_GPU
 
 pytestmark = NEEDS_GPU
 
 
 def _train(pair: Pair, count: int, size: int = 6) -> None:
-    for x, target in _batches(count, size):
+    for x, target in make_batches(count, size):
         pair.step(x.cuda(), target.cuda())
 
 
@@ -31,7 +31,7 @@ def test_replayed_steps_are_eager_steps_to_the_bit(network: str, optimizer: str)
 def test_a_replay_never_waits_for_the_gpu() -> None:
     pair = Pair(NETWORKS["objective softmax"], OPTIMIZERS["adam"], "cuda")
     _train(pair, 4)
-    x, target = (tensor.cuda() for tensor in _batches(1)[0])
+    x, target = (tensor.cuda() for tensor in make_batches(1)[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
         pair.graphed(x, target)

@@ -12,7 +12,7 @@ import torch
 
 from spela.benchmarks import GROUPS, Row, network, run_groups, scaling
 from spela.benchmarks.clock import interleaved_medians
-from spela.benchmarks.memory import MEMORY_VARIANTS, multiply_adds, peak_bytes
+from spela.benchmarks.memory import MEMORY_VARIANTS, peak_bytes, step_multiply_adds
 from spela.benchmarks.network import VARIANTS, NetworkCase, check_parity
 from spela.cli import main
 
@@ -90,7 +90,7 @@ def test_unknown_groups_are_refused_before_anything_runs() -> None:
 def test_multiply_adds_are_those_of_the_products() -> None:
     depth, width, batch, classes = 3, 8, 4, 10
     case = NetworkCase((width,) * (depth + 1), batch, classes)
-    counts = {name: multiply_adds(make(case)) for name, make in MEMORY_VARIANTS.items()}
+    counts = {name: step_multiply_adds(make(case)) for name, make in MEMORY_VARIANTS.items()}
     product = batch * width * width
     output = batch * width * classes
     # Ours: every layer forward and its weight gradient. Backprop: the error goes back as well, but not
