@@ -27,8 +27,8 @@ def _wrapped_as(model: nn.Module) -> str:
     return "module" if isinstance(model, wrappers) else ""
 
 
+@without_inference  # outside: ending that mode lets gradients in again
 @torch.no_grad()
-@without_inference
 def convert(
     model: nn.Module,
     num_classes: int,
