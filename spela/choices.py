@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # Of a run.
-METHODS = ("spela", "backprop", "ff", "pepita", "mono", "predsim", "supervised")
+METHODS = ("spela", "backprop", "ff", "pepita", "mono", "predsim", "classifier", "supervised")
 NETWORKS = ("vgg", "cifarnet", "resnet", "vit")  # spela.bodies.NETWORKS
 MODELS = ("mlp", "cnn", *NETWORKS)
 OBJECTIVES = ("log", "cosine", "angular", "euclidean", "mse", "softmax")  # spela_kernels.OBJECTIVES
@@ -54,7 +54,7 @@ BINARISED = ("", "all", "last")
 PARALLEL = ("data", "layers")
 
 # By model; spela.experiments.RECIPES.
-_OF_NETWORKS = ("best", "backprop", "supervised", "predsim", "mono")
+_OF_NETWORKS = ("best", "backprop", "supervised", "classifier", "predsim", "mono")
 RECIPES = {
     "mlp": (
         *("best", "fewshot", "paper", "tmlr", "backprop", "backprop-sgd", "ff", "pepita", "mono"),

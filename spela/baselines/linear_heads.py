@@ -16,7 +16,8 @@ class LinearHeadBlock(SpelaBlock):
     """A block whose head is a linear classifier, trained by cross-entropy of its logits.
 
     With a similarity loss of weight 0.99 it is Nøkland and Eidnes' predsim; without one it is a
-    Mono-Forward-style block, whose projection goes to the classes.
+    Mono-Forward-style block, whose projection goes to the classes. Behind the layers that SPELA's heads have
+    (`channels`, `hidden`) it tells what the class vectors bring: all else is the same.
 
     What differs from the publications: the readout is an average down to at most `readout` numbers in both,
     where Mono-Forward projects the whole map; the heads have no bias.
@@ -26,6 +27,7 @@ class LinearHeadBlock(SpelaBlock):
         num_classes: C.
         sample_input: As of `SpelaBlock`.
         readout: Most numbers that are read out of maps.
+        channels, hidden: Of the head, as of `SpelaBlock`; 0: none, as in the publications.
         similarity: Weight of the similarity loss, in [0, 1).
         dropout: Share of what is read out that training leaves out.
         generator: Source of the similarity loss's weights; the classifier starts at zero.
@@ -49,6 +51,8 @@ class LinearHeadBlock(SpelaBlock):
         sample_input: Tensor,
         *,
         readout: int = 2048,
+        channels: int = 0,
+        hidden: int = 0,
         similarity: float = 0.0,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
@@ -58,6 +62,8 @@ class LinearHeadBlock(SpelaBlock):
             num_classes,
             sample_input,
             readout=readout,
+            channels=channels,
+            hidden=hidden,
             projection=num_classes,
             similarity=similarity,
             dropout=dropout,

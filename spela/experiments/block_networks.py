@@ -55,7 +55,7 @@ def build_named_network(
             generator=generator,
         )
     blocks = config.blocks if config.blocks == "layers" else int(config.blocks)
-    if config.method in ("mono", "predsim"):
+    if config.method in ("mono", "predsim", "classifier"):
         return _linear_heads(
             config, cut_network(body, sample, blocks), sample, num_classes, generator
         )
@@ -86,6 +86,7 @@ def _linear_heads(
     num_classes: int,
     generator: torch.Generator,
 ) -> SpelaSequential:
+    layers = {"channels": config.head_channels, "hidden": config.head_hidden}
     blocks = []
     for part in parts:
         block = LinearHeadBlock(
@@ -93,9 +94,10 @@ def _linear_heads(
             num_classes,
             x,
             readout=config.readout,
-            similarity=config.similarity if config.method == "predsim" else 0.0,
+            similarity=0.0 if config.method == "mono" else config.similarity,
             dropout=config.dropout,
             generator=generator,
+            **(layers if config.method == "classifier" else {}),
         )
         with probing(part), torch.no_grad():
             x = part(x)

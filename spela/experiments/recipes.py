@@ -240,6 +240,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "backprop": {**_NETWORK, "network": name, "method": "backprop", "blocks": ""},
             # SPELA's blocks and heads, one gradient through all of them.
             "supervised": {**_NETWORK, "network": name, "method": "supervised"},
+            # The same blocks and heads, whose last map goes to logits instead of class vectors.
+            "classifier": {**_NETWORK, "network": name, "method": "classifier"},
             # Linear heads on the same blocks: with a similarity loss, and without. Its published weight of
             # 0.99 was five points weaker in short trainings on held-out images (`bench/block_table.py`).
             "predsim": {

@@ -84,10 +84,11 @@ def _unread_by_network(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "dropout", "of blocks"
     if config.method == "backprop" or config.blocks == "conv":
         yield from ((name, "of blocks") for name in of_heads)
-    elif config.method in ("mono", "predsim"):
+    elif config.method in ("mono", "predsim", "classifier"):
         yield "init", "of backprop's output layer"
+        layers = ("head_channels", "head_hidden") if config.method == "classifier" else ()
         for name in of_heads:
-            if name not in ("readout", "similarity", "head_weight_decay"):
+            if name not in ("readout", "similarity", "head_weight_decay", *layers):
                 yield name, f"of SPELA's heads, not of {config.method}'s"
         if config.method == "mono":
             yield "similarity", "of predsim and SPELA"

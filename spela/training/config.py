@@ -92,7 +92,8 @@ class RunConfig:
         recipe: Name of the preset the other values came from.
         method: spela, or a rival on the same hidden layers: backprop (with an output layer), ff
             (Forward-Forward), pepita (with an output layer) or mono (Mono-Forward); on the same blocks: mono
-            and predsim (linear heads) or supervised (SPELA's heads, one gradient through all blocks).
+            and predsim (linear heads), classifier (SPELA's heads with a linear classifier in place of class
+            vectors) or supervised (SPELA's heads, one gradient through all blocks).
         channels: Kernels of each convolution layer; none: a network of linear layers only.
         kernel_size: Of the convolutions, without padding; each is followed by a 2 x 2 max pool.
         symmetric_dim: Dimension of the convolutions' class vectors.
@@ -263,7 +264,7 @@ class RunConfig:
     def _check_network(self) -> None:
         """A network by name has its own layers, and only SPELA cuts it."""
         if not self.network:
-            if self.method in ("predsim", "supervised"):
+            if self.method in ("predsim", "classifier", "supervised"):
                 raise ValueError(f"method {self.method} is of blocks: use --model {_NETWORKS}")
             given = " and ".join(name for name in ("blocks", "width") if getattr(self, name))
             if given:

@@ -39,6 +39,8 @@ _CONVOLUTIONS = (
     # On 28 x 28 pixels its last map would be one pixel a kernel, which has no direction to turn.
     _spela("SpelaConv2d layers", "vgg", _VGG, "conv", data=("cifar10",)),
     _rival("layers, deep supervision", "supervised", _LAYERS),
+    # What of `layers` is its heads', and what its class vectors'.
+    _rival("layers, classifiers", "classifier", _LAYERS),
     _rival("layers, predsim", "predsim", {**_VGG, "blocks": "layers"}),
     _rival("layers, Mono-Forward heads", "mono", {**_VGG, "blocks": "layers"}),
 )

@@ -79,6 +79,27 @@ def test_a_linear_head_starts_at_the_logarithm_of_the_classes() -> None:
     assert not block.projection.any()
 
 
+def test_behind_spelas_head_layers_is_a_linear_classifier() -> None:
+    """What tells what class vectors bring: the same layers, and logits of their output."""
+    x, target = _batch()
+    ours, block = (
+        kind(_body(2, 0), CLASSES, x, readout=16, channels=3, hidden=5)
+        for kind in (SpelaBlock, LinearHeadBlock)
+    )
+    for mine, theirs in zip(ours.head.parameters(), block.head.parameters(), strict=True):
+        assert mine.shape == theirs.shape
+    with torch.no_grad():
+        block.projection.normal_()
+    loss, _ = block.local_loss(x, target)
+    rows = block.head(block.body(x))
+    assert rows.shape == (len(x), 5)
+    expected = nn.functional.cross_entropy(rows @ block.projection[0], target)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    losses = [float(block.local_step(x, target, optimizer)[0]) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def _supervised(count: int) -> DeeplySupervisedSequential:
     x, _ = _batch()
     g = torch.Generator().manual_seed(1)

@@ -143,7 +143,9 @@ def test_a_body_with_several_weights_is_one_vector_and_tokens_have_their_feature
     assert rows[0].alignment == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["best", "supervised", "predsim", "mono", "backprop"])
+@pytest.mark.parametrize(
+    "recipe", ["best", "supervised", "predsim", "classifier", "mono", "backprop"]
+)
 def test_networks_by_name_are_diagnosed_without_a_trace(recipe: str) -> None:
     blocks = {} if recipe == "backprop" else {"blocks": "3"}
     config = make_config("x", recipe, model="resnet", width=4, **blocks)
@@ -171,7 +173,7 @@ def test_networks_by_name_are_diagnosed_without_a_trace(recipe: str) -> None:
     assert [row.loss for row in rows] == pytest.approx(
         net.local_losses(PROBE.x, PROBE.target).tolist(), rel=1e-5
     )
-    assert (rows[0].cosine_margin is None) == (recipe in ("predsim", "mono"))
+    assert (rows[0].cosine_margin is None) == (recipe in ("predsim", "classifier", "mono"))
     is_same_loss = recipe != "predsim"  # which has a similarity loss, too
     assert (abs(alignment[-1] - 1) < 1e-5) == is_same_loss
     assert alignment[0] < 0.999

@@ -93,7 +93,7 @@ def test_a_block_network_learns_and_comes_back_from_its_files(
     )
 
 
-@pytest.mark.parametrize("recipe", ["mono", "predsim", "supervised"])
+@pytest.mark.parametrize("recipe", ["mono", "predsim", "classifier", "supervised"])
 def test_rivals_learn_on_the_same_blocks(recipe: str, digits: Dataset, tmp_path: Path) -> None:
     settings = {"model": "resnet", "width": 8, "blocks": "3", "epochs": 8}
     config = make_config("digits", recipe, **settings)
@@ -109,6 +109,10 @@ def test_rivals_learn_on_the_same_blocks(recipe: str, digits: Dataset, tmp_path:
         for net in (ours, theirs)
     ]
     assert shapes[0] == shapes[1]
+    heads = [
+        [block.head.state_dict().keys() for block in net.local_layers] for net in (ours, theirs)
+    ]
+    assert (heads[0] == heads[1]) == (recipe in ("classifier", "supervised"))
 
 
 def test_every_command_takes_a_run_of_blocks(
@@ -165,6 +169,8 @@ def test_every_command_takes_a_run_of_blocks(
         ),
         ({"recipe": "predsim", "scale": 5.0}, "scale 5.0 .* of SPELA's heads, not of predsim's"),
         ({"recipe": "mono", "similarity": 0.5}, "similarity 0.5 .* of predsim and SPELA"),
+        ({"recipe": "mono", "head_channels": 8}, "head_channels 8 .* not of mono's"),
+        ({"recipe": "classifier", "projection": 64}, "projection 64 .* not of classifier's"),
         ({"model": "mlp", "method": "supervised"}, "method supervised is of blocks"),
         ({"method": "pepita"}, "method pepita is for linear layers"),
         ({"model": "mlp", "readout": 7}, "would change nothing in this run, it is of blocks"),
