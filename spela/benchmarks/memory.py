@@ -96,7 +96,8 @@ def _layers(case: NetworkCase) -> nn.Sequential:
     blocks: list[nn.Module] = []
     with seeded(0, torch.device("cpu")):
         for i, o in zip(case.sizes[:-1], case.sizes[1:], strict=True):
-            blocks.append(nn.Sequential(nn.Linear(i, o), nn.LeakyReLU(1e-3)))
+            # In place: its slope follows from its output, which the next layer keeps anyway.
+            blocks.append(nn.Sequential(nn.Linear(i, o), nn.LeakyReLU(1e-3, inplace=True)))
         blocks.append(nn.Linear(case.sizes[-1], case.classes))
     return nn.Sequential(*blocks).to(case.device)
 
