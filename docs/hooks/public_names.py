@@ -15,8 +15,8 @@ import spela
 
 __all__ = ["missing_names", "on_post_build"]
 
-# The command line has a reference of its own.
-_NOT_IMPORTED_BY_USERS = ("__main__", "cli")
+# The command line has a reference of its own, and `choices` has its names for the help.
+_NOT_IMPORTED_BY_USERS = ("__main__", "choices", "cli")
 _log = get_plugin_logger("public_names")
 
 
