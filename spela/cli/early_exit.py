@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import typer
@@ -49,7 +50,10 @@ def print_early_exit(found: ExitEvaluation, max_loss: float) -> None:
         "them (random, seed 0) under thresholds chosen on the other half:"
     )
     for half, policy in zip(("first", "second"), found.policies, strict=True):
-        margins = " ".join(f"{threshold:.4f}" for threshold in policy.thresholds)
+        margins = " ".join(
+            "never" if threshold == math.inf else f"{threshold:.4f}"
+            for threshold in policy.thresholds
+        )
         typer.echo(f"  margins to leave at, {half} half: {margins}")
     typer.echo(
         f"  accuracy: {100 * found.accuracy:.2f} %, last layer alone {100 * found.full_accuracy:.2f} %"
@@ -61,7 +65,7 @@ def print_early_exit(found: ExitEvaluation, max_loss: float) -> None:
     typer.echo(
         f"  wall time, batches of 1000: {1e3 * found.seconds:.1f} ms of "
         f"{1e3 * found.full_seconds:.1f} ms, "
-        f"{change_text(1 - found.seconds / found.full_seconds, 'saved', 'more', 1)}"
+        f"{change_text(1 - found.seconds / found.full_seconds, 'saved', 'more')}"
     )
     for layer, leaving in enumerate(found.leaving, start=1):
         typer.echo(f"  layer {layer} answers {leaving:,} ({100 * leaving / count:.1f} %)")

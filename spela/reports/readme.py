@@ -35,10 +35,10 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
 
     Args:
         tables: From `read_tables`.
-        before: The table so far. Its rows that `tables` has no figures of stay, and so do those of more seeds
-            or with a rival where ours has none, so that results of several machines and folders come
-            together; a dagger behind their seeds says that the experiment's table does not have them. Rows
-            that are not among the main ones are dropped.
+        before: The table so far. Its rows that `tables` has no figures of stay, and so do those of more
+            seeds, so that results of several machines and folders come together; a dagger behind their seeds
+            says that the experiment's table does not have them. A row whose rival only the table so far has
+            names it, with a dagger, and no difference. Rows that are not among the main ones are dropped.
 
     Returns:
         Lines without a final newline, in the registry's order. Rows without figures are left out: the
@@ -48,8 +48,9 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
     read = {table["experiment"] for table in tables}
     lines = {key: _marked(line) if key[0] in read else line for key, line in lines.items()}
     for line in _lines(tables):
-        if not _says_more(lines.get(_key(line), ""), line):
-            lines[_key(line)] = line
+        known = lines.get(_key(line), "")
+        if _seeds_and_rival(known)[0] <= _seeds_and_rival(line)[0]:
+            lines[_key(line)] = _with_rival_of(known, line)
     places = {name: place for place, name in enumerate(_main_rows())}
     kept = [line for key, line in lines.items() if key[:2] in places]
     return "\n".join([*_HEADER, *sorted(kept, key=lambda line: places[_key(line)[:2]])])
@@ -99,10 +100,15 @@ def _marked(line: str) -> str:
     return "|".join(parts)
 
 
-def _says_more(line: str, than: str) -> bool:
-    """Whether a line is of more seeds than another, or has a rival where the other has none."""
-    (seeds, rival), (other_seeds, other_rival) = map(_seeds_and_rival, (line, than))
-    return seeds > other_seeds or (bool(rival) and not other_rival)
+def _with_rival_of(known: str, line: str) -> str:
+    """A line with the rival's name and accuracy of an older one where it has none of its own."""
+    rival = _seeds_and_rival(known)[1]
+    if not rival or _seeds_and_rival(line)[1]:
+        return line
+    named = rival[rival.index("(") :].rstrip(f"){_UNRECORDED}")
+    parts = line.split("|")
+    parts[10] = f" {named}{_UNRECORDED}) "
+    return "|".join(parts)
 
 
 def _seeds_and_rival(line: str) -> tuple[int, str]:

@@ -23,6 +23,9 @@ from spela.network import SpelaSequential
 
 __all__ = ["ExitEvaluation", "evaluate_early_exit"]
 
+# Both ways are timed again until they have taken so long together: of a few samples a single call is chance.
+_LEAST_SECONDS, _MOST_REPEATS = 0.4, 200
+
 
 @dataclass(frozen=True)
 class ExitEvaluation:
@@ -100,7 +103,7 @@ def evaluate_early_exit(
         max_loss: Share of answers that may be lost, as for `calibrate_thresholds`.
         seed: Of the halves.
         batch_size: Samples at a time.
-        repeats: Timings of each way, in turn.
+        repeats: Timings of each way, in turn; more where few samples take little time.
 
     Returns:
         An `ExitEvaluation`.
@@ -124,13 +127,16 @@ def evaluate_early_exit(
         )
         early = [_answer(net, *half) for half in zip(batches, policies, strict=True)]
         full = [_answer(net, half, None) for half in batches]
-        times = [
-            (
-                sum(_seconds(net, *half) for half in zip(batches, policies, strict=True)),
-                sum(_seconds(net, half, None) for half in batches),
+        times: list[tuple[float, float]] = []
+        while len(times) < repeats or (
+            len(times) < _MOST_REPEATS and sum(map(sum, times)) < _LEAST_SECONDS
+        ):
+            times.append(
+                (
+                    sum(_seconds(net, *half) for half in zip(batches, policies, strict=True)),
+                    sum(_seconds(net, half, None) for half in batches),
+                )
             )
-            for _ in range(repeats)
-        ]
         costs = layer_costs(net, tuple(x.shape[1:]))
     spent = [
         mean_multiply_adds(costs, policy, half.layer) * len(half.layer)

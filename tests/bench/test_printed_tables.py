@@ -29,6 +29,7 @@ def test_classifiers_stand_beside_each_other(
     figures = {
         "SpelaClassifier": [(90.0, 0.5, 1.0), (92.0, 0.3, 3.0)],
         "MLPClassifier": [(89.0, 0.6, 2.0), (88.0, 0.8, 2.0)],
+        "Again": [(90.5, 0.6, 2.0), (92.5, 0.8, 4.0)],
     }
     left = {name: iter(values) for name, values in figures.items()}
     monkeypatch.setattr(estimator_table, "samples", lambda *_: (np.eye(2), None, [0, 1], None))
@@ -44,6 +45,8 @@ def test_classifiers_stand_beside_each_other(
             "91.00 +- 1.41, 0.400, 2.000",
             "88.50 +- 0.71, 0.700, 2.000",
             "+2.50 +- 2.12",
+            "91.50 +- 1.41, 0.700, 3.000",
+            "-0.50 +- 0.00",
         ]
     ]
 

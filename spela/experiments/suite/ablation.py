@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spela.experiments.declare import Experiment, Figure, Row
+from spela.experiments.declare import LAST, Experiment, Figure, Range, Row
 
 __all__ = ["ABLATION"]
 
@@ -14,13 +14,15 @@ def _row(
     name: str,
     panel: str,
     settings: Mapping[str, Any],
-    mnist: tuple[Figure, ...] = (),
+    mnist: tuple[Figure, ...] | Mapping[int, Figure] = (),
     fashion: tuple[Figure, ...] = (),
     x: float | None = None,
 ) -> Row:
     published, measured = (
-        {data: dict(enumerate(figures, start=1))} if figures else {}
-        for data, figures in (("mnist", mnist), ("fashion-mnist", fashion))
+        {data: dict(enumerate(found, start=1)) if isinstance(found, tuple) else found}
+        if found
+        else {}
+        for data, found in (("mnist", mnist), ("fashion-mnist", fashion))
     )
     series = "tmlr" if x is not None else ""
     return Row(
@@ -37,6 +39,8 @@ def _row(
     )
 
 
+# Two figures without a word of which layers or runs they are: no first layer of the others is above 91.1.
+_PUBLISHED_RATE: dict[int, Figure] = {LAST: Range(94.4, 95.0)}
 _RATES: dict[float, tuple[Figure, ...]] = {
     0.01: (),
     0.1: (79.1, 83.6),
@@ -94,7 +98,7 @@ ABLATION = Experiment(
                 f"constant lr {rate:g}",
                 "learning rate",
                 {"lr": rate, "schedule": "constant"},
-                (94.4, 95.0) if rate == 0.1 else (),
+                _PUBLISHED_RATE if rate == 0.1 else (),
                 figures,
                 x=rate,
             )

@@ -140,7 +140,11 @@ def test_a_row_of_the_page_stays_where_it_says_more(tmp_path: Path) -> None:
     for before, kept in (
         (f"{start} | 2 | 90.00 | | | | |", line),
         (more, more.replace("| 3 |", "| 3† |")),
-        (rival, rival.replace("| 1 |", "| 1† |")),
+        (rival, line.removesuffix("|  |") + "| (backprop†) |"),
+        (
+            f"{start} | 3 | 90.00 | | | | +1.00 (backprop) |",
+            f"{start} | 3† | 90.00 | | | | +1.00 (backprop) |",
+        ),
     ):
         assert main_table(tables, before).splitlines()[2:] == [kept]
         assert main_table(tables, kept).splitlines()[2:] == [kept]
