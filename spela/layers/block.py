@@ -19,7 +19,7 @@ from spela.layers.modes import check_module, probing
 from spela.layers.projected import ProjectedLayer
 from spela.layers.readout import check_readable, other_batches
 from spela.layers.similarity import Similarity, check_compared
-from spela.layers.steps import learning, owns, step_by_gradient
+from spela.layers.steps import learning, owns, scaled_back, step_by_gradient
 from spela.vectors import as_size
 from spela_kernels import projection_loss
 from spela_kernels.contracts import check_scale
@@ -355,9 +355,7 @@ class SpelaBlock(ProjectedLayer):
         return call_with_hooks(
             self,
             x,
-            lambda x: optimizer.between_hooks(
-                self._fused_update, x, target, optimizer, projection, body
-            ),
+            lambda x: optimizer.between_hooks(self._fused_update, x, target, optimizer, body),
         )
 
     def _fused_update(
@@ -365,18 +363,15 @@ class SpelaBlock(ProjectedLayer):
         x: Tensor,
         target: Tensor,
         optimizer: FusedOptimizer,
-        projection: nn.Parameter,
         body: list[nn.Parameter],
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             y, rows = self._run(x.detach())
-        _, *fixed = self._projector()
-        loss, drows = optimizer.projection_step(
-            rows.detach()[:, None], projection, *fixed, target, **self._criterion()
-        )
+        loss, drows, scale = self._step_projection(rows.detach()[:, None], target, optimizer)
         if rows.requires_grad:
             found = torch.autograd.grad(rows, body, drows[:, 0].to(rows.dtype), allow_unused=True)
-            optimizer.update((p, g) for p, g in zip(body, found, strict=True) if g is not None)
+            used = ((p, g) for p, g in zip(body, found, strict=True) if g is not None)
+            optimizer.update(scaled_back(used, scale))
         return loss, y.detach()
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ from spela.layers.initial import hold_vectors, set_values
 from spela.layers.maps import convolved_size
 from spela.layers.plain import departure
 from spela.layers.projected import ProjectedLayer
-from spela.layers.steps import learning, owns, step_by_gradient
+from spela.layers.steps import learning, owns, scaled_back, step_by_gradient
 from spela.vectors import (
     Groups,
     as_size,
@@ -386,11 +386,9 @@ class SpelaConv2d(ProjectedLayer, nn.Conv2d):
     ) -> tuple[Tensor, Tensor]:
         stages = Stages(self, self.norm, self.negative_slope, self.pool, self.pool_size)
         done = stages_forward(stages, x)
-        loss, dz = optimizer.projection_step(
-            done.rows, *self._projector(), target, **self._criterion()
-        )
-        dy = dz.unflatten(2, self.output_size)
-        optimizer.update(stages_backward(stages, done, dy).items())
+        loss, dz, scale = self._step_projection(done.rows, target, optimizer)
+        found = stages_backward(stages, done, dz.unflatten(2, self.output_size))
+        optimizer.update(scaled_back(found.items(), scale))
         return loss, done.y
 
     def extra_repr(self) -> str:

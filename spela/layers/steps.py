@@ -30,6 +30,7 @@ __all__ = [
     "not_held",
     "owns",
     "rates_kept",
+    "scaled_back",
     "set_rates",
     "step_by_gradient",
     "step_on",
@@ -273,6 +274,19 @@ def step_on(optimizer: torch.optim.Optimizer, gradients: Iterable[tuple[Tensor, 
             parameter.grad = None
         for parameter, kept in pending:
             parameter.grad = kept
+
+
+def scaled_back(
+    given: Iterable[tuple[_Key, Tensor]], scale: float
+) -> Iterator[tuple[_Key, Tensor]]:
+    """Named gradients over the scale that was on their way down; as they are where it is 1.
+
+    Example:
+        >>> dict(scaled_back([("w", torch.tensor([6.0]))], 2.0))
+        {'w': tensor([3.])}
+    """
+    for key, gradient in given:
+        yield key, gradient if scale == 1 else gradient / scale
 
 
 def apart(given: Iterable[tuple[_Key, Tensor]]) -> Iterator[tuple[_Key, Tensor]]:
