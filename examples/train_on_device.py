@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -36,6 +37,8 @@ class Device:
         options.log_severity_level = (
             3  # it would warn that weights are inputs here, as they must be
         )
+        if not Path(file).is_file():
+            raise SystemExit(f"{file} is no file: export one with --what train-step --out {file}")
         self.session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         self.facts = json.loads(self.session.get_modelmeta().custom_metadata_map["spela"])
         if self.facts["what"] != "train-step":
