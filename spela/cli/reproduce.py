@@ -87,12 +87,13 @@ def reproduce_command(
         html, markdown = write_pages(options)
     typer.echo(f"report: {html}\n        {markdown}")
     fresh = [table["experiment"] for table in tables]  # made by this call from their runs
+    shown = options
     if publish_to is not None:
         fresh = publish(experiments, options, publish_to)
-        options = replace(options, out=publish_to)
-        typer.echo(f"published: {write_pages(options)[1]}")
+        shown = replace(options, out=publish_to)
+        typer.echo(f"published: {write_pages(shown)[1]}")
     if page is not None:
-        update_pages(page, readme, options, fresh)
+        update_pages(page, readme, shown, fresh)
         typer.echo(f"main table: {page}")
     if not report_only:
         _check_outcome(tables, busy, options)

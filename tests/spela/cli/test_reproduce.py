@@ -61,6 +61,13 @@ def test_a_call_without_a_figure_is_no_success(call: Call) -> None:
     assert Path("r/report.md").exists()
 
 
+def test_the_end_names_the_folder_of_the_runs_not_where_they_are_published(call: Call) -> None:
+    arguments = ("reproduce", "mlp", "--data", "cifar10", "--data-root", "nowhere", "--seeds", "0")
+    code, _, error = call(*arguments, "--out", "r", "--publish", "p")
+    assert code == 2
+    assert "no row has a figure (reasons above): r has its table and report" in error
+
+
 def test_a_report_of_no_run_is_no_success_and_blanks_in_data_are_none(call: Call) -> None:
     arguments = ("reproduce", "mlp", "--data", "digits, mnist", "--report-only", "--out", "r")
     code, shown, error = call(*arguments, "--seeds", "7")

@@ -23,6 +23,7 @@ def _row(experiment: str, name: str) -> Row:
 
 def test_a_figure_that_is_published_as_a_range_is_declared_as_one() -> None:
     assert _row("mlp", "paper 1024,10").published == {"mnist": {LAST: Range(94.06, 95.58)}}
+    assert _row("ablation", "constant lr 0.1").published == {"mnist": {LAST: Range(94.4, 95.0)}}
 
 
 def test_figures_of_resnet50_stand_beside_other_features_of_cifar10() -> None:
