@@ -61,7 +61,11 @@ def test_a_call_without_a_figure_is_no_success(call: Call) -> None:
     assert Path("r/report.md").exists()
 
 
-def test_the_end_names_the_folder_of_the_runs_not_where_they_are_published(call: Call) -> None:
+def test_the_end_names_the_folder_of_the_runs_not_where_they_are_published(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spela.experiments.publish.publish", lambda *_: [])
+    monkeypatch.setattr("spela.reports.write_pages", lambda *_: ("html", "markdown"))
     arguments = ("reproduce", "mlp", "--data", "cifar10", "--data-root", "nowhere", "--seeds", "0")
     code, _, error = call(*arguments, "--out", "r", "--publish", "p")
     assert code == 2
