@@ -161,6 +161,6 @@ LARGE = {
     "paper-784-1024": Case((50, 784, 1024, 10), "log", "leaky_relu"),
     "paper-784-1024-softmax": Case((50, 784, 1024, 100), "softmax", "leaky_relu", "adam"),
     "paper-1000-34": Case((50, 1000, 34, 10), "log", "leaky_relu"),
-    "batch-512-softmax": Case((512, 1024, 2048, 1000), "softmax", "gelu"),
+    "batch-512-softmax": Case((512, 256, 2048, 1000), "softmax", "gelu"),
     "batch-512": Case((512, 1024, 1024, 10), "log", "leaky_relu", "momentum"),
 }

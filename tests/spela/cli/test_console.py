@@ -185,7 +185,7 @@ def test_early_exit_that_costs_time_says_so(call: Call, monkeypatch: pytest.Monk
     )
     _, shown, _ = call("evaluate", "run", "--exit-loss", "0")
     (line,) = [line for line in shown.splitlines() if "wall time" in line]
-    assert line.endswith(": 6000.0 ms of 2000.0 ms, 200.0 % more")
+    assert line.endswith(": 6000.0 ms of 2000.0 ms, 200 % more")
 
 
 @pytest.mark.parametrize(
