@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import crossing_table
-from spela import optim
+from spela.optim import shared
 from spela_kernels.linear import steps
 
 
@@ -16,13 +16,13 @@ def test_steps_by_operators_are_set_beside_steps_in_one_call(
 ) -> None:
     monkeypatch.setattr(crossing_table, "_A_TURN", 1)
     calls: list[int] = []  # the limit at every step that went into one call
-    prepare = optim.prepare
+    prepare = shared.prepare
 
     def watched(*arguments: Any, **more: Any) -> Any:
         calls.append(steps.LARGEST)
         return prepare(*arguments, **more)
 
-    monkeypatch.setattr(optim, "prepare", watched)
+    monkeypatch.setattr(shared, "prepare", watched)
     crossing_table._milliseconds(9, 8, 4, True, turns=3)
     assert calls == [1 << 40] * 3
     monkeypatch.setattr(crossing_table, "SHAPES", ((8, 9, 4),))
