@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spela.layers import (
         Frozen,
         LocalLayer,
+        PatchWhitening,
         RowNorm,
         SpelaBlock,
         SpelaConv2d,
@@ -32,6 +33,7 @@ __all__ = [
     "Frozen",
     "GraphedStep",
     "LocalLayer",
+    "PatchWhitening",
     "Prediction",
     "RowNorm",
     "SpelaBlock",
@@ -61,7 +63,7 @@ _HOMES = {
     "estimator": ("SpelaClassifier",),
     "graphed": ("GraphedStep",),
     "layers": (
-        *("Frozen", "LocalLayer", "RowNorm"),
+        *("Frozen", "LocalLayer", "PatchWhitening", "RowNorm"),
         *("SpelaBlock", "SpelaConv2d", "SpelaLinear", "Standardize"),
     ),
     "network": ("SpelaSequential",),

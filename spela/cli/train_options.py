@@ -59,6 +59,7 @@ __all__ = [
     "Tensorboard",
     "Vectors",
     "WeightDecay",
+    "Whiten",
     "Width",
 ]
 
@@ -308,6 +309,15 @@ Standardize = Annotated[
         DATA,
         "Centre each feature and divide it by its deviation, inside the network (images: each channel).",
         "--standardize/--no-standardize",
+    ),
+]
+
+Whiten = Annotated[
+    bool | None,
+    _setting(
+        DATA,
+        "Whiten patches of 2 x 2 pixels first, inside the network: convolutions learn faster from them.",
+        "--whiten/--no-whiten",
     ),
 ]
 

@@ -113,6 +113,7 @@ def train(
     noise: option.Noise = None,
     augment: option.Augment = None,
     standardize: option.Standardize = None,
+    whiten: option.Whiten = None,
     diagnostics: option.Diagnostics = False,
     tensorboard: option.Tensorboard = False,
     threads: Threads = None,
@@ -175,6 +176,7 @@ def train(
         similarity=similarity,
         augment=augment,
         standardize=standardize,
+        whiten=whiten,
         diagnostics=diagnostics,
     )
     folder = RunFolder(out)

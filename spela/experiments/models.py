@@ -14,6 +14,7 @@ from spela.experiments.block_networks import build_named_network
 from spela.experiments.initial import FLOAT32, initialised_linear, torch_default
 from spela.experiments.rivals import Network, build_rival
 from spela.layers import (
+    PatchWhitening,
     RowNorm,
     SpelaBlock,
     SpelaConv2d,
@@ -60,7 +61,7 @@ def network_for(config: RunConfig, dataset: Dataset) -> Network:
     """
     net = build_network(config, dataset.sample_shape, dataset.num_classes)
     for module in net:
-        if isinstance(module, Standardize):
+        if isinstance(module, (Standardize, PatchWhitening)):
             module.fit(dataset.train_x)
     return net
 
@@ -79,18 +80,30 @@ def build_network(config: RunConfig, sample_shape: tuple[int, ...], num_classes:
         backprop baseline with the same hidden layers and an output layer of C logits; or another rival
         (`build_rival`). Dropout on the network's input stands first. A network by name is a
         `SpelaSequential` of SpelaBlock, or the baseline with an output layer. In front of all of it stands
-        `Standardize`, if asked for, which `network_for` fits.
+        `Standardize` or `PatchWhitening`, if asked for, which `network_for` fits.
 
     Raises:
         ValueError: If convolutions are asked for samples that are no images, or too small ones; or if a
             size is 1.
     """
     _check_sizes(config)
+    whitening = _whitening(sample_shape) if config.whiten else None
+    shape = (whitening.outputs, *sample_shape[1:]) if whitening else sample_shape
     with torch.random.fork_rng(devices=[]):  # torch's layers draw before they are drawn anew
-        net = _learning_part(config, sample_shape, num_classes)
+        net = _learning_part(config, shape, num_classes)
+    if whitening:
+        net.insert(0, whitening)
     if config.standardize:
         net.insert(0, Standardize(sample_shape, **FLOAT32))
     return net
+
+
+def _whitening(sample_shape: tuple[int, ...]) -> PatchWhitening:
+    if len(sample_shape) != 3:
+        raise ValueError(
+            f"whiten needs images (C, H, W), the data has samples of shape {sample_shape}"
+        )
+    return PatchWhitening(sample_shape[0], **FLOAT32)
 
 
 def _learning_part(config: RunConfig, sample_shape: tuple[int, ...], num_classes: int) -> Network:

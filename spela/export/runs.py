@@ -14,7 +14,7 @@ from spela.export.program import Program
 from spela.export.pt2_file import write_pt2
 from spela.export.pte_file import write_pte
 from spela.export.train_step import train_step_program
-from spela.layers import Standardize
+from spela.layers import PatchWhitening, Standardize
 from spela.network import SpelaSequential
 from spela.training import Checkpoint, restore
 
@@ -79,7 +79,7 @@ def export_run(
 def _keep_scaling(checkpoint: Checkpoint, net: nn.Module) -> None:
     """The scaling of the run's input is its data's: known before the first step, and no part of training."""
     for name, module in net.named_children():
-        if isinstance(module, Standardize):
+        if isinstance(module, (Standardize, PatchWhitening)):
             for key, own in module.named_buffers():
                 own.copy_(checkpoint.tensors[f"model.{name}.{key}"])
 

@@ -7,12 +7,14 @@ from spela.layers.conv import SpelaConv2d
 from spela.layers.frozen import Frozen
 from spela.layers.linear import SpelaLinear
 from spela.layers.normalize import RowNorm, Standardize
+from spela.layers.whitening import PatchWhitening
 
 __all__ = [
     "BinaryWeight",
     "Frozen",
     "FusedOptimizer",
     "LocalLayer",
+    "PatchWhitening",
     "RowNorm",
     "SpelaBlock",
     "SpelaConv2d",

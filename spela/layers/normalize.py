@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from spela_kernels.linear.steps import norm_fits, norm_rows
 
-__all__ = ["RowNorm", "Standardize"]
+__all__ = ["RowNorm", "Standardize", "not_floating"]
 
 _ROWS = 4096  # samples at a time: bounds the temporaries
 
 
-def _no_float(x: Tensor) -> TypeError:
+def not_floating(x: Tensor) -> TypeError:
+    """The error for numbers on a scale of their own, as pixels in uint8."""
     return TypeError(f"`x` is {x.dtype}: convert it, pixels by x.float() / 255")
 
 
@@ -56,7 +57,7 @@ class RowNorm(nn.Module):
         if norm_fits(x):
             return norm_rows(x, self.length(x.shape[1]))
         if not x.is_floating_point():
-            raise _no_float(x)
+            raise not_floating(x)
         wide = x.float() if x.dtype == torch.float16 else x
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min(1e-12)
         return (x * (self.length(x.shape[-1]) / length)).to(x.dtype)
@@ -162,7 +163,7 @@ class Standardize(nn.Module):
                 f"`x` must be (B, {', '.join(map(str, self.sample_shape))}), got {tuple(x.shape)}"
             )
         if not x.is_floating_point():
-            raise _no_float(x)
+            raise not_floating(x)
         deviation = self.deviation
         if deviation.dtype == torch.float16:  # where a small deviation became 0 when it was cast
             deviation = deviation.masked_fill(deviation == 0, 1.0)

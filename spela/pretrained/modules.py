@@ -19,6 +19,7 @@ from spela.layers import (
     BinaryWeight,
     Frozen,
     LocalLayer,
+    PatchWhitening,
     RowNorm,
     SpelaBlock,
     SpelaConv2d,
@@ -34,7 +35,7 @@ __all__ = ["DTYPES", "build_module", "describe_module", "shapes_of"]
 _KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
-        *(SpelaLinear, SpelaConv2d, SpelaBlock, RowNorm, Standardize, Frozen, nn.Sequential),
+        *(SpelaLinear, SpelaConv2d, SpelaBlock, RowNorm, Standardize, PatchWhitening, Frozen, nn.Sequential),
         *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
         *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout),

@@ -150,6 +150,8 @@ class RunConfig:
         similarity: Weight of the blocks' similarity loss, in [0, 1).
         standardize: Whether the network first centres every feature, or an image's every channel, and divides
             it by its deviation, both of the training samples.
+        whiten: Whether the network first whitens patches of 2 x 2 pixels (`PatchWhitening`), by the training
+            images.
         augment: Whether training images are cropped (zeros around, 4 pixels) and mirrored at random.
     """
 
@@ -205,6 +207,7 @@ class RunConfig:
     augment: bool = False
     standardize: bool = False
     head_weight_decay: float | None = None
+    whiten: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -332,6 +335,10 @@ class RunConfig:
             raise ValueError(
                 f"method {self.method} changes its input itself or takes blocks alone: leave standardize out"
             )
+        if self.whiten and not (self.network or self.channels):
+            raise ValueError(f"whiten is for convolutions: use --model cnn or {_NETWORKS}")
+        if self.whiten and self.standardize:
+            raise ValueError("whitened patches are standardized already: leave standardize out")
         if self.input_dropout > 0 and self.method == "ff":
             raise ValueError(
                 "method ff writes the label into its input, which dropout would take out: leave "
