@@ -158,7 +158,11 @@ class SpelaSequential(Pretrained):
 
         Returns:
             One (B, C) tensor of cosines a SPELA layer; empty for an empty batch.
+
+        Raises:
+            TypeError: If x is no tensor.
         """
+        check_dense(x)
         return self._scores_of(hooked_input(self, x))
 
     def mean_scores(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from spela_kernels.objectives import get_objective
 __all__ = [
     "Settings",
     "check_dense",
+    "check_features",
     "check_labels",
     "check_linear",
     "check_negative_slope",
@@ -149,17 +150,12 @@ def check_linear(
     _check_matrix("weight", weight, "(O, I)")
     _check_matrix("vectors", vectors, "(C, O)")
     _check_filled("weight", weight, vectors, "a layer needs inputs, outputs and classes")
-    if x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"`x` has {x.shape[1]} features but `weight` takes {weight.shape[1]}: "
-            f"x {tuple(x.shape)}, weight {tuple(weight.shape)}"
-        )
+    check_features(x, weight)
     if vectors.shape[1] != weight.shape[0]:
         raise ValueError(
             f"`vectors` have dimension {vectors.shape[1]} but the layer has {weight.shape[0]} "
             f"outputs: vectors must be (C, {weight.shape[0]})"
         )
-    _check_input("x", x, "weight", weight)
     _check_like("vectors", vectors, "weight", weight)
     if bias is not None:
         if bias.shape != weight.shape[:1]:
@@ -175,6 +171,25 @@ def check_linear(
         _check_like("slope", slope, "weight", weight)
     if activation == "leaky_relu":
         check_negative_slope(negative_slope)
+
+
+def check_features(x: Tensor, weight: Tensor) -> None:
+    """Check the input of a linear layer against its weight.
+
+    Args:
+        x: (*, I) float, in the weight's dtype or in 16 bits under a float32 one.
+        weight: (O, I).
+
+    Raises:
+        ValueError: On another number of features, or another device.
+        TypeError: On another dtype.
+    """
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"`x` has {x.shape[-1] if x.dim() else 'no'} features but `weight` takes {weight.shape[1]}: "
+            f"x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+        )
+    _check_input("x", x, "weight", weight)
 
 
 def check_projection(

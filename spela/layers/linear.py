@@ -14,7 +14,12 @@ from spela.layers.steps import learning, owns, step_by_gradient
 from spela.vectors import as_size
 from spela_kernels import linear_loss
 from spela_kernels.activations import get_activation
-from spela_kernels.contracts import check_negative_slope, check_scale, check_tensors
+from spela_kernels.contracts import (
+    check_features,
+    check_negative_slope,
+    check_scale,
+    check_tensors,
+)
 from spela_kernels.cosines import unit_rows
 from spela_kernels.linear import Parameters
 from spela_kernels.objectives import get_objective
@@ -154,10 +159,24 @@ class SpelaLinear(LocalLayer, nn.Linear):
             self._initialise(None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Layer output: x (*, I) -> y (*, O); plain torch, so autograd, hooks and export work."""
-        z = nn.functional.linear(x, self.weight, self.bias)
+        """Layer output: x (*, I) -> y (*, O); plain torch, so autograd, hooks and export work.
+
+        Under float32 weights an input in 16 bits gives an output in 16 bits, as in a step.
+
+        Raises:
+            ValueError: On another number of features, or another device.
+            TypeError: On dtypes that do not fit.
+        """
+        weight, bias = self.weight, self.bias
         slope = self.negative_slope if self.slope is None else self.slope
-        return get_activation(self.activation).forward(z, slope)
+        # Autocast casts by itself; a tracer of graphs has no tensor to look at.
+        if isinstance(x, Tensor) and not autocast_is_on(x.device.type):
+            check_features(x, weight)
+            if x.dtype != weight.dtype:
+                weight, bias, slope = (
+                    t.to(x.dtype) if isinstance(t, Tensor) else t for t in (weight, bias, slope)
+                )
+        return get_activation(self.activation).forward(nn.functional.linear(x, weight, bias), slope)
 
     def scores(self, y: Tensor) -> Tensor:
         """Cosines of layer outputs to the class vectors.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from spela import SpelaLinear, optim
+from spela import SpelaLinear, SpelaSequential, optim
 from spela_kernels import ACTIVATIONS
 from tests.spela.fused_steps import check_layer_steps
 
@@ -256,3 +257,36 @@ def test_prelu_starts_at_the_slope_that_was_asked_for() -> None:
     layer = SpelaLinear(4, 8, 3, activation="prelu", negative_slope=0.1)
     assert layer.slope is not None
     assert layer.slope.tolist() == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (torch.zeros(2, 8, dtype=torch.uint8), TypeError, r"pixels by x\.float\(\) / 255"),
+        (torch.zeros(2, 8, dtype=torch.float64), TypeError, "`x` is torch.float64 but `weight`"),
+        (torch.zeros(2, 9), ValueError, "`x` has 9 features but `weight` takes 8"),
+        (torch.tensor(1.0), ValueError, "`x` has no features"),
+        (torch.zeros(2, 8, device="meta"), ValueError, "move both to one device"),
+    ],
+)
+def test_an_answer_refuses_in_the_words_of_a_step(x, error, words) -> None:
+    layer = SpelaLinear(8, 16, 3)
+    with pytest.raises(error, match=words):
+        layer(x)
+    for answer in (SpelaSequential(layer).layer_scores, SpelaSequential(layer).mean_scores):
+        with pytest.raises(error, match=words):
+            answer(x)
+        with pytest.raises(TypeError, match="`x` must be a tensor, got ndarray"):
+            answer(np.zeros((2, 8)))
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "prelu"])
+def test_16_bits_are_answered_as_they_are_learnt(activation: str) -> None:
+    layer = SpelaLinear(8, 16, 3, activation=activation)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x.float()), rtol=0.02, atol=0.02)
+    assert torch.equal(layer.local_loss(x, torch.tensor([0, 1, 2, 0]))[1], y)
+    labels = SpelaSequential(layer).predict(x)
+    assert torch.equal(labels, layer.scores(y).argmax(1))
