@@ -68,12 +68,12 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
             the class. `partial_fit`, which sees a sample once, leaves out none.
         learning_rate: Of Adam; falls to zero over `max_iter` epochs along half a cosine. `partial_fit`
             holds it constant.
-        batch_size: Most samples a step; an epoch's batches are equally large, to one sample. "auto": in
-            `fit` a tenth of the samples but 16 at least and 100 at most, so that few samples still make
-            several steps an epoch, and 200 of 20,000 samples or more; in `partial_fit` 100.
-        max_iter: Most epochs that `fit` makes.
-        tol: Least improvement that counts, of the loss or the validation accuracy.
-        n_iter_no_change: Epochs without one after which training stops.
+        batch_size: Largest number of samples in a step; the batches of an epoch differ by one sample at most.
+            "auto": in `fit` a tenth of the samples, but 16 at least and 100 at most, so that few samples
+            still make several steps an epoch; 200 of 20,000 samples or more; in `partial_fit` 100.
+        max_iter: Largest number of epochs of a `fit`.
+        tol: Smallest improvement that counts, of the loss or the validation accuracy.
+        n_iter_no_change: Training stops after this many epochs without an improvement.
         early_stopping: Hold out a part, watch the accuracy on it instead of the training loss, keep the
             weights of the best epoch, and fit the temperature on it.
         validation_fraction: Share held out, in (0, 1); by class where every class has enough samples.
@@ -81,8 +81,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         random_state: Seed, RandomState or None: class vectors, weights, order, dropout and validation part.
         verbose: Show a progress bar.
         warm_start: Let `fit` go on from what the call before learnt, for up to `max_iter` epochs more with a
-            schedule of their own; features keep the scale of the first call. With early_stopping give it the
-            same samples in the same order, or other ones: what it has learnt must not be held out.
+            schedule of their own; features keep the scale of the first call. With early_stopping pass the
+            same samples in the same order, or only new ones: samples that it learnt must not be held out.
         device: Where to train and predict; None: the CPU.
 
     Attributes:

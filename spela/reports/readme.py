@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,8 @@ _HEADER = (
 # Behind the seeds of a row that only the page has.
 _UNRECORDED = "†"
 _SUMMARY_HEADER = (
-    "| experiment: row | data | test accuracy of each layer, % | of all layers, % | published (measured*), % "
-    "| ahead of rival |",
-    "|---|---|---|---|---|---|",
+    "| experiment: row | data | each layer, % | together, % | published, % | backprop, % | ahead, points |",
+    "|---|---|---|---|---|---|---|",
 )
 
 
@@ -57,18 +57,19 @@ def main_table(tables: list[dict[str, Any]], before: str = "") -> str:
 
 
 def summary_table(table: str) -> str:
-    """The rows of the main table that every experiment declares as its headline, in fewer columns.
+    """The rows of the main table that every experiment declares as its headline, with fewer figures.
 
     Args:
         table: From `main_table`.
 
     Returns:
-        Lines without a final newline, in the order that they are declared in.
+        Lines without a final newline, in the order that they are declared in. Of the layers only the last
+        keeps its deviation; of the differences to the rival, which is backprop, the last layer's stays.
 
     Example:
-        >>> line = "| mlp | best | mnist | 20 | 3 | 98.2 / 98.7 | 98.7 |  |  | +0.1 (backprop 98.6) |"
+        >>> line = "| mlp | best | mnist | 20 | 3 | 98.2 ± 0.1 / 98.7 ± 0.2 | 98.7 | | | +0.1 (backprop 98) |"
         >>> print(summary_table(line).splitlines()[2])
-        | mlp: best | mnist, 20 epochs, 3 seeds | 98.2 / 98.7 | 98.7 |  | +0.1 (backprop 98.6) |
+        | mlp: best | mnist, 20 epochs, 3 seeds | 98.2 / 98.7 ± 0.2 | 98.7 |  | 98 | +0.1 |
     """
     lines = {_key(line): line for line in table.splitlines()}
     chosen = [(name, *pair) for name, found in EXPERIMENTS.items() for pair in found.headline]
@@ -82,7 +83,18 @@ def _summary_line(line: str) -> str:
     )
     counts = [(epochs, "epoch"), (seeds, "seed")]
     settings = [f"{n} {unit}{'s' * (n != '1')}" for n, unit in counts if n]
-    values = (f"{experiment}: {row}", ", ".join([data, *settings]), layers, vote, published, ahead)
+    *first, last = layers.split(" / ")
+    means = [layer.split(" ± ")[0] for layer in first]
+    difference, _, rival = ahead.rpartition("(")
+    values = (
+        f"{experiment}: {row}",
+        ", ".join([data, *settings]),
+        " / ".join([*means, last]),
+        vote,
+        published,
+        rival.rstrip(")").rpartition(" ")[2],
+        re.sub(r", all layers \S+( ± \S+)?", "", difference).strip(),
+    )
     return "| " + " | ".join(values) + " |"
 
 

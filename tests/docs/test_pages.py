@@ -18,6 +18,9 @@ import typer
 from spela.cli import main
 from spela.cli.commands import app
 from spela_kernels import OBJECTIVES
+from spela_kernels.backend import BACKENDS
+from spela_kernels.cpu.gemm_choice import LIBRARIES
+from spela_kernels.environment import choice_of
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN_BY_HAND = (
@@ -104,6 +107,16 @@ def _check_options(words: list[str]) -> None:
     }
     asked = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
     assert asked <= known, f"{' '.join(words)}: no option {', '.join(sorted(asked - known))}"
+
+
+def test_the_pages_give_variables_values_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"SPELA_CPU_GEMM": LIBRARIES, "SPELA_BACKEND": BACKENDS}
+    texts = [page.read_text("utf-8") for page in WRITTEN_BY_HAND]
+    found = {pair for text in texts for pair in re.findall(r"\b(SPELA_\w+)=(\w+)", text)}
+    assert len(found) > 1
+    for name, value in found:
+        monkeypatch.setenv(name, value)
+        choice_of(name, known[name], "value")
 
 
 def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

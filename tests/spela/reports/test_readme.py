@@ -1,4 +1,4 @@
-"""The summary in the README, when all rows that are declared have figures."""
+"""The summary in the README: its rows, when all that are declared have figures, and its columns."""
 
 from __future__ import annotations
 
@@ -50,3 +50,24 @@ def test_with_all_rows_the_summary_is_short_and_leads_with_the_paper_s_own() -> 
         ("| cnn: cnn 64x64", "cifar10"),
     ):
         assert [row, f"{data}, 20 epochs, 3 seeds"] in rows
+
+
+def test_the_summary_s_headings_are_true_of_every_row() -> None:
+    for name, experiment in EXPERIMENTS.items():
+        for wanted, data in experiment.headline:
+            row = next(
+                row for row in experiment.rows if row.name == wanted.removesuffix(", calibrated")
+            )
+            assert "backprop" in (row.rival or "backprop"), f"{name}: its column says backprop"
+            assert data not in row.measured, f"{name}: its column says published"
+
+
+def test_a_summary_s_difference_says_of_how_many_seeds_it_is() -> None:
+    line = (
+        "| mlp | best | mnist | 20 | 2 | 91.60 ± 0.08 / 90.66 ± 0.36 / … / 91.78 ± 0.19 | 91.98 | 94 to 95 "
+        "|  | -1.17 ± 0.20, all layers -1.03 ± 0.10 (1 seed) (backprop, 15 epochs 93.08†) |"
+    )
+    assert summary_table(line).splitlines()[2] == (
+        "| mlp: best | mnist, 20 epochs, 2 seeds | 91.60 / 90.66 / … / 91.78 ± 0.19 | 91.98 | 94 to 95 "
+        "| 93.08† | -1.17 ± 0.20 (1 seed) |"
+    )
