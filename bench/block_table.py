@@ -53,6 +53,8 @@ ROWS = (
     "recipe=predsim blocks=layers lr=6e-3",
     "recipe=mono blocks=layers",
     "recipe=supervised blocks=layers",
+    "blocks=3 whiten=True",
+    "recipe=backprop whiten=True",
 )
 
 

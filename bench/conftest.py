@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from spela.benchmarks import describe_machine
 from spela.process import keep_freed_memory
+from spela.process.machine import describe_machine
 
 __all__ = ["pytest_benchmark_update_machine_info"]
 

@@ -12,7 +12,7 @@ import torch
 from bench.gpu.meters import find_card
 from bench.gpu.rows import Rows
 from bench.gpu.setting import Setting
-from spela.benchmarks import describe_machine
+from spela.process.machine import describe_machine
 
 __all__ = ["measure"]
 

@@ -2,14 +2,12 @@
 
 from spela.benchmarks.blocks import block_points
 from spela.benchmarks.groups import GROUPS, Row, groups_of, run_groups
-from spela.benchmarks.machine import describe_machine
 from spela.benchmarks.table import format_rows, to_json
 
 __all__ = [
     "GROUPS",
     "Row",
     "block_points",
-    "describe_machine",
     "format_rows",
     "groups_of",
     "run_groups",

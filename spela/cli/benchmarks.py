@@ -110,7 +110,8 @@ def _measured(
 ) -> dict[str, Any]:
     import torch
 
-    from spela.benchmarks import describe_machine, format_rows, groups_of, run_groups, to_json
+    from spela.benchmarks import format_rows, groups_of, run_groups, to_json
+    from spela.process.machine import describe_machine
 
     measured = run_groups(groups or groups_of(str(device)), quick, str(device))
     set_threads(threads)

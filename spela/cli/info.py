@@ -75,6 +75,7 @@ def _show_run(run_dir: Path, card: bool, out: Path | None, as_json: bool) -> Non
                 "bytes": facts.size,
                 "metrics": facts.metrics,
                 "torch": checkpoint.torch_version,
+                "made_by": list(checkpoint.made_by),
             }
         )
         return
@@ -93,10 +94,10 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
     import torch
 
     import spela
-    from spela.benchmarks.machine import are_passes_compiled
     from spela.cli.settings import settings_in_force
     from spela.data import dataset_names, is_available
     from spela.process import multiplies_bf16
+    from spela.process.machine import are_passes_compiled, describe_machine
 
     compiled = are_passes_compiled()
     spins = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY") or "OpenMP's"
@@ -104,6 +105,7 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
         print_json(
             {
                 "spela": spela.__version__,
+                "source": describe_machine()["source"],
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "triton": importlib.util.find_spec("triton") is not None,
@@ -118,7 +120,8 @@ def _show_installation(data_root: Path | None, as_json: bool) -> None:
         )
         return
     typer.echo(
-        f"spela {spela.__version__}, Python {platform.python_version()}, torch {torch.__version__}"
+        f"spela {spela.__version__}, source {describe_machine()['source']}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}"
     )
     typer.echo(f"triton: {'installed' if importlib.util.find_spec('triton') else 'not installed'}")
     built = (

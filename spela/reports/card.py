@@ -15,6 +15,7 @@ from spela.data.inputs import takes_images
 from spela.experiments import LoadedRun, load_run
 from spela.experiments.unread import unread_settings
 from spela.files.text import printable
+from spela.reports.words import makers
 from spela.training import RunFolder, extension_note
 
 __all__ = ["Card", "as_markdown", "as_text", "describe"]
@@ -115,7 +116,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
         ("test accuracy of each layer, %", shown),
         ("parameters", f"{card.parameters:,}"),
         ("file", f"{card.tensors} tensors, {card.size:,} bytes"),
-        ("written by", f"torch {printable(checkpoint.torch_version)}"),
+        ("made by", makers(checkpoint.made_by or [{"torch": checkpoint.torch_version}])),
     ]
 
 

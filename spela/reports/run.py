@@ -27,7 +27,7 @@ from spela.reports.run_figures import (
 from spela.reports.samples import sample_cards
 from spela.reports.settings import changed_settings, other_settings
 from spela.reports.step_memory import memory_line
-from spela.reports.words import answer_names, counted, duration, size, what_happened
+from spela.reports.words import answer_names, counted, duration, makers, size, what_happened
 from spela.training import RunConfig, RunFolder, evaluate, extension_note, read_evidence
 
 __all__ = ["write_report"]
@@ -73,6 +73,7 @@ def write_report(folder: RunFolder, run: LoadedRun, dataset: Dataset) -> Path:
         took=duration(math.fsum(record["seconds"] for record in records)),
         extension=extension_note(config, summary.get("extended_at", [])),
         memory=memory_line(config, summary, dataset),
+        made_by=makers(summary.get("made_by", [{"torch": summary["torch"]}])),
         samples=samples,
         where_from=_where_from(looks, dataset, samples),
         groups=[

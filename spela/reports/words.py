@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from spela.files.text import printable
 from spela.training import RunConfig
 
-__all__ = ["answer_names", "counted", "duration", "size", "what_happened"]
+__all__ = ["answer_names", "counted", "duration", "makers", "size", "what_happened"]
 
 # A change of the training loss in one epoch, relative, that counts as one.
 _CHANGE = 0.01
@@ -46,6 +47,31 @@ def size(count: int) -> str:
         ('2.6 kB', '8.73 MB')
     """
     return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def makers(made_by: Sequence[dict[str, Any]]) -> str:
+    """What made a run, in one line; empty where the run's files do not say.
+
+    Args:
+        made_by: What trained it, one after the other; older versions noted less of it.
+
+    Example:
+        >>> makers([{"spela": "0.1.0", "source": "3fa9c1", "torch": "2.9.0", "python": "3.12.1"}])
+        'spela 0.1.0, source 3fa9c1, torch 2.9.0, Python 3.12.1'
+        >>> makers([{"torch": "2.8.0"}, {"torch": "2.9.0", "processor": "EPYC 7", "threads": 2}])
+        'torch 2.8.0; then torch 2.9.0, on EPYC 7, 2 threads'
+    """
+    return "; then ".join(_maker(maker) for maker in made_by)
+
+
+def _maker(maker: dict[str, Any]) -> str:
+    named = (("spela", "spela"), ("source", "source"), ("torch", "torch"), ("python", "Python"))
+    words = [f"{word} {maker[name]}" for name, word in named if name in maker]
+    chip = "gpu" if str(maker.get("device")).startswith("cuda") else "processor"
+    words += [f"on {maker[chip]}"] if maker.get(chip) else []
+    threads = maker.get("threads")
+    words += [counted(threads, "thread")] if isinstance(threads, int) else []
+    return printable(", ".join(words))
 
 
 def answer_names(config: RunConfig, count: int) -> list[str]:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from spela.data import Dataset
 from spela.files.tensors import read_tensors, save_tensors
+from spela.files.text import printable
 from spela.layers.contract import FusedOptimizer
 from spela.layers.steps import apart
+from spela.process.machine import describe_machine
 from spela.training.config import RunConfig
 
 __all__ = [
@@ -50,6 +52,8 @@ class Checkpoint:
         torch_version: Of the torch that wrote it.
         extended_at: How many epochs were done each time the run was given more.
         data_digest: Of the dataset it learns from, `Dataset.digest`; empty in files of older versions.
+        made_by: What trained it, `describe_machine`; several where it was resumed with something else. Empty
+            in files of older versions.
     """
 
     config: RunConfig
@@ -61,6 +65,7 @@ class Checkpoint:
     torch_version: str = "unknown"
     extended_at: tuple[int, ...] = ()
     data_digest: str = ""
+    made_by: tuple[dict[str, Any], ...] = ()
 
     def check_data(self, dataset: Dataset, run: str, advice: str) -> None:
         """Refuse data that the run did not learn from; files of older versions do not say which they did.
@@ -119,13 +124,32 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "class_names": list(checkpoint.class_names),
         "torch": str(torch.__version__),
         "data_digest": checkpoint.data_digest,
+        "made_by": list(checkpoint.made_by),
         **({"extended_at": list(checkpoint.extended_at)} if checkpoint.extended_at else {}),
     }
     save_tensors(path, checkpoint.tensors, {"format": _FORMAT, "run": json.dumps(facts)})
 
 
-def _damaged(path: Path, why: object) -> ValueError:
-    return ValueError(f"{path} is not a readable checkpoint ({why}): it is damaged or not SPELA's")
+def _unreadable(path: Path, why: object) -> ValueError:
+    """The error for a file that cannot be read: of another version, where it says so, or else damaged."""
+    wrote, here = _version(path), describe_machine()["spela"]
+    if wrote not in ("", here):
+        return ValueError(
+            f"{path} was written by spela {printable(wrote)}, and this is {here}, which cannot read it "
+            f"({why}): use that version"
+        )
+    return ValueError(
+        f"{path} is not a readable checkpoint ({why}): it is damaged, not SPELA's, or of another version"
+    )
+
+
+def _version(path: Path) -> str:
+    """Of the library that last wrote a checkpoint; "" where it does not say."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(json.loads(file.metadata()["run"])["made_by"][-1]["spela"])
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError):
+        return ""
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -156,13 +180,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             str(facts.get("torch", "unknown")),
             tuple(int(n) for n in facts.get("extended_at", ())),
             str(facts.get("data_digest", "")),
+            tuple(dict(maker) for maker in facts.get("made_by", ())),
         )
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error}") from None
     except (
         SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError,
     ) as error:  # fmt: skip
-        raise _damaged(path, error) from None
+        raise _unreadable(path, error) from None
 
 
 def restore(

@@ -179,6 +179,8 @@ def _in_the_checkpoint(
             return f"summary.json says {summary['epochs']} epochs, checkpoint.safetensors {checkpoint.epoch}"
         if summary.get("extended_at", []) != list(checkpoint.extended_at):
             return "extended_at in summary.json is not that of checkpoint.safetensors"
+        if checkpoint.made_by and summary.get("made_by") != list(checkpoint.made_by):
+            return "made_by in summary.json is not that of checkpoint.safetensors"
     if records is not None and len(records) < checkpoint.epoch:
         return (
             f"metrics.jsonl has lost records of the {checkpoint.epoch} epochs that checkpoint.safetensors "

@@ -20,6 +20,7 @@ from spela.layers.chain import steps_a_call
 from spela.layers.steps import set_rates
 from spela.network import SpelaSequential
 from spela.process import seeded
+from spela.process.machine import describe_machine
 from spela.training.checkpoint import Checkpoint, restore, save_checkpoint, state_tensors
 from spela.training.config import RunConfig
 from spela.training.diagnostics import (
@@ -143,6 +144,7 @@ class Trainer:
         self.epochs_done = 0
         self._broken_off = False
         self.extended_at: tuple[int, ...] = ()
+        self.made_by: tuple[dict[str, Any], ...] = ()
         self._whole = Learner(net, dataset.train_x, dataset.test_x)
         self._head: Learner | None = None
         self._learn(self._whole)
@@ -150,6 +152,7 @@ class Trainer:
     def start(self) -> None:
         """Create the run folder and the checkpoint of the untrained network."""
         self.folder.create(self.config.to_dict())
+        self._sign()
         self._checkpoint()
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -167,6 +170,8 @@ class Trainer:
         self.epochs_done = checkpoint.epoch
         self._broken_off = False
         self.extended_at = checkpoint.extended_at
+        # Files of older versions say no more.
+        self.made_by = checkpoint.made_by or ({"torch": checkpoint.torch_version},)
         self.folder.keep_metrics(self.epochs_done)
         if checkpoint.config != self.config:
             self.extended_at += (self.epochs_done,)
@@ -201,6 +206,7 @@ class Trainer:
             self.epochs_done += 1
             # Record first: a record beyond the checkpoint is dropped on resume, a missing one is lost.
             self.folder.append_metrics(record)
+            self._sign()
             self._checkpoint()
             self._broken_off = False
             if self.listener is not None:
@@ -319,7 +325,7 @@ class Trainer:
 
     def summarise(self) -> dict[str, Any]:
         """The run's result from its records."""
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"made_by": list(self.made_by)}
         if self.extended_at:
             more["extended_at"] = list(self.extended_at)
         if self.graphed is not None and self.graphed.captured:
@@ -387,6 +393,12 @@ class Trainer:
     def _weight_norms(self) -> list[float]:
         return weight_norms(self.module)
 
+    def _sign(self) -> None:
+        """Note what trains here, unless the epoch before was made with the same."""
+        here = {**describe_machine(), "device": str(self.dataset.train_x.device)}
+        if self.made_by[-1:] != (here,):
+            self.made_by += (here,)
+
     def _checkpoint(self) -> None:
         now = Checkpoint(
             config=self.config,
@@ -397,6 +409,7 @@ class Trainer:
             tensors=self._run_tensors(),
             extended_at=self.extended_at,
             data_digest=self.dataset.digest,
+            made_by=self.made_by,
         )
         save_checkpoint(self.folder.checkpoint, now)
 

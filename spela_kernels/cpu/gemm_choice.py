@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spela_kernels.environment import choice_of, folder_of
 
-__all__ = ["LIBRARIES", "cache_folder", "choose_library", "machine_name", "pinned_library"]
+__all__ = ["LIBRARIES", "cache_folder", "choose_library", "pinned_library", "processor_name"]
 
 LIBRARIES = ("blas", "onednn", "compiled")
 # Sizes are rounded up to powers of two; beyond this one, which library is faster no longer changes.
@@ -59,8 +59,8 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def machine_name() -> str:
-    """The processor and torch's version: what a measurement holds for."""
+def processor_name() -> str:
+    """The processor, and which of its vector instructions torch uses."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -70,8 +70,7 @@ def machine_name() -> str:
         for name in ("model name", "cpu family", "model", "stepping")
     )
     parts = [match.group(1) for match in fields if match] or [platform.machine()]
-    parts += [torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}"]
-    return re.sub(r"[^A-Za-z0-9.+]+", "-", " ".join(parts))
+    return " ".join([*parts, torch.backends.cpu.get_cpu_capability()])
 
 
 def _shape_class(size: int) -> int:
@@ -120,7 +119,9 @@ def _kept(
     sizes = _shape_class(batch), _shape_class(inputs), _shape_class(outputs)
     able = "-".join(names)  # without a compiler, or without oneDNN, another choice is kept
     name = f"{kind}-{'x'.join(map(str, sizes))}-{threads}-threads-{able}"
-    path = cache_folder() / "cpu-gemm" / machine_name() / name
+    # What a measurement holds for.
+    machine = re.sub(r"[^A-Za-z0-9.+]+", "-", f"{processor_name()} torch {torch.__version__}")
+    path = cache_folder() / "cpu-gemm" / machine / name
     return _read(path, names) or _keep(path, _fastest(sizes, run, names), names)
 
 

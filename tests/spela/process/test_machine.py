@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from spela.benchmarks.machine import are_passes_compiled, describe_machine
 from spela.benchmarks.memory import peak_bytes
+from spela.process.machine import are_passes_compiled, describe_machine
 from spela_kernels.cpu import products
 from spela_kernels.linear import compiled, steps
 from spela_kernels.pooling import compiled as maps
