@@ -167,15 +167,15 @@ class SpelaLinear(LocalLayer, nn.Linear):
             ValueError: On another number of features, or another device.
             TypeError: On dtypes that do not fit.
         """
-        weight, bias = self.weight, self.bias
-        slope = self.negative_slope if self.slope is None else self.slope
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        slope: Tensor | float = self.negative_slope if self.slope is None else self.slope
         # Autocast casts by itself; a tracer of graphs has no tensor to look at.
         if isinstance(x, Tensor) and not autocast_is_on(x.device.type):
             check_features(x, weight)
             if x.dtype != weight.dtype:
-                weight, bias, slope = (
-                    t.to(x.dtype) if isinstance(t, Tensor) else t for t in (weight, bias, slope)
-                )
+                weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+                slope = slope.to(x.dtype) if isinstance(slope, Tensor) else slope
         return get_activation(self.activation).forward(nn.functional.linear(x, weight, bias), slope)
 
     def scores(self, y: Tensor) -> Tensor:
