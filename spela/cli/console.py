@@ -1,12 +1,14 @@
-"""Printing on a console of any encoding, and the exit code of a command that Ctrl-C ends."""
+"""Printing on a console of any encoding and into any pipe, and the exit code of a command that Ctrl-C ends."""
 
 from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 __all__ = ["INTERRUPTED", "printing_anywhere"]
 
@@ -14,25 +16,58 @@ __all__ = ["INTERRUPTED", "printing_anywhere"]
 INTERRUPTED = 130
 
 
+class _Pipe(io.FileIO):
+    """A pipe whose reader may leave, as `head` does: the rest goes nowhere, and the command goes on."""
+
+    def write(self, data: Any) -> int:
+        """As FileIO."""
+        with suppress(BrokenPipeError):
+            return super().write(data)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        return super().write(data)
+
+
 @contextmanager
 def printing_anywhere() -> Iterator[None]:
     """Print characters that the console's encoding lacks as escapes such as \\u96f6.
 
     Names of classes and files may hold any, and a Windows console or pipe knows few: an error would end a
-    command half way. So would printing to a stream that the shell has closed: it goes nowhere.
+    command half way. So would printing to a stream that the shell has closed, or to a pipe that nobody reads
+    any more: it goes nowhere.
     """
-    absent = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
-    for name in absent:
-        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 closed below
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    made = []
+    for name, stream in before.items():
+        if stream is None:
+            made.append(open(os.devnull, "w"))  # noqa: SIM115 closed below
+        elif isinstance(stream, io.TextIOWrapper) and _is_pipe(stream):
+            stream.flush()
+            pipe = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+            made.append(
+                io.TextIOWrapper(pipe, stream.encoding, line_buffering=stream.line_buffering)
+            )
+        else:
+            continue
+        setattr(sys, name, made[-1])
     streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
-    before = [stream.errors for stream in streams]
+    errors = [stream.errors for stream in streams]
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
-        for stream, errors in zip(streams, before, strict=True):
-            stream.reconfigure(errors=errors)
-        for name in absent:
-            getattr(sys, name).close()
-            setattr(sys, name, None)
+        for stream, kept in zip(streams, errors, strict=True):
+            stream.reconfigure(errors=kept)
+        for stream in made:
+            stream.close()
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+
+
+def _is_pipe(stream: io.TextIOWrapper) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # closed, or no file of the system's
+        return False

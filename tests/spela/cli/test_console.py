@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,49 @@ def test_a_stream_that_is_no_text_file_is_left_alone(monkeypatch: pytest.MonkeyP
     with printing_anywhere():
         print("零")
     assert stream.getvalue() == "零\n"
+
+
+def _piped(monkeypatch: pytest.MonkeyPatch, name: str = "stdout") -> int:
+    """Print into a pipe; the end that is read."""
+    read, written = os.pipe()
+    monkeypatch.setattr(sys, name, open(written, "w", encoding="ascii"))  # noqa: SIM115
+    return read
+
+
+def test_a_pipe_that_is_read_has_every_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = _piped(monkeypatch)
+    with printing_anywhere():
+        print("first 零")
+        print("last")
+    print("afterwards", flush=True)
+    assert os.read(read, 100) == b"first \\u96f6\nlast\nafterwards\n"
+    os.close(read)
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_pipe_that_nobody_reads_any_more_stops_nothing(
+    name: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.close(_piped(monkeypatch, name))
+    train = ["train", "--data", "digits", "--layers", "8", "--epochs", "1", "--out", "run"]
+    assert call(*train)[0] == 0
+    assert Path("run/report.html").exists()
+    assert call("info", "run")[0] == 0
+    assert call("info", "nowhere")[0] == 2
+    getattr(sys, name).close()
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("info", "--help"), ("train", "nonsense")])
+def test_a_reader_that_leaves_changes_no_exit_code(arguments: tuple[str, ...]) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "spela", *arguments]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(written)
+    wrong = "nonsense" in arguments
+    assert done.returncode == (2 if wrong else 0)
+    assert done.stderr.startswith("spela: error: ") if wrong else done.stderr == ""
 
 
 @pytest.mark.parametrize("module", ["spela", "spela.cli"])
