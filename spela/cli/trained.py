@@ -192,6 +192,7 @@ def predict(
         one_of(ANSWERS, help="Which layers answer", more=" of all layers' scores"),
     ] = "last",
     as_json: Json = False,
+    threads: Threads = None,
     device: Device = "auto",
 ) -> None:
     """Label samples of your own: index, label, class and score (cosine or logit), a line each.
@@ -205,6 +206,7 @@ def predict(
 
     if answer not in ANSWERS:
         raise ValueError(f"unknown --answer {answer!r}: use {' or '.join(ANSWERS)}")
+    set_threads(threads)
     where = pick_device(device)
     loaded = _loaded(run_dir, where)
     names = loaded.checkpoint.class_names
