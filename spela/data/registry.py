@@ -78,8 +78,8 @@ def load_dataset(
             says what they hold).
         data_root: the folder for datasets; None for `default_data_root()`.
         download: download a named dataset that is not there.
-        split_seed: which samples of an .npz file with only x and y become test samples; None: all are training
-            and test samples.
+        split_seed: which samples of an .npz file with only x and y become test samples; None: all are
+            training and test samples.
 
     Raises:
         ValueError: an unknown name, missing files, a failed download, or unreadable or wrong data.
