@@ -1,4 +1,4 @@
-"""Printing on a console of any encoding and into any pipe, and the exit code of a command that Ctrl-C ends."""
+"""Printing on a console of any encoding or into any pipe, and the exit code that Ctrl-C gives a command."""
 
 from __future__ import annotations
 

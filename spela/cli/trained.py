@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,6 +78,7 @@ def _judged_by(
 ) -> Dataset:
     """The run's own data, or what --data names, with the classes that the network answers in."""
     from spela.experiments import load_data
+    from spela.experiments.runs import load_other_data
 
     learnt_from = checkpoint.config.data
     there = os.path.exists(os.path.expanduser(learnt_from))
@@ -84,14 +86,21 @@ def _judged_by(
         raise ValueError(
             f"{run_dir} was trained on {learnt_from}, which is not here: say where it lies now, --data FILE"
         )
-    dataset = load_data(checkpoint.config, data_root, data)
     if data is None:
+        dataset = load_data(checkpoint.config, data_root)
         checkpoint.check_data(
             dataset,
             str(run_dir),
             "what it learnt may be among the test samples now; bring the data back, or say --data to "
             "judge by it",
         )
+    else:
+        dataset = load_other_data(checkpoint.config, data, data_root)
+        with suppress(ValueError):  # other data need not allow the run's split
+            own = load_data(checkpoint.config, data_root, data)
+            # Of the run's own data, wherever they lie and though they grew, it learnt one part.
+            if data == learnt_from or checkpoint.data_digest in ("", own.digest):
+                dataset = own
     if dataset.sample_shape != checkpoint.sample_shape:
         raise ValueError(
             f"{dataset.name} has samples of shape {dataset.sample_shape}, the run was trained on "
@@ -117,7 +126,7 @@ def evaluate_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Dataset or file whose test part to judge by (of x and y alone a fifth), not the run's own.",
+            help="Dataset or file to judge by, not the run's own: its test part, or all of x and y alone.",
             metavar="NAME",
             callback=not_empty,
             rich_help_panel=DATA,
@@ -192,6 +201,7 @@ def predict(
         one_of(ANSWERS, help="Which layers answer", more=" of all layers' scores"),
     ] = "last",
     as_json: Json = False,
+    threads: Threads = None,
     device: Device = "auto",
 ) -> None:
     """Label samples of your own: index, label, class and score (cosine or logit), a line each.
@@ -205,6 +215,7 @@ def predict(
 
     if answer not in ANSWERS:
         raise ValueError(f"unknown --answer {answer!r}: use {' or '.join(ANSWERS)}")
+    set_threads(threads)
     where = pick_device(device)
     loaded = _loaded(run_dir, where)
     names = loaded.checkpoint.class_names

@@ -182,8 +182,8 @@ def count_classes(labels: Tensor, where: str) -> int:
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0:
         raise ValueError(f"{where} must hold class indices 0..C-1, found {low}")
-    if high == 0:
-        raise ValueError(f"{where} holds only class 0; a classifier needs at least 2 classes")
+    if low == high:
+        raise ValueError(f"{where} holds only class {low}; a classifier needs at least 2 classes")
     # With more classes than samples one is missing for sure: a huge label must allocate nothing.
     if high < labels.numel():
         missing = (torch.bincount(labels) == 0).nonzero().flatten().tolist()

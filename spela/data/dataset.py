@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from spela.files.text import printable
+
 __all__ = ["Dataset", "check_indices", "check_samples", "check_values"]
 
 _MOST = 1e15  # sums of squares stay in float32, which norms of rows need
@@ -52,7 +54,10 @@ class Dataset:
     def __post_init__(self) -> None:
         label = f"dataset {self.name!r}" + (f" ({self.source})" if self.source else "")
         if self.num_classes < 2:
-            raise ValueError(f"{label}: num_classes must be at least 2, got {self.num_classes}")
+            only = f", {printable(self.class_names[0])}" if len(self.class_names) == 1 else ""
+            raise ValueError(
+                f"{label}: num_classes is {self.num_classes}{only}; a classifier needs at least 2 classes"
+            )
         if len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"{label}: class_names must have num_classes = {self.num_classes} entries, "

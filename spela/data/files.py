@@ -32,7 +32,7 @@ _SPLIT_KEYS = (
 )
 
 
-def load_file(path: Path, *, split_seed: int = 0) -> Dataset:
+def load_file(path: Path, *, split_seed: int | None = 0) -> Dataset:
     """Load a user's own dataset.
 
     Args:
@@ -42,7 +42,7 @@ def load_file(path: Path, *, split_seed: int = 0) -> Dataset:
             class names, which without class_names are numbered in their alphabetical order. Or a
             .safetensors file with train_x, ..., such as `spela features` writes. Or a folder with four idx
             files.
-        split_seed: which samples of x and y become test samples.
+        split_seed: which samples of x and y become test samples; None: all are training and test samples.
 
     Raises:
         ValueError: the file cannot be read, or its arrays are no dataset.
@@ -61,7 +61,7 @@ def _load_idx(folder: Path) -> Dataset:
     return Dataset(folder.resolve().name, *arrays, num_classes, class_names, source=str(folder))
 
 
-def _load_npz(path: Path, split_seed: int) -> Dataset:
+def _load_npz(path: Path, split_seed: int | None) -> Dataset:
     if path.suffix.lower() != ".npz" and not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is not a kind of file that holds a dataset: numpy.savez('mine.npz', x=features, "
@@ -98,7 +98,12 @@ def _load_npz(path: Path, split_seed: int) -> Dataset:
     if split is None:
         check_samples(x[0], f"{path}: x")  # while its rows are those of the file
         check_indices(y[0], len(class_names), f"{path}: {of_labels[0]}")
-        x, y = _split(x[0], y[0], class_names, path, split_seed)
+        if len(x[0]) != len(y[0]):
+            raise ValueError(f"{path}: x has {len(x[0])} samples but y has {len(y[0])} labels")
+        if split_seed is None:
+            x, y = x * 2, y * 2
+        else:
+            x, y = _split(x[0], y[0], class_names, path, split_seed)
     return Dataset(
         name=path.stem,
         train_x=x[0],
@@ -115,8 +120,6 @@ def _split(
     x: Tensor, y: Tensor, class_names: tuple[str, ...], path: Path, seed: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Samples and labels, for training and for the test."""
-    if len(x) != len(y):
-        raise ValueError(f"{path}: x has {len(x)} samples but y has {len(y)} labels")
     train, test = split_indices(y, seed=seed)
     lost = sorted(set(y.tolist()) - set(y[train].tolist()))
     if lost and 0 <= lost[0] < len(class_names):

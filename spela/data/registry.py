@@ -68,7 +68,7 @@ def load_dataset(
     data_root: str | os.PathLike[str] | None = None,
     *,
     download: bool = True,
-    split_seed: int = 0,
+    split_seed: int | None = 0,
 ) -> Dataset:
     """Load a dataset into CPU memory, by name or from a user's own file.
 
@@ -78,7 +78,8 @@ def load_dataset(
             says what they hold).
         data_root: the folder for datasets; None for `default_data_root()`.
         download: download a named dataset that is not there.
-        split_seed: which samples of an .npz file with only x and y become test samples.
+        split_seed: which samples of an .npz file with only x and y become test samples; None: all are
+            training and test samples.
 
     Raises:
         ValueError: an unknown name, missing files, a failed download, or unreadable or wrong data.

@@ -79,7 +79,8 @@ class SpelaClassifier(ClassifierMixin, BaseEstimator):
         validation_fraction: Share held out, in (0, 1); by class where every class has enough samples.
         standardize: Centre the features and divide them by their deviation; False takes them as they are.
         random_state: Seed, RandomState or None: class vectors, weights, order, dropout and validation part.
-        verbose: Show a progress bar.
+            Read when a network begins: `warm_start` and `partial_fit` go on from their first seed.
+        verbose: Show a progress bar; a number as True, and 0 as False.
         warm_start: Let `fit` go on from what the call before learnt, for up to `max_iter` epochs more with a
             schedule of their own; features keep the scale of the first call. With early_stopping pass the
             same samples in the same order, or only new ones: samples that it learnt must not be held out.

@@ -123,6 +123,10 @@ def check_parameters(model: Any) -> None:
         value = getattr(model, name)
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be True or False, got {value!r}")
+    if not isinstance(model.verbose, Integral | np.bool_) or model.verbose < 0:
+        raise ValueError(
+            f"verbose must be True, False or a whole number of at least 0, got {model.verbose!r}"
+        )
     share = model.input_dropout
     is_auto = isinstance(share, str) and share == "auto"
     if not is_auto and (not _is(Real, share) or not 0 <= share < 1):

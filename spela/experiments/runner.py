@@ -24,6 +24,7 @@ from spela.experiments.archive import find_run
 from spela.experiments.plan import Job, Options, data_identity, data_label, run_key
 from spela.experiments.recipes import make_config
 from spela.experiments.runs import load_data, run
+from spela.files.atomic import remove_leftovers
 from spela.process import flush_denormals, keep_freed_memory, threads_used
 from spela.training import InUseError, RunConfig, RunFolder, read_checkpoint, read_evidence
 from spela.training.lock import only_writer
@@ -260,6 +261,8 @@ def writing_results(options: Options) -> Iterator[None]:
         folder,
         f"another `spela reproduce` is writing to {folder}: wait for it, or choose another --out",
     ):
+        for part in ("", "plots", "runs"):  # a run's folder is its own writer's
+            remove_leftovers(folder / part)
         yield
 
 

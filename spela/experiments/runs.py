@@ -30,7 +30,7 @@ from spela.training import (
 from spela.training.evidence import Evidence, check_weights
 from spela_kernels.precision import without_inference
 
-__all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_run", "run"]
+__all__ = ["LoadedRun", "checked_checkpoint", "load_data", "load_other_data", "load_run", "run"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def load_data(config: RunConfig, data_root: Path | None = None, name: str | None
     Args:
         config: The run's settings.
         data_root: The folder for datasets; None for the default one.
-        name: Other data than the run's own, changed in the same way.
+        name: The same data under another name, as of a file that was moved.
 
     Returns:
         The dataset, on the CPU.
@@ -59,6 +59,27 @@ def load_data(config: RunConfig, data_root: Path | None = None, name: str | None
     dataset = load_dataset(config.data if name is None else name, data_root)
     if config.test_share > 0:
         dataset = split_anew(dataset, config.test_share, config.seed)
+    return _changed(dataset, config)
+
+
+def load_other_data(config: RunConfig, name: str, data_root: Path | None = None) -> Dataset:
+    """Data that a run did not learn from, with pixels and labels changed as its own were.
+
+    Args:
+        config: The run's settings.
+        name: Of the dataset or file.
+        data_root: The folder for datasets; None for the default one.
+
+    Returns:
+        The dataset, on the CPU; all samples of a file with x and y alone are test samples.
+
+    Raises:
+        ValueError: As `load_data`.
+    """
+    return _changed(load_dataset(name, data_root, split_seed=None), config)
+
+
+def _changed(dataset: Dataset, config: RunConfig) -> Dataset:
     if config.resize > 0:
         dataset = resize_images(dataset, config.resize)
     if config.noise > 0:

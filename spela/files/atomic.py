@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["Content", "write_all_atomically", "write_atomically"]
+__all__ = ["Content", "remove_leftovers", "write_all_atomically", "write_atomically"]
 
 # A text, bytes, or what fills the file whose name it is given.
 Content = str | bytes | Callable[[str], object]
@@ -71,6 +71,23 @@ def write_all_atomically(files: Mapping[Path, Content]) -> None:
         if isinstance(error, OSError):  # the temporary file's name would tell a user nothing
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         raise
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files of writers that were killed; a writer at work would lose its own.
+
+    Args:
+        folder: Where they wrote, which need not be there.
+        name: Of the file they wrote, or a pattern.
+
+    Raises:
+        OSError: If one cannot be removed.
+    """
+    for left in folder.glob(f".{name}.[0-9]*-????????.tmp*"):
+        if left.is_dir():  # which `spela.files.tensors` makes beside its file
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def _fill(path: Path, content: Content) -> None:

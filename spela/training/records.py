@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spela.files.atomic import write_atomically
+from spela.files.atomic import remove_leftovers, write_atomically
 from spela.files.text import printable
 from spela.training.lock import LOCK_FILE, only_writer
 
@@ -63,11 +63,8 @@ class RunFolder:
             f"another process is writing to {self.path}: wait until it ends, or choose another --out",
         ):
             for file in self.files:
-                for left in self.path.glob(f".{file.name}.*.tmp"):  # of a writer that was killed
-                    if left.is_dir():
-                        shutil.rmtree(left)
-                    else:
-                        left.unlink()
+                remove_leftovers(self.path, file.name)
+            remove_leftovers(self.path / "plots")
             yield
 
     def check_free(self) -> None:

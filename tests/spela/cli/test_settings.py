@@ -129,7 +129,7 @@ def test_a_library_that_is_not_here_is_refused(call: Call, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("number", ["100000", "0", "-1"])
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "features", "bench"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "features", "bench"])
 def test_threads_are_what_the_machine_can_start(command: str, number: str, call: Call) -> None:
     code, _, error = call(command, *COMMANDS[command], "--threads", number)
     most = 4 * (os.cpu_count() or 1)

@@ -178,7 +178,15 @@ def test_a_file_of_x_and_y_is_judged_by_its_own_rows_and_classes(tmp_path):
         ({"train_y": TRAIN_Y + 1}, "class 0 has no training sample"),
         ({"train_y": np.array([0, 1, 2, 0, 1, 2**40])}, "class 3 has no training sample"),
         ({"train_y": np.array([0, 1, 2, 0, 1, -1])}, "found -1"),
-        ({"train_y": np.zeros(6, int)}, "only class 0"),
+        (
+            {"train_y": np.zeros(6, int)},
+            "train_y holds only class 0; a classifier needs at least 2",
+        ),
+        ({"train_y": np.full(6, 3)}, "train_y holds only class 3; a classifier needs at least 2"),
+        (
+            {"train_y": np.full(6, "cat"), "test_y": np.full(3, "cat")},
+            "num_classes is 1, cat; a classifier needs at least 2 classes",
+        ),
         (
             {"test_y": np.array([0, 1, 3])},
             r"test_y must be in 0\.\.2, .* but that of sample 2 is 3",
@@ -205,6 +213,8 @@ def test_a_file_of_x_and_y_is_judged_by_its_own_rows_and_classes(tmp_path):
         "huge-label",
         "negative-label",
         "one-class",
+        "one-other-class",
+        "one-name",
         "test-label",
         "number-names",
         "few-names",

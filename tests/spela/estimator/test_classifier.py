@@ -306,6 +306,7 @@ WRONG = {
     "tol": (float("nan"), "tol must be a number, got nan"),
     "early_stopping": ("False", "early_stopping must be True or False, got 'False'"),
     "standardize": (1, "standardize must be True or False, got 1"),
+    "verbose": ("x", "verbose must be True, False or a whole number of at least 0, got 'x'"),
     "device": ("foo", "device 'foo': "),
     "device that is not there": (99, "device 99: "),
 }

@@ -174,3 +174,9 @@ def test_device_0_is_a_gpu_as_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_of(SpelaClassifier(device=0)) == torch.device("cpu")  # by the stand-in above
     assert device_of(SpelaClassifier()) == torch.device("cpu")
     assert asked == [0, "cpu"]
+
+
+def test_the_seed_stays_that_of_the_first_call() -> None:
+    kept, changed = _fitted(), _fitted().set_params(random_state=7)
+    assert kept.fit(X, Y).loss_curve_ == changed.fit(X, Y).loss_curve_
+    assert kept.seed_ == changed.seed_

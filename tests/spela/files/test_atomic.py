@@ -13,6 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from spela.experiments.plan import Options
+from spela.experiments.runner import writing_results
 from spela.files.atomic import Content, write_all_atomically, write_atomically
 from spela.files.tensors import save_tensors
 from spela.training import RunFolder
@@ -79,6 +81,27 @@ tensors.save_tensors(RunFolder(sys.argv[1]).checkpoint, {"a": torch.ones(2)}, {"
     assert list(tmp_path.rglob(".tmpAbCdEf"))
     with RunFolder(tmp_path).writing():
         assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+def test_what_killed_writers_of_pictures_and_tables_leave_is_removed(tmp_path: Path) -> None:
+    run, results = tmp_path / "run", tmp_path / "results"
+    files = [run / "plots" / "loss.png", results / "cnn.json", results / "plots" / "cnn.png"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        code = """
+import os, sys
+from pathlib import Path
+from spela.files.atomic import write_atomically
+write_atomically(Path(sys.argv[1]), lambda _: os._exit(9))
+"""
+        done = subprocess.run([sys.executable, "-c", code, str(file)], timeout=100)
+        assert done.returncode == 9
+        assert len(list(file.parent.glob(f".{file.name}.*"))) == 1
+        (file.parent / ".mine.1.tmp").write_bytes(b"of somebody else")
+    with RunFolder(run).writing(), writing_results(Options(results)):
+        pass
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {LOCK_FILE, ".mine.1.tmp"}
 
 
 def test_a_folder_in_a_files_place_is_found_before_the_others_are_replaced(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from spela.cli import main
 from spela.data import load_dataset
+from spela.experiments import load_run
 from tests.spela.stopping import stopped
 
 RUN = [sys.executable, "-c", "from spela.cli import main; main()"]
@@ -376,3 +377,26 @@ def test_data_that_changed_are_no_test_of_a_run(tmp_path, capsys):
     told = _spela("evaluate", out, "--data", path)
     assert told.returncode == 0
     assert "grow?[2J, 9 test samples" in told.stdout
+
+
+def test_other_data_of_x_and_y_alone_are_judged_whole(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(40, 5)).astype(np.float32), np.arange(40) % 2
+    names = np.array(["cat", "dog"])
+    np.savez(tmp_path / "mine.npz", x=x, y=y, class_names=names)
+    # Of one class there is one sample, which no split could spare.
+    np.savez(tmp_path / "new.npz", x=-x[:25], y=np.r_[y[:24] * 0, 1], class_names=names)
+    np.savez(tmp_path / "split.npz", train_x=x, train_y=y, test_x=x[:7], test_y=y[:7])
+    out = tmp_path / "run"
+    command = ("train", "--data", tmp_path / "mine.npz", "--layers", "4", "--epochs", "1")
+    assert _spela(*command, "--out", out).returncode == 0
+    (tmp_path / "mine.npz").rename(tmp_path / "moved.npz")
+    counts = {"new": 25, "split": 7, "moved": 8}
+    for name, count in counts.items():
+        told = _spela("evaluate", out, "--data", tmp_path / f"{name}.npz", "--json")
+        assert json.loads(told.stdout)["samples"] == count, told.stderr
+    net = load_run(out).net
+    answers = net.predict(torch.from_numpy(-x[:25]))
+    right = (answers == torch.from_numpy(np.r_[y[:24] * 0, 1])).double().mean()
+    told = _spela("evaluate", out, "--data", tmp_path / "new.npz", "--json")
+    assert json.loads(told.stdout)["accuracy"][-1] == pytest.approx(float(right))
