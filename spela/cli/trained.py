@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -28,12 +29,17 @@ from spela.files.text import printable
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from spela.data import Dataset
     from spela.experiments import LoadedRun
     from spela.training import Checkpoint
 
 __all__ = ["check_folder", "evaluate_command", "predict", "refuse_own_file"]
+
+# Samples from which on their spread says something, and how far from the learnt one it is another unit's.
+_ENOUGH, _UNEVEN = 10, 10.0
+_logger = logging.getLogger(__name__)
 
 
 def check_folder(run_dir: Path) -> None:
@@ -70,6 +76,30 @@ def _check_digits(x: torch.Tensor, file: Path) -> None:
         raise ValueError(
             f"{file} holds values up to {highest:g}, but this network learnt digits from 0 to 1: divide "
             "scikit-learn's by 16, in float32"
+        )
+
+
+def _warn_of_scale(net: nn.Module, x: torch.Tensor, where: str) -> None:
+    """Warn of features in another unit than those that a network standardises: its answers mean little."""
+    from spela.data import prepare
+    from spela.layers import Standardize
+
+    scale = next((module for module in net.modules() if isinstance(module, Standardize)), None)
+    if scale is None or len(x) < _ENOUGH:
+        return
+    rows = scale(prepare(x[:: -(-len(x) // 1000)]))
+    axes = [axis for axis in range(rows.dim()) if axis != 1]
+    # Means over the features, of which some may vary little in these samples, or much; about 1 or less in the
+    # unit that was learnt.
+    spread = float(rows.std(axes, correction=0).mean())
+    distance = float(rows.mean(axes).abs().mean())
+    if spread < 1 / _UNEVEN or max(spread, distance) > _UNEVEN:
+        _logger.warning(
+            "%s: features vary %.3g times as much as those that the network learnt, and lie %.3g deviations "
+            "from them: are they in the same unit?",
+            where,
+            spread,
+            distance,
         )
 
 
@@ -158,6 +188,7 @@ def evaluate_command(
     if split == "train":
         x, y = dataset.train_x, dataset.train_y
     check_scale(x, checkpoint.sample_dtype, dataset.name)
+    _warn_of_scale(loaded.net, x, dataset.name)
     result = evaluate(loaded.net, x, y)
     size = checkpoint.config.batch_size
     own = batch_statistics_accuracy(loaded.net, x, y, size)
@@ -230,6 +261,7 @@ def predict(
     )
     if checkpoint.config.data == "digits" and not of_images:
         _check_digits(inputs, files[0])
+    _warn_of_scale(loaded.net, inputs.to(where), str(files[0]))
     answers: list[tuple[int, float]] = []
     for chunk in inputs.split(1000):
         with torch.no_grad():

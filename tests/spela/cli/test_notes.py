@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,30 @@ def test_few_steps_of_a_head_are_told_apart() -> None:
     assert few_steps_note(head, 1437) == said
     assert few_steps_note(make_config("digits", epochs=70, head_epochs=70, **settings), 1437) == ""
     assert few_steps_note(make_config("digits", epochs=70, batch_size=100), 1437) == ""
+
+
+@pytest.mark.parametrize(
+    ("factor", "warned"), [(1.0, False), (3.0, False), (255.0, True), (1 / 255, True)]
+)
+def test_features_in_another_unit_than_those_learnt(
+    factor: float,
+    warned: bool,
+    call: Callable[..., tuple[int, str, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.uniform(size=(60, 5)).astype(np.float32), np.arange(60) % 2
+    x[:, 3] = 0.5
+    np.savez("mine.npz", x=x, y=y)
+    np.savez("other.npz", x=factor * x[:30], y=y[:30])
+    np.savez("few.npz", x=factor * x[:3])
+    train = ["--data", "mine.npz", "--standardize", "--layers", "4", "--epochs", "1"]
+    assert call("train", *train, "--out", "run")[0] == 0
+    for command in (["evaluate", "run", "--data", "other.npz"], ["predict", "run", "other.npz"]):
+        caplog.clear()
+        assert call(*command)[0] == 0
+        assert ("are they in the same unit?" in caplog.text) == warned
+    caplog.clear()
+    assert call("predict", "run", "few.npz")[0] == 0  # their spread says nothing
+    assert call("evaluate", "run")[0] == 0
+    assert caplog.text == ""
