@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from spela import PatchWhitening
 from spela.data import load_dataset
-from spela.experiments import load_run, make_config, run
+from spela.experiments import build_network, load_run, make_config, run
 from spela.export import export_run
 
 SETTINGS = {"model": "resnet", "blocks": "2", "width": 4, "whiten": True}
@@ -71,3 +73,25 @@ def test_exported_programs_take_raw_images(tmp_path: Path) -> None:
 def test_where_it_has_no_place_is_said(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make_config("digits", whiten=True, **settings)
+
+
+def test_features_are_no_images_to_whiten() -> None:
+    config = make_config("x", whiten=True, model="cnn", channels=(4,), kernel_size=3)
+    with pytest.raises(ValueError, match=r"whiten needs images .* samples of shape \(30,\)"):
+        build_network(config, (30,), 2)
+
+
+def test_an_untrained_step_whitens_as_its_data_ask(tmp_path: Path) -> None:
+    digits = load_dataset("digits").subset(train=200, test=50)
+    settings = {"model": "cnn", "channels": (4,), "kernel_size": 3, "layers": (16,), "whiten": True}
+    config = make_config("digits", epochs=1, **settings)
+    run(config, digits, tmp_path / "run")
+    file = tmp_path / "step.onnx"
+    export_run(tmp_path / "run", file, what="train-step", untrained=True)
+    stored = {tensor.name: tensor for tensor in onnx.load(file).graph.initializer}
+    expected = PatchWhitening(1).fit(digits.train_x).weight.numpy()
+    assert any(
+        list(tensor.dims) == [4, 1, 2, 2]
+        and np.array_equal(numpy_helper.to_array(tensor), expected)
+        for tensor in stored.values()
+    )
